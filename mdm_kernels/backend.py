@@ -1,0 +1,105 @@
+"""Which implementation of an op runs, and how a Triton kernel is launched.
+
+`auto` runs the Triton kernels on CUDA and ROCm tensors and the PyTorch reference on CPU tensors. `triton` on CPU
+tensors works under TRITON_INTERPRET=1 only; `torch` is the reference everywhere. The choice is read, in this order,
+from `use_backend(...)`, `set_backend(...)` and the environment variable MDM_KERNELS_BACKEND.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+BACKENDS = ("auto", "triton", "torch")
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source} is {name!r}; it must be one of {', '.join(BACKENDS)}")
+    return name
+
+
+_default = _checked(os.environ.get("MDM_KERNELS_BACKEND", "auto"), "MDM_KERNELS_BACKEND")
+_override: ContextVar[str | None] = ContextVar("mdm_kernels_backend", default=None)
+_recorder: ContextVar[Callable | None] = ContextVar("mdm_kernels_recorder", default=None)
+
+
+def set_backend(name: str) -> None:
+    """Choose the implementation for the whole process: "auto", "triton" or "torch"."""
+    global _default
+    _default = _checked(name, "backend")
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Choose the implementation inside a `with` block, in this thread only."""
+    token = _override.set(_checked(name, "backend"))
+    try:
+        yield
+    finally:
+        _override.reset(token)
+
+
+def runs_triton(x: Tensor) -> bool:
+    """Whether an op called on `x` runs its Triton kernels (True) or its PyTorch reference (False)."""
+    name = _override.get() or _default
+    if name == "auto":
+        return x.device.type == "cuda"  # ROCm devices are "cuda" in torch too
+    if name == "triton" and x.device.type == "cpu" and not _interpreting():
+        raise RuntimeError("backend 'triton' on a CPU tensor needs TRITON_INTERPRET=1 set before triton is imported")
+    return name == "triton"
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def shapes_only(x: Tensor) -> bool:
+    """Whether only the shapes of an op's results are wanted: a fake or meta tensor, outside `recording`."""
+    return isinstance(x, FakeTensor) or (x.device.type == "meta" and _recorder.get() is None)
+
+
+def launch(kernel, grid: tuple[int, ...], *args, **options) -> None:
+    """Run `kernel[grid](*args, **options)` on the device of its first tensor; nothing runs on an empty grid."""
+    if (record := _recorder.get()) is not None:
+        record(kernel, args, options)
+    elif 0 not in grid:
+        device = next(a.device for a in args if isinstance(a, Tensor))
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            kernel[grid](*args, **options)
+
+
+@contextlib.contextmanager
+def recording(record: Callable[[object, tuple, dict], None]) -> Iterator[None]:
+    """Inside the block a launch calls `record(kernel, args, options)` instead of running: how `mdm_kernels.aot` learns
+    from meta tensors exactly what an op would launch."""
+    token = _recorder.set(record)
+    try:
+        yield
+    finally:
+        _recorder.reset(token)
+
+
+library = torch.library.Library("mdm_kernels", "DEF")
+
+
+def define(schema: str) -> Callable[[Callable], Callable]:
+    """Decorator: register a launching function as `torch.ops.mdm_kernels.<name>`, for every device and for fakes.
+
+    One function serves both: it allocates its results, returns them if `shapes_only`, and launches otherwise, so that
+    a fake result can never differ in shape, stride or dtype from the real one.
+    """
+
+    def register(function: Callable) -> Callable:
+        name = schema.split("(")[0]
+        library.define(schema)
+        for key in ("CPU", "CUDA"):
+            library.impl(name, function, key)
+        torch.library.register_fake(f"mdm_kernels::{name}", function, lib=library)
+        return function
+
+    return register
