@@ -63,6 +63,15 @@ def shapes_only(x: Tensor) -> bool:
     return isinstance(x, FakeTensor) or (x.device.type == "meta" and _recorder.get() is None)
 
 
+def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The tensors in the autocast dtype where autocast is on for their device; float64 and None stay as they are."""
+    device = next(t.device.type for t in tensors if t is not None)
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+
+
 def launch(kernel, grid: tuple[int, ...], *args, **options) -> None:
     """Run `kernel[grid](*args, **options)` on the device of its first tensor; nothing runs on an empty grid."""
     if (record := _recorder.get()) is not None:

@@ -1,0 +1,89 @@
+"""flash_attention: softmax(q kᵀ) v without the L × S matrix in memory (Dao et al., arXiv 2205.14135, 2307.08691)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mdm_kernels import backend
+from mdm_kernels.attention import checks, reference
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.dim() != 4:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be (batch, heads, tokens, head width)")
+    batch, heads, _, width = q.shape
+    keys = k.shape[2]
+    for name, x in (("k", k), ("v", v)):
+        if x.shape != (batch, heads, keys, width):
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}; with q {tuple(q.shape)} it must be "
+                f"(batch, heads, number of keys, head width) = {(batch, heads, keys, width)}"
+            )
+    checks.check_alike(q=q, k=k, v=v)
+    checks.check_head_width(width, "q", q.shape)
+    if key_mask is not None:
+        checks.check_key_mask(key_mask, batch, keys, k.device)
+
+
+def flash_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """softmax(scale · q kᵀ) v with accumulation in float32, in O(L) memory.
+
+    q (B, H, L, D), k and v (B, H, S, D), any strides, float16, bfloat16 or float32 (float64 on the "torch" backend),
+    D ≤ 128; key_mask (B, S) bool, True = attend; scale: 1/√D unless given. → (B, H, L, D) in q's dtype, in the memory
+    order of q. A row that may attend to no key gives 0 and passes no gradient on. Under autocast the inputs are cast.
+    Raises ValueError or TypeError naming the argument whose shape, dtype or device does not fit.
+    """
+    q, k, v = backend.autocast(q, k, v)
+    _check(q, k, v, key_mask)
+    scale = q.shape[3] ** -0.5 if scale is None else float(scale)
+    return reference.flash_attention(q, k, v, key_mask, scale)
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """torch's function of this name, through `flash_attention` where that computes the same; otherwise torch's own.
+
+    The kernel takes (B, H, L, D) tensors of one dtype with D ≤ 128, without dropout or causality, and no mask or a
+    boolean one that is the same for all heads and queries: (B or 1, 1, 1, S).
+    """
+    if not dropout_p and not is_causal and _fits(query, key, value) and _is_key_mask(attn_mask, key):
+        key_mask = None if attn_mask is None else attn_mask[:, 0, 0].expand(key.shape[0], -1)
+        return flash_attention(query, key, value, key_mask=key_mask, scale=scale)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+
+
+def _fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    return (
+        query.dim() == key.dim() == 4
+        and key.shape == value.shape
+        and query.shape[:2] == key.shape[:2]
+        and query.shape[3] == key.shape[3] <= checks.MAX_HEAD_WIDTH
+        and query.dtype in checks.DTYPES
+        and query.dtype == key.dtype == value.dtype
+        and query.device == key.device == value.device
+    )
+
+
+def _is_key_mask(mask: Tensor | None, key: Tensor) -> bool:
+    if mask is None:
+        return True
+    return (
+        mask.dim() == 4
+        and mask.dtype == torch.bool
+        and mask.device == key.device
+        and mask.shape[0] in (1, key.shape[0])
+        and mask.shape[1:] == (1, 1, key.shape[2])
+    )
