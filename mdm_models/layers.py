@@ -1,0 +1,240 @@
+"""The blocks of the UNets.
+
+Inside a model every feature map is (rows, channels, height, width) in channels_last memory, with one row an image or
+one row a frame: the frames of a clip are consecutive rows. Attention reads the same memory as tokens
+(rows, height·width, channels), so that no layer copies to change layout.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mdm_kernels import GroupNormSiLU, flash_attention, self_cross_attention, temporal_attention
+
+
+def zero_init(layer: nn.Module) -> nn.Module:
+    """Start a layer at zero, so that the branch that ends in it adds nothing at first."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def tokens_of(x: Tensor) -> Tensor:
+    """(B, C, H, W) → (B, H·W, C); a view of channels_last memory."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def image_of(tokens: Tensor, like: Tensor) -> Tensor:
+    """(B, H·W, C) → (B, C, H, W) with the height and width of `like`; a view, in channels_last memory."""
+    return tokens.transpose(1, 2).unflatten(2, like.shape[2:])
+
+
+class SinusoidalEmbedding(nn.Module):
+    """A number → its sinusoid → Linear, SiLU, Linear.  (B,) → (B, embed_dim)."""
+
+    def __init__(self, embed_dim: int, zero: bool = False):
+        super().__init__()
+        half = embed_dim // 8
+        frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.fc1 = nn.Linear(embed_dim // 4, embed_dim)
+        self.fc2 = nn.Linear(embed_dim, embed_dim)
+        if zero:
+            zero_init(self.fc2)
+
+    def forward(self, value: Tensor) -> Tensor:
+        angles = value.float()[:, None] * self.frequencies.float()
+        sinusoid = torch.cat([angles.sin(), angles.cos()], dim=1)
+        return self.fc2(F.silu(self.fc1(sinusoid.to(self.fc1.weight.dtype))))
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm·SiLU → conv → GroupNorm·FiLM·SiLU → dropout → conv, beside a skip.
+
+    x (B·T, in, H, W), embedding (B, embed_dim) already through SiLU → (B·T, out, H, W).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, embed_dim: int, norm_groups: int, dropout: float):
+        super().__init__()
+        self.norm1 = GroupNormSiLU(norm_groups, in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.film = nn.Linear(embed_dim, 2 * out_channels)
+        self.norm2 = GroupNormSiLU(norm_groups, out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.film(embedding).chunk(2, dim=1)
+        h = self.conv1(self.norm1(x))
+        h = self.dropout(self.norm2(h, scale, shift))
+        return self.skip(x) + self.conv2(h)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention plus, with the same queries, attention to the text; then an optional feed-forward layer.
+
+    x (B, C, H, W), context (B, S, context_dim), context_mask (B, S) bool → (B, C, H, W).
+    """
+
+    def __init__(self, channels: int, num_heads: int, norm_groups: int, context_dim: int, ffn: bool):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = GroupNormSiLU(norm_groups, channels, activation=None)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.context_norm = nn.LayerNorm(context_dim) if context_dim else None
+        self.context_kv = nn.Linear(context_dim, 2 * channels) if context_dim else None
+        self.proj = zero_init(nn.Linear(channels, channels))
+        self.ffn_norm = GroupNormSiLU(norm_groups, channels, activation=None) if ffn else None
+        self.ffn = FeedForward(channels) if ffn else None
+
+    def forward(self, x: Tensor, context: Tensor | None, context_mask: Tensor | None) -> Tensor:
+        qkv = self.qkv(tokens_of(self.norm(x)))
+        context_kv = self.context_kv(self.context_norm(context)) if self.context_kv is not None else None
+        mask = context_mask if context_kv is not None else None
+        h = self_cross_attention(qkv, context_kv, num_heads=self.num_heads, key_mask=mask)
+        x = x + image_of(self.proj(h), like=x)
+        if self.ffn is not None:
+            x = x + image_of(self.ffn(tokens_of(self.ffn_norm(x))), like=x)
+        return x
+
+
+class FeedForward(nn.Module):
+    """Linear ×4 → GELU → Linear.  (..., C) → (..., C)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.fc1 = nn.Linear(channels, 4 * channels)
+        self.fc2 = zero_init(nn.Linear(4 * channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class TemporalAttentionBlock(nn.Module):
+    """Attention over the frames of a clip at every position of a map at half resolution, added to the input.
+
+    x (B·T, C, H, W) → (B·T, C, H, W); H and W even.
+    """
+
+    def __init__(self, channels: int, head_dim: int, rotary: bool):
+        super().__init__()
+        self.num_heads = channels // head_dim
+        self.head_dim = head_dim
+        self.rotary = rotary
+        self.down = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.norm = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = zero_init(nn.Linear(channels, channels))
+        self.mlp_norm = nn.LayerNorm(channels)
+        self.mlp = FeedForward(channels)
+        self.up = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        low = self.down(x)
+        h = tokens_of(low)
+        rotary = rotary_angles(frames, self.head_dim, x.device) if self.rotary else None
+        h = h + self.proj(temporal_attention(self.qkv(self.norm(h)), num_heads=self.num_heads, frames=frames, rotary=rotary))
+        h = h + self.mlp(self.mlp_norm(h))
+        return x + self.up(F.interpolate(image_of(h, like=low), scale_factor=2))
+
+
+def rotary_angles(frames: int, head_dim: int, device: torch.device) -> Tensor:
+    """Rotation of each frame's channel pairs, in radians: (frames, head_dim / 2), base 10000 (Su et al., RoFormer)."""
+    inverse = 10000.0 ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    return torch.arange(frames, device=device, dtype=torch.float32)[:, None] * inverse
+
+
+def clip_of(x: Tensor, frames: int) -> Tensor:
+    """(B·T, C, H, W) → (B, C, T, H, W); channels_last becomes channels_last_3d, a view."""
+    return x.unflatten(0, (-1, frames)).transpose(1, 2)
+
+
+def frames_of(clip: Tensor) -> Tensor:
+    """(B, C, T, H, W) → (B·T, C, H, W); the inverse of `clip_of`."""
+    return clip.transpose(1, 2).flatten(0, 1)
+
+
+class TimeConv(nn.Conv1d):
+    """A convolution over the frames at every pixel.  (B, C, T, H, W) → (B, C, T/stride, H, W)."""
+
+    def forward(self, clip: Tensor) -> Tensor:
+        weight = self.weight[..., None, None]
+        return F.conv3d(clip, weight, self.bias, stride=(*self.stride, 1, 1), padding=(*self.padding, 0, 0))
+
+
+class Downsample(nn.Module):
+    """Halve the height and width of every row, or (kind "time") the number of frames of every clip.
+
+    x (B·T, C, H, W) → (B·T, C, H/2, W/2) or (B·T/2, C, H, W).
+    """
+
+    def __init__(self, channels: int, kind: str):
+        super().__init__()
+        self.over_time = kind == "time"
+        self.conv = (TimeConv if self.over_time else nn.Conv2d)(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        return frames_of(self.conv(clip_of(x, frames))) if self.over_time else self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Double what `Downsample` halves: nearest neighbour, then a convolution."""
+
+    def __init__(self, channels: int, kind: str):
+        super().__init__()
+        self.over_time = kind == "time"
+        self.conv = (TimeConv if self.over_time else nn.Conv2d)(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        if self.over_time:
+            return frames_of(self.conv(F.interpolate(clip_of(x, frames), scale_factor=(2, 1, 1))))
+        return self.conv(F.interpolate(x, scale_factor=2))
+
+
+class TextSelfAttention(nn.Module):
+    """One pre-norm transformer layer over the text features.  (B, S, D), mask (B, S) → (B, S, D)."""
+
+    def __init__(self, width: int, num_heads: int = 8):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = zero_init(nn.Linear(width, width))
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = FeedForward(width)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        h = flash_attention(q, k, v, key_mask=mask).transpose(1, 2).flatten(2)
+        x = x + self.proj(h)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class TextConditioning(nn.Module):
+    """Text features → what attention layers see, and one pooled vector to add to the time embedding.
+
+    context (B, S, context_dim), mask (B, S) bool or None → context (B, S, width), mask or None, pooled (B, embed_dim).
+    A row whose mask is all False pools to zero.
+    """
+
+    def __init__(self, context_dim: int, proj_dim: int, layers: int, masked: bool, embed_dim: int):
+        super().__init__()
+        width = proj_dim or context_dim
+        self.masked = masked
+        self.proj = nn.Linear(context_dim, proj_dim) if proj_dim else nn.Identity()
+        self.layers = nn.ModuleList(TextSelfAttention(width) for _ in range(layers))
+        self.pool = nn.Linear(width, embed_dim, bias=False)
+
+    def forward(self, context: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+        context = self.proj(context)
+        for layer in self.layers:
+            context = layer(context, mask if self.masked else None)
+        if mask is None or (self.layers and not self.masked):
+            pooled = context.mean(dim=1)
+        else:
+            weight = mask.to(context.dtype)
+            pooled = (weight[..., None] * context).sum(dim=1) / weight.sum(dim=1, keepdim=True).clamp(min=1)
+        return context, mask if self.masked else None, self.pool(pooled)

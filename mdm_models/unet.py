@@ -1,0 +1,342 @@
+"""The UNet, and the UNet with another one nested in place of its middle.
+
+Outside, an image is (B, C, H, W) and a clip (B, C, T, H, W); inside, `layers` sees (B·T, C, H, W). A model takes and
+returns one tensor a level, highest resolution first.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mdm_kernels import GroupNormSiLU
+from mdm_models.config import UNetConfig
+from mdm_models.layers import (
+    AttentionBlock,
+    Downsample,
+    ResidualBlock,
+    SinusoidalEmbedding,
+    TemporalAttentionBlock,
+    TextConditioning,
+    Upsample,
+    clip_of,
+    frames_of,
+    zero_init,
+)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What every level is told besides its own noisy input; all with one row a sample."""
+
+    time: Tensor  # (B,)
+    micro: dict[str, Tensor]  # name → (B,)
+    context: Tensor | None = None  # (B, S, width)
+    context_mask: Tensor | None = None  # (B, S) bool
+    pooled: Tensor | None = None  # (B, embed_dim)
+
+    def rows(self, count: int) -> "Condition":
+        """The same for the first `count` samples (an outer level of a mixed batch)."""
+        if count == self.time.shape[0]:
+            return self
+        tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "micro"}
+        rest = {name: None if value is None else value[:count] for name, value in tensors.items()}
+        return Condition(micro={name: value[:count] for name, value in self.micro.items()}, **rest)
+
+
+class Stage(nn.Module):
+    """The residual and attention blocks at one resolution, and the change of resolution after them.
+
+    `in_channels` has one entry a residual block: on the way up each block also reads a skip.
+    """
+
+    def __init__(self, config: UNetConfig, index: int, in_channels: list[int], context_dim: int, resample: str | None):
+        super().__init__()
+        width = config.channels[index]
+        self.attention_layers = config.attention[index] if config.attention else 0
+        self.temporal_layers = config.temporal_attention[index] if config.temporal_attention else 0
+        blocks = len(in_channels)
+        self.resnets = nn.ModuleList(
+            ResidualBlock(channels, width, config.embed_dim, config.norm_groups, config.dropout) for channels in in_channels
+        )
+        self.attention = nn.ModuleList(
+            AttentionBlock(width, config.num_heads, config.norm_groups, context_dim, config.attention_ffn)
+            for _ in range(blocks * self.attention_layers)
+        )
+        self.temporal = nn.ModuleList(
+            TemporalAttentionBlock(width, config.temporal_head_dim, config.rotary)
+            for _ in range(blocks * self.temporal_layers)
+        )
+        resamplers = {"down": Downsample, "up": Upsample}
+        self.resample = resamplers[resample](width, config.kind) if resample else None
+
+    def block(self, index: int, x: Tensor, embedding: Tensor, condition: Condition) -> Tensor:
+        """Residual block `index` and the attention layers after it.  (B·T, in, H, W) → (B·T, width, H, W)."""
+        x = self.resnets[index](x, embedding)
+        for layer in self._after(self.attention, self.attention_layers, index):
+            x = layer(x, condition.context, condition.context_mask)
+        for layer in self._after(self.temporal, self.temporal_layers, index):
+            x = layer(x, frames=x.shape[0] // embedding.shape[0])
+        return x
+
+    @staticmethod
+    def _after(layers: nn.ModuleList, count: int, index: int) -> nn.ModuleList:
+        return layers[index * count : (index + 1) * count]
+
+    def change_resolution(self, x: Tensor, rows: int) -> Tensor:
+        return self.resample(x, x.shape[0] // rows)
+
+
+class UNet(nn.Module):
+    """An ordinary UNet: time, text and micro-conditions in, a prediction of the input's shape out.
+
+    Args of forward:
+        x: list with one noisy tensor a level, highest resolution first: (B, C, H, W), or (B, C, T, H, W) for a clip.
+            In a mixed batch an outer level may hold only the first rows of the level inside it.
+        time: (B,) the integer time 0…num_steps−1, as integers or floats.
+        context: (B, S, context_dim) text features, needed if the model has a `context_dim`.
+        context_mask: (B, S) bool, True at real tokens; None: all are real.
+        micro: micro-conditions by name, each (B,); a missing one takes its default.
+
+    Returns a list of tensors of the shapes of `x`. Raises ValueError if an input does not fit the model.
+    """
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        self.time_embed = SinusoidalEmbedding(config.embed_dim)
+        self.micro_embed = nn.ModuleDict({name: SinusoidalEmbedding(config.embed_dim, zero=True) for name, _ in config.micro})
+        self.conv_in = nn.Conv2d(config.image_channels, config.channels[0], 3, padding=1)
+        self._build_stages(config)
+        self.norm_out = GroupNormSiLU(config.norm_groups, config.channels[0])
+        self.conv_out = zero_init(nn.Conv2d(config.channels[0], config.image_channels, 3, padding=1))
+        self._build_middle(config)
+
+    def _build_stages(self, config: UNetConfig) -> None:
+        context_dim = config.context_width
+        last = len(config.channels) - 1
+        skips = [width := config.channels[0]]
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        for i, channels in enumerate(config.channels):
+            in_channels = [width] + [channels] * (config.blocks[i] - 1)
+            self.down.append(Stage(config, i, in_channels, context_dim, "down" if i < last else None))
+            skips += [channels] * (config.blocks[i] + (i < last))
+            width = channels
+        for i in reversed(range(last + 1)):
+            channels = config.channels[i]
+            in_channels = [(width if j == 0 else channels) + skips.pop() for j in range(config.blocks[i] + 1)]
+            self.up.append(Stage(config, i, in_channels, context_dim, "up" if i else None))
+            width = channels
+
+    def _build_middle(self, config: UNetConfig) -> None:
+        self.text = None
+        if config.context_dim:
+            self.text = TextConditioning(
+                config.context_dim, config.context_proj_dim, config.context_layers, config.masked_context, config.embed_dim
+            )
+        self.middle_blocks = nn.ModuleList()
+        if config.mid_blocks:
+            width, groups = config.channels[-1], config.norm_groups
+            self.middle_blocks.extend(
+                [
+                    ResidualBlock(width, width, config.embed_dim, groups, config.dropout),
+                    AttentionBlock(width, config.num_heads, groups, config.context_width, config.attention_ffn),
+                    ResidualBlock(width, width, config.embed_dim, groups, config.dropout),
+                ]
+            )
+
+    @property
+    def innermost(self) -> "UNet":
+        """The UNet that holds the text layers: the one at the lowest resolution."""
+        return self
+
+    def forward(
+        self,
+        x: list[Tensor],
+        time: Tensor,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        micro: dict[str, Tensor] | None = None,
+    ) -> list[Tensor]:
+        micro = micro or {}
+        _check_inputs(self.config, x, time, context, context_mask, micro)
+        weight = self.conv_in.weight
+        x = [level.to(weight.dtype) for level in x]
+        condition = Condition(time, micro)
+        if self.innermost.text is not None:
+            mask = None if context_mask is None else context_mask.bool()
+            context, mask, pooled = self.innermost.text(context.to(weight.dtype), mask)
+            condition = Condition(time, micro, context, mask, pooled)
+        predictions, _ = self.denoise(x, None, condition)
+        return predictions
+
+    def denoise(self, x: list[Tensor], outer: Tensor | None, condition: Condition) -> tuple[list[Tensor], Tensor]:
+        """This level and all inside it.
+
+        x: this level's and the inner levels' inputs; outer: (B·T, channels[0], H, W) features of the UNet around this
+        one, or None. Returns the predictions and this level's last features (B·T, channels[0], H, W).
+        """
+        is_clip = x[0].dim() == 5
+        rows = x[0].shape[0]
+        own = condition.rows(rows)
+        embedding = F.silu(self._embed(own))
+        h = frames_of(x[0]) if is_clip else x[0]
+        if self.config.normalize_input:
+            h = h / h.std((1, 2, 3), keepdim=True)
+        h = self.conv_in(h)
+        if outer is not None:
+            h = h + outer
+
+        skips = [h]
+        for stage in self.down:
+            for i in range(len(stage.resnets)):
+                h = stage.block(i, h, embedding, own)
+                skips.append(h)
+            if stage.resample is not None:
+                h = stage.change_resolution(h, rows)
+                skips.append(h)
+        h, inner_predictions = self.middle(h, embedding, x[1:], condition)
+        for stage in self.up:
+            for i in range(len(stage.resnets)):
+                h = stage.block(i, torch.cat([h, skips.pop()], dim=1), embedding, own)
+            if stage.resample is not None:
+                h = stage.change_resolution(h, rows)
+
+        prediction = self.conv_out(self.norm_out(h))
+        if is_clip:
+            prediction = clip_of(prediction, x[0].shape[2])
+        return [prediction, *inner_predictions], h
+
+    def middle(
+        self, h: Tensor, embedding: Tensor, inner: list[Tensor], condition: Condition
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What stands between the way down and the way up, and the predictions of the levels inside."""
+        if self.middle_blocks:
+            first, attention, second = self.middle_blocks
+            h = attention(first(h, embedding), condition.context, condition.context_mask)
+            h = second(h, embedding)
+        return h, []
+
+    def _embed(self, condition: Condition) -> Tensor:
+        """Time, pooled text and micro-conditions as one vector a sample.  → (B, embed_dim)."""
+        embedding = self.time_embed(condition.time)
+        if condition.pooled is not None:
+            embedding = embedding + condition.pooled
+        for name, default in self.config.micro:
+            value = condition.micro.get(name)
+            value = torch.full_like(condition.time, default, dtype=torch.float32) if value is None else value.float()
+            value = value.clamp(max=default) if name == "scale" else value * 1000
+            embedding = embedding + self.micro_embed[name](value)
+        return embedding
+
+
+class NestedUNet(UNet):
+    """A UNet with another UNet, nested or not, in place of its middle blocks."""
+
+    def _build_middle(self, config: UNetConfig) -> None:
+        self.inner = build_model(config.inner)
+        width, inner_width = config.channels[-1], config.inner.channels[0]
+        self.in_adapter = zero_init(nn.Conv2d(width, inner_width, 3, padding=1)) if config.in_adapter else None
+        self.out_adapter = zero_init(nn.Conv2d(inner_width, width, 3, padding=1))
+
+    @property
+    def innermost(self) -> UNet:
+        return self.inner.innermost
+
+    def middle(
+        self, h: Tensor, embedding: Tensor, inner: list[Tensor], condition: Condition
+    ) -> tuple[Tensor, list[Tensor]]:
+        frames = h.shape[0] // embedding.shape[0]
+        features = None
+        if self.in_adapter is not None:
+            features = self._adapt(self.in_adapter, h, frames)
+            missing = frames * inner[0].shape[0] - features.shape[0]  # samples that this level of a mixed batch lacks
+            if missing:
+                features = torch.cat([features, features.new_zeros(missing, *features.shape[1:])])
+        predictions, features = self.inner.denoise(inner, features, condition)
+        return h + self._adapt(self.out_adapter, features[: h.shape[0]], frames), predictions
+
+    def _adapt(self, adapter: nn.Conv2d, x: Tensor, frames: int) -> Tensor:
+        if frames == 1 or not self.config.adapters_see_grid:
+            return adapter(x)
+        side = round(frames**0.5)
+        rows, channels, height, width = x.shape
+        grid = x.reshape(-1, side, side, channels, height, width).permute(0, 3, 1, 4, 2, 5)
+        grid = adapter(grid.reshape(-1, channels, side * height, side * width))
+        grid = grid.reshape(rows // frames, -1, side, height, side, width).permute(0, 2, 4, 1, 3, 5)
+        return grid.reshape(rows, -1, height, width)
+
+
+def build_model(config: UNetConfig) -> UNet:
+    """The model of a config, freshly initialised, its convolutions in channels_last memory."""
+    model = UNet(config) if config.inner is None else NestedUNet(config)
+    return model.to(memory_format=torch.channels_last)
+
+
+def _check_inputs(config: UNetConfig, x, time, context, context_mask, micro) -> None:
+    levels = config.levels
+    if len(x) != len(levels):
+        raise ValueError(f"x has {len(x)} tensors; this model takes {len(levels)}, one a level, highest resolution first")
+    batch = x[-1].shape[0]
+    dims = 5 if config.is_video else 4
+    for i, (level, tensor) in enumerate(zip(levels, x, strict=True)):
+        shape = tuple(tensor.shape)
+        if tensor.dim() != dims and not (i == len(levels) - 1 and tensor.dim() == 4):
+            layout = "(B, C, T, H, W)" if dims == 5 else "(B, C, H, W)"
+            raise ValueError(f"x[{i}] has shape {shape}; it must be {layout}")
+        if shape[1] != config.image_channels:
+            raise ValueError(f"x[{i}] has shape {shape}; this model takes {config.image_channels} channels")
+        if shape[0] > x[i + 1].shape[0] if i + 1 < len(x) else False:
+            raise ValueError(f"x[{i}] has {shape[0]} rows, more than the {x[i + 1].shape[0]} of the level inside it")
+        _check_size(i, level, shape)
+        if i and _size(shape) != (expected := _inner_size(levels[i - 1], tuple(x[i - 1].shape))):
+            raise ValueError(f"x[{i}] has shape {shape}; with x[{i - 1}] as given its (frames, height, width) must be {expected}")
+    if tuple(time.shape) != (batch,):
+        raise ValueError(f"time has shape {tuple(time.shape)}; it must be ({batch},), one a sample of the lowest resolution")
+    _check_context(config.innermost, batch, context, context_mask)
+    known = {name for level in levels for name, _ in level.micro}
+    for name, value in micro.items():
+        if name not in known:
+            raise ValueError(f"micro has {name!r}; this model knows {', '.join(sorted(known)) or 'none'}")
+        if tuple(value.shape) != (batch,):
+            raise ValueError(f"micro[{name!r}] has shape {tuple(value.shape)}; it must be ({batch},)")
+
+
+def _size(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """(frames, height, width) of an image's or a clip's shape."""
+    return (shape[2] if len(shape) == 5 else 1, *shape[-2:])
+
+
+def _inner_size(outer: UNetConfig, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    time, space = outer.nest_stride
+    frames, height, width = _size(shape)
+    return frames // time, height // space, width // space
+
+
+def _check_size(i: int, level: UNetConfig, shape: tuple[int, ...]) -> None:
+    frames, height, width = _size(shape)
+    ratio = 2 ** (len(level.channels) - 1)
+    if level.kind == "time":
+        if frames % ratio:
+            raise ValueError(f"x[{i}] has shape {shape}; its number of frames must be a multiple of {ratio}")
+        if any(level.temporal_attention) and (height % 2 or width % 2):
+            raise ValueError(f"x[{i}] has shape {shape}; temporal attention needs an even height and width")
+    elif height % ratio or width % ratio:
+        raise ValueError(f"x[{i}] has shape {shape}; its height and width must be multiples of {ratio}")
+    if level.inner is None and frames != 1:
+        raise ValueError(f"x[{i}] has shape {shape}; the innermost level sees one frame")
+
+
+def _check_context(innermost: UNetConfig, batch: int, context: Tensor | None, mask: Tensor | None) -> None:
+    if not innermost.context_dim:
+        if context is not None:
+            raise ValueError("context was given to an unconditional model")
+        return
+    if context is None:
+        raise ValueError(f"context is missing; this model takes (B, S, {innermost.context_dim}) text features")
+    if context.dim() != 3 or context.shape[0] != batch or context.shape[2] != innermost.context_dim:
+        raise ValueError(f"context has shape {tuple(context.shape)}; it must be ({batch}, S, {innermost.context_dim})")
+    if mask is not None and mask.shape != context.shape[:2]:
+        raise ValueError(f"context_mask has shape {tuple(mask.shape)}; it must be {tuple(context.shape[:2])}")

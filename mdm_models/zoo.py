@@ -1,0 +1,135 @@
+"""The named models: `create_model("mdm_t2i_256")`, `list_models("mdm_t2v_*")`."""
+
+import dataclasses
+import difflib
+import fnmatch
+from collections.abc import Callable
+
+from mdm_models.config import UNetConfig
+from mdm_models.unet import UNet, build_model
+
+_CONFIGS: dict[str, Callable[[], UNetConfig]] = {}
+
+
+def _named(function: Callable[[], UNetConfig]) -> Callable[[], UNetConfig]:
+    _CONFIGS[function.__name__] = function
+    return function
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the models that match a shell wildcard, sorted."""
+    return sorted(fnmatch.filter(_CONFIGS, pattern))
+
+
+def model_config(name: str, **overrides) -> UNetConfig:
+    """The config of a named model; overrides replace fields of its outermost UNet.
+
+    `context_dim` and `context_proj_dim` reach the innermost UNet, which holds the text layers.
+    Raises ValueError for a name or a field that does not exist.
+    """
+    if name not in _CONFIGS:
+        near = difflib.get_close_matches(name, _CONFIGS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(list_models())}"
+        raise ValueError(f"no model named {name!r}; {hint}")
+    return _replaced(_CONFIGS[name](), overrides)
+
+
+def _replaced(config: UNetConfig, overrides: dict) -> UNetConfig:
+    text = {key: overrides[key] for key in ("context_dim", "context_proj_dim") if key in overrides}
+    if text and config.inner is not None:
+        overrides = {key: value for key, value in overrides.items() if key not in text}
+        overrides["inner"] = _replaced(config.inner, text)
+    known = {field.name for field in dataclasses.fields(UNetConfig)}
+    if unknown := sorted(set(overrides) - known):
+        raise ValueError(f"unknown model options {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    return dataclasses.replace(config, **overrides)
+
+
+def create_model(name: str, **overrides) -> UNet:
+    """A named model, freshly initialised; `overrides` as in `model_config`."""
+    return build_model(model_config(name, **overrides))
+
+
+@_named
+def mdm_t2i_64() -> UNetConfig:
+    return UNetConfig(
+        channels=(256, 512, 768),
+        blocks=(2, 2, 2),
+        attention=(0, 1, 5),
+        attention_ffn=True,
+        mid_blocks=True,
+        micro=(("scale", 64.0),),
+        context_dim=2048,
+        context_proj_dim=2048,
+        masked_context=False,
+    )
+
+
+@_named
+def mdm_t2i_256() -> UNetConfig:
+    return UNetConfig(channels=(64, 128, 256), blocks=(2, 2, 1), micro=(("scale", 256.0),), inner=mdm_t2i_64())
+
+
+@_named
+def mdm_t2i_1024() -> UNetConfig:
+    middle = dataclasses.replace(mdm_t2i_256(), normalize_input=True)
+    return UNetConfig(channels=(32, 32, 64), blocks=(2, 2, 1), micro=(("scale", 1024.0),), inner=middle)
+
+
+@_named
+def mdm_c2i_256() -> UNetConfig:
+    """ImageNet: the one-hot class is the single text token."""
+    text = dataclasses.replace(mdm_t2i_64(), context_dim=1000)
+    return dataclasses.replace(mdm_t2i_256(), inner=text)
+
+
+@_named
+def mdm_t2v_64() -> UNetConfig:
+    """16 frames of 64² around one frame of 64²."""
+    return UNetConfig(
+        channels=(256,) * 5,
+        blocks=(2, 2, 2, 2, 1),
+        kind="time",
+        temporal_attention=(1, 1, 1, 1, 0),
+        micro=(("scale", 64.0),),
+        inner=mdm_t2i_64(),
+    )
+
+
+@_named
+def mdm_t2v_256() -> UNetConfig:
+    """16 frames of 256² around 16 frames of 64² around one frame of 64²."""
+    return UNetConfig(
+        channels=(64, 128, 256), blocks=(2, 2, 1), kind="space", micro=(("scale", 256.0),), inner=mdm_t2v_64()
+    )
+
+
+@_named
+def mdm_t2i_tiny() -> UNetConfig:
+    """32²: the inner UNet of mdm_t2v_tiny, for a CPU."""
+    return UNetConfig(
+        channels=(32, 64, 64),
+        blocks=(1, 1, 1),
+        attention=(0, 0, 1),
+        attention_ffn=True,
+        num_heads=4,
+        mid_blocks=True,
+        embed_dim=128,
+        micro=(("scale", 32.0),),
+        context_dim=64,
+        masked_context=True,
+    )
+
+
+@_named
+def mdm_t2v_tiny() -> UNetConfig:
+    """8 frames of 32² around one frame of 32², for a CPU."""
+    return UNetConfig(
+        channels=(32, 32, 32, 32),
+        blocks=(1, 1, 1, 1),
+        kind="time",
+        temporal_attention=(0, 1, 1, 0),
+        embed_dim=128,
+        micro=(("scale", 32.0),),
+        inner=mdm_t2i_tiny(),
+    )
