@@ -1,0 +1,119 @@
+"""What multires_noise and multires_loss accept: every rule about their arguments, and its message."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mdm_kernels.multires.reference import PREDICTIONS
+
+Stride = int | tuple[int, int]
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def checked_strides(images: Tensor, strides: Sequence[Stride]) -> list[tuple[int, int]]:
+    """Every level's stride as (time, space), after checking that the images divide by it."""
+    if images.dim() not in (4, 5):
+        raise ValueError(f"images has shape {tuple(images.shape)}; it must be (B, C, H, W) or (B, C, T, H, W)")
+    if images.dtype not in DTYPES:
+        raise TypeError(f"images is {images.dtype}; it must be float32, float16, bfloat16 or float64")
+    if len(strides) == 0:
+        raise ValueError("strides is empty; it must hold one stride a level")
+    pairs = [(1, stride) if isinstance(stride, int) else tuple(stride) for stride in strides]
+    frames = 1 if images.dim() == 4 else images.shape[2]
+    for pair in pairs:
+        if len(pair) != 2 or not all(0 < part < 65536 for part in pair):
+            raise ValueError(f"strides has {pair}; a stride must be an int or (time, space), each in 1…65535")
+        time, space = pair
+        if images.dim() == 4 and time != 1:
+            raise ValueError(f"strides has {pair} for images of shape {tuple(images.shape)}; without frames, time is 1")
+        if frames % time or images.shape[-2] % space or images.shape[-1] % space:
+            raise ValueError(f"images has shape {tuple(images.shape)}; its T, H, W must divide by the stride {pair}")
+    return pairs
+
+
+def level_shape(images: Tensor, stride: tuple[int, int]) -> tuple[int, ...]:
+    """The shape of `images` at a level: (B, C, H/space, W/space) or (B, C, T/time, H/space, W/space)."""
+    time, space = stride
+    frames = () if images.dim() == 4 else (images.shape[2] // time,)
+    return (*images.shape[:2], *frames, images.shape[-2] // space, images.shape[-1] // space)
+
+
+def check_alpha_bars(images: Tensor, alpha_bars: Tensor, levels: int) -> None:
+    if tuple(alpha_bars.shape) != (levels, images.shape[0]):
+        raise ValueError(
+            f"alpha_bars has shape {tuple(alpha_bars.shape)}; with {levels} strides and {images.shape[0]} images "
+            f"it must be ({levels}, {images.shape[0]})"
+        )
+    if alpha_bars.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"alpha_bars is {alpha_bars.dtype}; it must be float32 or float64")
+    _check_device("alpha_bars", alpha_bars, images)
+
+
+def check_noise(
+    images: Tensor, strides: list[tuple[int, int]], noise: Sequence[Tensor] | None, seed: int | None
+) -> None:
+    """Exactly one of `noise` and `seed`; tensors of the levels' shapes, or an integer below 2⁶³."""
+    if (noise is None) == (seed is None):
+        raise ValueError("give either noise or seed, and not both")
+    if seed is not None:
+        if isinstance(seed, bool) or not isinstance(seed, (int, torch.SymInt)):
+            raise TypeError(f"seed is {type(seed).__name__}; it must be an int")
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed is {seed}; it must be at least 0 and below 2⁶³")
+        return
+    if len(noise) != len(strides):
+        raise ValueError(f"noise has {len(noise)} tensors; it must hold one for each of the {len(strides)} strides")
+    for i, (eps, stride) in enumerate(zip(noise, strides, strict=True)):
+        _check_level(f"noise[{i}]", eps, level_shape(images, stride), images)
+
+
+def check_no_gradient(**tensors: Tensor | Sequence[Tensor] | None) -> None:
+    """Only predictions are differentiated; a gradient asked of anything else would silently be zero."""
+    if not torch.is_grad_enabled():
+        return
+    for name, value in tensors.items():
+        for tensor in [value] if isinstance(value, Tensor) else value or []:
+            if tensor.requires_grad:
+                raise ValueError(f"{name} requires a gradient, which is not computed; pass {name}.detach()")
+
+
+def checked_rows(
+    images: Tensor, strides: list[tuple[int, int]], preds: Sequence[Tensor], rows: Sequence[int] | None
+) -> list[int]:
+    """How many leading samples each level has, after checking that the predictions have just those."""
+    batch = images.shape[0]
+    if len(preds) != len(strides):
+        raise ValueError(f"preds has {len(preds)} tensors; it must hold one for each of the {len(strides)} strides")
+    rows = [batch] * len(strides) if rows is None else list(rows)
+    if len(rows) != len(strides) or not all(0 <= count <= batch for count in rows):
+        raise ValueError(f"rows is {rows}; it must hold {len(strides)} counts, each in 0…{batch}")
+    for i, (pred, stride, count) in enumerate(zip(preds, strides, rows, strict=True)):
+        _check_level(f"preds[{i}]", pred, (count, *level_shape(images, stride)[1:]), images)
+    return rows
+
+
+def check_loss_spaces(prediction: str, loss_target: str) -> None:
+    for name, value in (("prediction", prediction), ("loss_target", loss_target)):
+        if value not in PREDICTIONS:
+            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(PREDICTIONS)}")
+
+
+def checked_weights(weights: Sequence[float] | None, levels: int) -> list[float]:
+    weights = [1.0] * levels if weights is None else [float(weight) for weight in weights]
+    if len(weights) != levels:
+        raise ValueError(f"weights has {len(weights)} entries; it must hold one for each of the {levels} strides")
+    return weights
+
+
+def _check_level(name: str, tensor: Tensor, shape: tuple[int, ...], images: Tensor) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; this level's shape is {shape}")
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name} is {tensor.dtype}; it must be float32, float16, bfloat16 or float64")
+    _check_device(name, tensor, images)
+
+
+def _check_device(name: str, tensor: Tensor, images: Tensor) -> None:
+    if tensor.device != images.device:
+        raise ValueError(f"{name} is on {tensor.device} and images on {images.device}; they must share a device")
