@@ -1,4 +1,4 @@
-"""Attention over tokens: one softmax (`flash_attention`), or image and text keys in one pass (`self_cross_attention`)."""
+"""Attention over tokens: one softmax (`flash_attention`), or two at once (`self_cross_attention`)."""
 
 from mdm_kernels.attention.flash import flash_attention, scaled_dot_product_attention
 from mdm_kernels.attention.self_cross import self_cross_attention

@@ -51,3 +51,7 @@ def split_heads(name: str, x: Tensor, parts: int, num_heads: int) -> int:
     head_width = x.shape[2] // (parts * num_heads)
     check_head_width(head_width, name, x.shape)
     return head_width
+
+
+def mask_strides(key_mask: Tensor | None) -> tuple[int, ...]:
+    return (0, 0) if key_mask is None else key_mask.stride()

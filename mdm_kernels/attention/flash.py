@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mdm_kernels import backend
 from mdm_kernels.attention import checks, reference
@@ -26,20 +27,111 @@ def _check(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> None:
         checks.check_key_mask(key_mask, batch, keys, k.device)
 
 
+@backend.define(
+    "flash_attention_forward(Tensor q, Tensor k, Tensor v, Tensor? key_mask, float scale) -> (Tensor, Tensor)"
+)
+def _forward(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """The output, in the memory order of q, and the log₂-sum-exp of each query's logits, float32 (B, H, L)."""
+    batch, heads, queries, width = q.shape
+    keys = k.shape[2]
+    out = torch.empty_like(q)
+    lse = torch.empty((batch, heads, queries), dtype=torch.float32, device=q.device)
+    if backend.shapes_only(q):
+        return out, lse
+    from mdm_kernels.attention import tiles
+    from mdm_kernels.attention.flash_kernels import flash_forward
+
+    options = tiles.forward_tiles(width, q.element_size(), batch * heads * queries)
+    backend.launch(
+        flash_forward,
+        (tiles.count(queries, options["BLOCK_M"]) * batch * heads,),
+        *(q, k, v, key_mask, out, lse),
+        *(*q.stride(), *k.stride(), *v.stride(), *checks.mask_strides(key_mask), *out.stride()),
+        *(heads, queries, keys, scale),
+        **tiles.width_constants(width),
+        EVEN=keys % options["BLOCK_N"] == 0,
+        MASKED=key_mask is not None,
+        **options,
+    )
+    return out, lse
+
+
+@backend.define(
+    "flash_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? key_mask, Tensor out, Tensor lse, "
+    "float scale) -> (Tensor, Tensor, Tensor)"
+)
+def _backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, out: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, heads, queries, width = q.shape
+    keys = k.shape[2]
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    if backend.shapes_only(q):
+        return dq, dk, dv
+    from mdm_kernels.attention import tiles
+    from mdm_kernels.attention.flash_kernels import flash_key_gradient, flash_query_gradient
+
+    delta = torch.empty_like(lse)
+    inputs = (*q.stride(), *k.stride(), *v.stride(), *checks.mask_strides(key_mask))
+    sizes = (heads, queries, keys, scale)
+    constants = tiles.width_constants(width) | {"MASKED": key_mask is not None}
+    options = tiles.query_tiles(width, q.element_size())
+    backend.launch(
+        flash_query_gradient,
+        (tiles.count(queries, options["BLOCK_M"]) * batch * heads,),
+        *(q, k, v, key_mask, out, grad, lse, delta, dq),
+        *(*inputs, *out.stride(), *grad.stride(), *dq.stride(), *sizes),
+        EVEN=keys % options["BLOCK_N"] == 0,
+        **constants,
+        **options,
+    )
+    options = tiles.key_tiles(width, q.element_size())
+    backend.launch(
+        flash_key_gradient,
+        (tiles.count(keys, options["BLOCK_N"]) * batch * heads,),
+        *(q, k, v, key_mask, grad, lse, delta, dk, dv),
+        *(*inputs, *grad.stride(), *dk.stride(), *dv.stride(), *sizes),
+        EVEN=queries % options["BLOCK_M"] == 0,
+        **constants,
+        **options,
+    )
+    return dq, dk, dv
+
+
+class _FlashAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, key_mask, scale):
+        out, lse = torch.ops.mdm_kernels.flash_attention_forward(q, k, v, key_mask, scale)
+        ctx.save_for_backward(q, k, v, key_mask, out, lse)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        q, k, v, key_mask, out, lse = ctx.saved_tensors
+        grads = torch.ops.mdm_kernels.flash_attention_backward(grad, q, k, v, key_mask, out, lse, ctx.scale)
+        return (*grads, None, None)
+
+
 def flash_attention(
     q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
     """softmax(scale · q kᵀ) v with accumulation in float32, in O(L) memory.
 
     q (B, H, L, D), k and v (B, H, S, D), any strides, float16, bfloat16 or float32 (float64 on the "torch" backend),
-    D ≤ 128; key_mask (B, S) bool, True = attend; scale: 1/√D unless given. → (B, H, L, D) in q's dtype, in the memory
-    order of q. A row that may attend to no key gives 0 and passes no gradient on. Under autocast the inputs are cast.
-    Raises ValueError or TypeError naming the argument whose shape, dtype or device does not fit.
+    D ≤ 128; key_mask (B, S) bool, True = attend; scale > 0, 1/√D unless given. → (B, H, L, D) in q's dtype and
+    memory order. A row that may attend to no key gives 0 and passes no gradient on. Under autocast the inputs are
+    cast. Raises ValueError or TypeError naming the argument whose shape, dtype or device does not fit.
     """
     q, k, v = backend.autocast(q, k, v)
     _check(q, k, v, key_mask)
     scale = q.shape[3] ** -0.5 if scale is None else float(scale)
-    return reference.flash_attention(q, k, v, key_mask, scale)
+    if not scale > 0:
+        raise ValueError(f"scale is {scale}; it must be positive")
+    if not backend.runs_triton(q):
+        return reference.flash_attention(q, k, v, key_mask, scale)
+    return _FlashAttention.apply(q, k, v, key_mask, scale)
 
 
 def scaled_dot_product_attention(
@@ -57,7 +149,8 @@ def scaled_dot_product_attention(
     The kernel takes (B, H, L, D) tensors of one dtype with D ≤ 128, without dropout or causality, and no mask or a
     boolean one that is the same for all heads and queries: (B or 1, 1, 1, S).
     """
-    if not dropout_p and not is_causal and _fits(query, key, value) and _is_key_mask(attn_mask, key):
+    positive = scale is None or scale > 0
+    if positive and not dropout_p and not is_causal and _fits(query, key, value) and _is_key_mask(attn_mask, key):
         key_mask = None if attn_mask is None else attn_mask[:, 0, 0].expand(key.shape[0], -1)
         return flash_attention(query, key, value, key_mask=key_mask, scale=scale)
     return F.scaled_dot_product_attention(

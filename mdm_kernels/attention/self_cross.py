@@ -1,6 +1,8 @@
 """self_cross_attention: image tokens attend to each other and, in a softmax of its own, to the text; in one kernel."""
 
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mdm_kernels import backend
 from mdm_kernels.attention import checks, reference
@@ -11,7 +13,7 @@ def _check(qkv: Tensor, context_kv: Tensor | None, num_heads: int, key_mask: Ten
     if context_kv is None:
         checks.check_alike(qkv=qkv)
         if key_mask is not None:
-            raise ValueError(f"key_mask has shape {tuple(key_mask.shape)} but there is no context_kv that it could mask")
+            raise ValueError(f"key_mask has shape {tuple(key_mask.shape)}; without context_kv it must be None")
         return
     batch, width = qkv.shape[0], 2 * num_heads * head_width
     if context_kv.dim() != 3 or context_kv.shape[0] != batch or context_kv.shape[2] != width:
@@ -22,6 +24,96 @@ def _check(qkv: Tensor, context_kv: Tensor | None, num_heads: int, key_mask: Ten
     checks.check_alike(qkv=qkv, context_kv=context_kv)
     if key_mask is not None:
         checks.check_key_mask(key_mask, batch, context_kv.shape[1], qkv.device)
+
+
+@backend.define(
+    "self_cross_attention_forward(Tensor qkv, Tensor context_kv, Tensor? key_mask, int num_heads) -> (Tensor, Tensor)"
+)
+def _forward(qkv: Tensor, context_kv: Tensor, key_mask: Tensor | None, num_heads: int) -> tuple[Tensor, Tensor]:
+    """The output, in the memory order of qkv, and both log₂-sum-exps of each query's logits, float32 (2, B, H, L)."""
+    batch, tokens, channels = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    width, context_tokens = channels // num_heads, context_kv.shape[1]
+    out = torch.empty_like(qkv[:, :, :channels])
+    lse = torch.empty((2, batch, num_heads, tokens), dtype=torch.float32, device=qkv.device)
+    if backend.shapes_only(qkv):
+        return out, lse
+    from mdm_kernels.attention import tiles
+    from mdm_kernels.attention.self_cross_kernels import self_cross_forward
+
+    options = tiles.forward_tiles(width, qkv.element_size(), batch * num_heads * tokens)
+    backend.launch(
+        self_cross_forward,
+        (tiles.count(tokens, options["BLOCK_M"]) * batch * num_heads,),
+        *(qkv, context_kv, key_mask, out, lse),
+        *(*qkv.stride(), *context_kv.stride(), *checks.mask_strides(key_mask), *out.stride()),
+        *(batch, num_heads, tokens, context_tokens, width**-0.5),
+        **tiles.width_constants(width),
+        EVEN=tokens % options["BLOCK_N"] == 0,
+        EVEN_CONTEXT=context_tokens % options["BLOCK_N"] == 0,
+        MASKED=key_mask is not None,
+        **options,
+    )
+    return out, lse
+
+
+@backend.define(
+    "self_cross_attention_backward(Tensor grad, Tensor qkv, Tensor context_kv, Tensor? key_mask, Tensor out, "
+    "Tensor lse, int num_heads) -> (Tensor, Tensor)"
+)
+def _backward(
+    grad: Tensor, qkv: Tensor, context_kv: Tensor, key_mask: Tensor | None, out: Tensor, lse: Tensor, num_heads: int
+) -> tuple[Tensor, Tensor]:
+    batch, tokens, channels = out.shape
+    width, context_tokens = channels // num_heads, context_kv.shape[1]
+    dqkv, dcontext = torch.empty_like(qkv), torch.empty_like(context_kv)
+    if backend.shapes_only(qkv):
+        return dqkv, dcontext
+    from mdm_kernels.attention import tiles
+    from mdm_kernels.attention.self_cross_kernels import self_cross_key_gradient, self_cross_query_gradient
+
+    delta = torch.empty_like(lse)
+    inputs = (*qkv.stride(), *context_kv.stride(), *checks.mask_strides(key_mask))
+    sizes = (batch, num_heads, tokens, context_tokens, width**-0.5)
+    constants = tiles.width_constants(width) | {"MASKED": key_mask is not None}
+    options = tiles.query_tiles(width, qkv.element_size())
+    backend.launch(
+        self_cross_query_gradient,
+        (tiles.count(tokens, options["BLOCK_M"]) * batch * num_heads,),
+        *(qkv, context_kv, key_mask, out, grad, lse, delta, dqkv),
+        *(*inputs, *out.stride(), *grad.stride(), *dqkv.stride(), *sizes),
+        EVEN=tokens % options["BLOCK_N"] == 0,
+        EVEN_CONTEXT=context_tokens % options["BLOCK_N"] == 0,
+        **constants,
+        **options,
+    )
+    options = tiles.key_tiles(width, qkv.element_size())
+    key_tiles = tiles.count(tokens, options["BLOCK_N"]) + tiles.count(context_tokens, options["BLOCK_N"])
+    backend.launch(
+        self_cross_key_gradient,
+        (key_tiles * batch * num_heads,),
+        *(qkv, context_kv, key_mask, grad, lse, delta, dqkv, dcontext),
+        *(*inputs, *grad.stride(), *dqkv.stride(), *dcontext.stride(), *sizes),
+        EVEN=tokens % options["BLOCK_M"] == 0,
+        **constants,
+        **options,
+    )
+    return dqkv, dcontext
+
+
+class _SelfCrossAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, qkv, context_kv, key_mask, num_heads):
+        out, lse = torch.ops.mdm_kernels.self_cross_attention_forward(qkv, context_kv, key_mask, num_heads)
+        ctx.save_for_backward(qkv, context_kv, key_mask, out, lse)
+        ctx.num_heads = num_heads
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        saved = ctx.saved_tensors
+        dqkv, dcontext = torch.ops.mdm_kernels.self_cross_attention_backward(grad, *saved, ctx.num_heads)
+        return dqkv, dcontext, None, None
 
 
 def self_cross_attention(
@@ -37,4 +129,8 @@ def self_cross_attention(
     """
     qkv, context_kv = backend.autocast(qkv, context_kv)
     _check(qkv, context_kv, num_heads, key_mask)
-    return reference.self_cross_attention(qkv, context_kv, num_heads, key_mask)
+    if not backend.runs_triton(qkv):
+        return reference.self_cross_attention(qkv, context_kv, num_heads, key_mask)
+    if context_kv is None:
+        context_kv = qkv.new_empty(qkv.shape[0], 0, 2 * qkv.shape[2] // 3)  # a context of no tokens adds nothing
+    return _SelfCrossAttention.apply(qkv, context_kv, key_mask, num_heads)

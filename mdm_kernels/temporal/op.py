@@ -1,10 +1,14 @@
 """temporal_attention: attention over the frames of a clip at every position, read in place."""
 
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mdm_kernels import backend
 from mdm_kernels.attention import checks
 from mdm_kernels.temporal import reference
+
+MAX_FRAMES = 64  # what one tile holds; more frames take the reference on every device
 
 
 def _check(qkv: Tensor, num_heads: int, frames: int, rotary: Tensor | None) -> None:
@@ -29,6 +33,65 @@ def _check(qkv: Tensor, num_heads: int, frames: int, rotary: Tensor | None) -> N
         raise ValueError(f"rotary is on {rotary.device}; it must be on qkv's device, {qkv.device}")
 
 
+@backend.define(
+    "temporal_attention_forward(Tensor qkv, Tensor? cos, Tensor? sin, int num_heads, int frames) -> Tensor"
+)
+def _forward(qkv: Tensor, cos: Tensor | None, sin: Tensor | None, num_heads: int, frames: int) -> Tensor:
+    rows, positions, channels = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    out = torch.empty_like(qkv[:, :, :channels])
+    if backend.shapes_only(qkv):
+        return out
+    from mdm_kernels.temporal import kernels
+
+    width = channels // num_heads
+    backend.launch(
+        kernels.temporal_forward,
+        kernels.grid(rows, positions, num_heads, frames),
+        *(qkv, cos, sin, out, *qkv.stride(), *out.stride(), num_heads, positions, width**-0.5),
+        **{"T": frames, "D": width, "ROTARY": cos is not None},
+        **kernels.tile_options(width, qkv.element_size()),
+    )
+    return out
+
+
+@backend.define(
+    "temporal_attention_backward(Tensor grad, Tensor qkv, Tensor? cos, Tensor? sin, int num_heads, int frames)"
+    " -> Tensor"
+)
+def _backward(
+    grad: Tensor, qkv: Tensor, cos: Tensor | None, sin: Tensor | None, num_heads: int, frames: int
+) -> Tensor:
+    rows, positions, channels = grad.shape
+    dqkv = torch.empty_like(qkv)
+    if backend.shapes_only(qkv):
+        return dqkv
+    from mdm_kernels.temporal import kernels
+
+    width = channels // num_heads
+    backend.launch(
+        kernels.temporal_backward,
+        kernels.grid(rows, positions, num_heads, frames),
+        *(qkv, cos, sin, grad, dqkv, *qkv.stride(), *grad.stride(), *dqkv.stride(), num_heads, positions, width**-0.5),
+        **{"T": frames, "D": width, "ROTARY": cos is not None},
+        **kernels.tile_options(width, qkv.element_size()),
+    )
+    return dqkv
+
+
+class _TemporalAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, qkv, cos, sin, num_heads, frames):
+        ctx.save_for_backward(qkv, cos, sin)
+        ctx.sizes = num_heads, frames
+        return torch.ops.mdm_kernels.temporal_attention_forward(qkv, cos, sin, num_heads, frames)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        dqkv = torch.ops.mdm_kernels.temporal_attention_backward(grad, *ctx.saved_tensors, *ctx.sizes)
+        return dqkv, None, None, None, None
+
+
 def temporal_attention(qkv: Tensor, *, num_heads: int, frames: int, rotary: Tensor | None = None) -> Tensor:
     """softmax(q kᵀ/√D) v over the T = `frames` frames of a clip, at each of its L positions.
 
@@ -41,4 +104,8 @@ def temporal_attention(qkv: Tensor, *, num_heads: int, frames: int, rotary: Tens
     (qkv,) = backend.autocast(qkv)
     _check(qkv, num_heads, frames, rotary)
     rotary = None if rotary is None else rotary.detach()
-    return reference.temporal_attention(qkv, num_heads, frames, rotary)
+    if frames > MAX_FRAMES or not backend.runs_triton(qkv):
+        return reference.temporal_attention(qkv, num_heads, frames, rotary)
+    angles = None if rotary is None else rotary.to(torch.float32).contiguous()
+    cos, sin = (None, None) if angles is None else (angles.cos(), angles.sin())
+    return _TemporalAttention.apply(qkv, cos, sin, num_heads, frames)

@@ -1,0 +1,269 @@
+"""What the attention kernels are made of: the passes of one tile of queries over keys, or of keys over queries.
+
+A head's D channels are held as two tiles, a [ROWS, DA] and b [ROWS, DB] (`split_width`): 96 channels are 64 + 32, where
+padding to 128 would waste a third of the matrix work. With DB = 0, b is a second name of a and is never used.
+Logits are raw products q·k; `scale` is in units of log₂, so that p = 2^(s·scale − log-sum-exp).
+"""
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+def split_width(head_width: int) -> tuple[int, int]:
+    """(DA, DB), powers of two: 64 → (64, 0), 96 → (64, 32), 80 → (64, 16); one padded tile where that is no larger."""
+    padded = max(16, triton.next_power_of_2(head_width))
+    half = padded // 2
+    rest = max(16, triton.next_power_of_2(head_width - half))
+    return (half, rest) if half >= 16 and half + rest < padded else (padded, 0)
+
+
+def count(size: int, block: int) -> int:
+    """How many tiles of `block` rows cover `size` rows."""
+    return -(-size // block)
+
+
+def width_constants(head_width: int) -> dict[str, int]:
+    """The constexprs that say how a head's channels are held."""
+    first, second = split_width(head_width)
+    return {"D": head_width, "DA": first, "DB": second}
+
+
+def forward_tiles(head_width: int, itemsize: int, queries: int) -> dict[str, int]:
+    """Tile sizes and launch options of the forward kernels; `queries` counts those of all heads and samples."""
+    if itemsize == 4:
+        return {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
+    large = queries >= 128 * 256  # enough tiles of 128 queries to fill a GPU
+    return {"BLOCK_M": 128 if large else 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3}
+
+
+def query_tiles(head_width: int, itemsize: int) -> dict[str, int]:
+    """Tile sizes and launch options of the kernels for the gradient of q."""
+    if itemsize == 4:
+        return {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
+    return {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
+
+
+def key_tiles(head_width: int, itemsize: int) -> dict[str, int]:
+    """Tile sizes and launch options of the kernels for the gradients of k and v."""
+    if itemsize == 4:
+        return {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
+    return {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
+
+
+@triton.jit
+def place(tile, tiles, H):
+    """Which tile of which sample and head a program serves; samples and heads in int64, as offsets pass 2³¹."""
+    row = tile // tiles
+    return tile % tiles, (row // H).to(tl.int64), (row % H).to(tl.int64), row.to(tl.int64)
+
+
+@triton.jit
+def load_part(
+    base, row_stride, column_stride, rows, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr,
+    ROWS: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """[ROWS, WIDTH]: the columns from FIRST of the rows at `base`; 0 beyond `rows` (unless EVEN) and beyond D."""
+    row = tl.arange(0, ROWS)
+    column = FIRST + tl.arange(0, WIDTH)
+    pointers = base + (row.to(tl.int64)[:, None] * row_stride + column[None, :].to(tl.int64) * column_stride)
+    if EVEN and FIRST + WIDTH <= D:
+        part = tl.load(pointers)
+    elif FIRST + WIDTH <= D:
+        part = tl.load(pointers, (row < rows)[:, None], other=0.0)
+    else:
+        part = tl.load(pointers, (row < rows)[:, None] & (column < D)[None, :], other=0.0)
+    return part
+
+
+@triton.jit
+def load_tile(
+    base, row_stride, column_stride, rows, D: tl.constexpr, DA: tl.constexpr, DB: tl.constexpr, ROWS: tl.constexpr,
+    EVEN: tl.constexpr,
+):  # fmt: skip
+    """[ROWS, DA], [ROWS, DB] of the rows at `base`."""
+    a = load_part(base, row_stride, column_stride, rows, 0, DA, D, ROWS, EVEN)
+    b = a
+    if DB > 0:
+        b = load_part(base, row_stride, column_stride, rows, DA, DB, D, ROWS, EVEN)
+    return a, b
+
+
+@triton.jit
+def store_part(base, row_stride, column_stride, rows, x, FIRST: tl.constexpr, D: tl.constexpr):
+    row = tl.arange(0, x.shape[0])
+    column = FIRST + tl.arange(0, x.shape[1])
+    pointers = base + (row.to(tl.int64)[:, None] * row_stride + column[None, :].to(tl.int64) * column_stride)
+    tl.store(pointers, x.to(base.dtype.element_ty), (row < rows)[:, None] & (column < D)[None, :])
+
+
+@triton.jit
+def store_tile(
+    base, row_stride, column_stride, rows, a, b, D: tl.constexpr, DA: tl.constexpr, DB: tl.constexpr
+):  # fmt: skip
+    """Write the `rows` first rows of [ROWS, DA], [ROWS, DB] at `base`."""
+    store_part(base, row_stride, column_stride, rows, a, 0, D)
+    if DB > 0:
+        store_part(base, row_stride, column_stride, rows, b, DA, D)
+
+
+@triton.jit
+def dot_rows(x_a, x_b, y_a, y_b, DB: tl.constexpr):
+    """x yᵀ: [M, D], [N, D] → [M, N] in float32."""
+    products = tl.dot(x_a, tl.trans(y_a), input_precision="ieee")
+    if DB > 0:
+        products = tl.dot(x_b, tl.trans(y_b), products, input_precision="ieee")
+    return products
+
+
+@triton.jit
+def add_product(out_a, out_b, weights, y_a, y_b, DB: tl.constexpr):
+    """out + weights y: [M, D] + [M, N] [N, D]; the weights are rounded to y's dtype."""
+    weights = weights.to(y_a.dtype)
+    out_a = tl.dot(weights, y_a, out_a, input_precision="ieee")
+    if DB > 0:
+        out_b = tl.dot(weights, y_b, out_b, input_precision="ieee")
+    return out_a, out_b
+
+
+@triton.jit
+def zero_tile(ROWS: tl.constexpr, DA: tl.constexpr, DB: tl.constexpr):
+    """Float32 zeros [ROWS, DA], [ROWS, DB]."""
+    a = tl.zeros([ROWS, DA], tl.float32)
+    b = a
+    if DB > 0:
+        b = tl.zeros([ROWS, DB], tl.float32)
+    return a, b
+
+
+@triton.jit
+def attended_keys(mask_ptr, mask_stride, start, keys, BLOCK_N: tl.constexpr, MASKED: tl.constexpr):
+    """[BLOCK_N]: which of the keys from `start` exist and may be attended to."""
+    column = start + tl.arange(0, BLOCK_N)
+    exists = column < keys
+    if MASKED:
+        exists = tl.load(mask_ptr + column.to(tl.int64) * mask_stride, exists, other=0) != 0
+    return exists
+
+
+@triton.jit
+def attend(
+    q_a, q_b, k_ptr, v_ptr, mask_ptr, k_row, k_column, v_row, v_column, mask_stride, keys, scale,
+    D: tl.constexpr, DA: tl.constexpr, DB: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    EVEN: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Softmax over all keys of one tile of queries → the output tile and its log₂-sum-exp [BLOCK_M].
+
+    EVEN: BLOCK_N divides the number of keys. Without any key the output is 0 and the log-sum-exp +inf, which makes
+    every p of the backward pass 0.
+    """
+    top = tl.full([BLOCK_M], -float("inf"), tl.float32)  # running maximum of the raw logits
+    total = tl.zeros([BLOCK_M], tl.float32)
+    out_a, out_b = zero_tile(BLOCK_M, DA, DB)
+    for start in range(0, keys, BLOCK_N):
+        row = tl.cast(start, tl.int64)
+        k_a, k_b = load_tile(k_ptr + row * k_row, k_row, k_column, keys - start, D, DA, DB, BLOCK_N, EVEN)
+        s = dot_rows(q_a, q_b, k_a, k_b, DB)  # [BLOCK_M, BLOCK_N]
+        if MASKED or not EVEN:
+            exists = attended_keys(mask_ptr, mask_stride, start, keys, BLOCK_N, MASKED)
+            s = tl.where(exists[None, :], s, -float("inf"))
+        new_top = tl.maximum(top, tl.max(s, 1))
+        pivot = new_top
+        if MASKED:
+            pivot = tl.where(new_top == -float("inf"), 0.0, new_top)  # no key yet: −inf − (−inf) would be NaN
+        p = tl.exp2(s * scale - (pivot * scale)[:, None])
+        decay = tl.exp2((top - pivot) * scale)
+        total = total * decay + tl.sum(p, 1)
+        out_a = out_a * decay[:, None]
+        if DB > 0:
+            out_b = out_b * decay[:, None]
+        v_a, v_b = load_tile(v_ptr + row * v_row, v_row, v_column, keys - start, D, DA, DB, BLOCK_N, EVEN)
+        out_a, out_b = add_product(out_a, out_b, p, v_a, v_b, DB)
+        top = new_top
+    found = total > 0
+    total = tl.where(found, total, 1.0)
+    share = tl.where(found, 1.0 / total, 0.0)
+    lse = tl.where(found, top * scale + tl.log2(total), float("inf"))
+    out_a = out_a * share[:, None]
+    if DB > 0:
+        out_b = out_b * share[:, None]
+    return out_a, out_b, lse
+
+
+@triton.jit
+def probabilities(
+    q_a, q_b, k_a, k_b, lse, mask_ptr, mask_stride, start, keys, scale,
+    DB: tl.constexpr, BLOCK_N: tl.constexpr, EVEN: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """p [BLOCK_M, BLOCK_N] of the keys from `start`, from the stored log-sum-exp."""
+    p = tl.exp2(dot_rows(q_a, q_b, k_a, k_b, DB) * scale - lse[:, None])
+    if MASKED or not EVEN:
+        exists = attended_keys(mask_ptr, mask_stride, start, keys, BLOCK_N, MASKED)
+        p = tl.where(exists[None, :], p, 0.0)
+    return p
+
+
+@triton.jit
+def output_dot_grad(
+    q_a, q_b, grad_a, grad_b, lse, k_ptr, v_ptr, mask_ptr, k_row, k_column, v_row, v_column, mask_stride, keys, scale,
+    D: tl.constexpr, DA: tl.constexpr, DB: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    EVEN: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """δ [BLOCK_M]: output · its gradient, per query, where that output was not stored: Σ p · (grad · v)."""
+    delta = tl.zeros([BLOCK_M], tl.float32)
+    for start in range(0, keys, BLOCK_N):
+        row = tl.cast(start, tl.int64)
+        k_a, k_b = load_tile(k_ptr + row * k_row, k_row, k_column, keys - start, D, DA, DB, BLOCK_N, EVEN)
+        v_a, v_b = load_tile(v_ptr + row * v_row, v_row, v_column, keys - start, D, DA, DB, BLOCK_N, EVEN)
+        p = probabilities(q_a, q_b, k_a, k_b, lse, mask_ptr, mask_stride, start, keys, scale, DB, BLOCK_N, EVEN, MASKED)
+        delta += tl.sum(p * dot_rows(grad_a, grad_b, v_a, v_b, DB), 1)
+    return delta
+
+
+@triton.jit
+def add_query_gradient(
+    dq_a, dq_b, q_a, q_b, grad_a, grad_b, lse, delta, k_ptr, v_ptr, mask_ptr, k_row, k_column, v_row, v_column,
+    mask_stride, keys, scale,
+    D: tl.constexpr, DA: tl.constexpr, DB: tl.constexpr, BLOCK_N: tl.constexpr, EVEN: tl.constexpr,
+    MASKED: tl.constexpr,
+):  # fmt: skip
+    """dq + Σ p (grad · v − δ) k over all keys; the factor of the softmax's scale is left to the caller."""
+    for start in range(0, keys, BLOCK_N):
+        row = tl.cast(start, tl.int64)
+        k_a, k_b = load_tile(k_ptr + row * k_row, k_row, k_column, keys - start, D, DA, DB, BLOCK_N, EVEN)
+        v_a, v_b = load_tile(v_ptr + row * v_row, v_row, v_column, keys - start, D, DA, DB, BLOCK_N, EVEN)
+        p = probabilities(q_a, q_b, k_a, k_b, lse, mask_ptr, mask_stride, start, keys, scale, DB, BLOCK_N, EVEN, MASKED)
+        ds = p * (dot_rows(grad_a, grad_b, v_a, v_b, DB) - delta[:, None])
+        dq_a, dq_b = add_product(dq_a, dq_b, ds, k_a, k_b, DB)
+    return dq_a, dq_b
+
+
+@triton.jit
+def key_gradients(
+    k_a, k_b, v_a, v_b, exists, q_ptr, grad_ptr, lse_ptr, delta_ptr, q_row, q_column, grad_row, grad_column,
+    queries, scale,
+    D: tl.constexpr, DA: tl.constexpr, DB: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    EVEN: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """dk (without the softmax's scale) and dv of one tile of keys, from all queries. EVEN: BLOCK_M divides them.
+
+    A query beyond the last has log-sum-exp +inf, hence p = 0; rows of keys beyond the last are never stored.
+    """
+    dk_a, dk_b = zero_tile(BLOCK_N, DA, DB)
+    dv_a, dv_b = zero_tile(BLOCK_N, DA, DB)
+    for start in range(0, queries, BLOCK_M):
+        row = tl.cast(start, tl.int64)
+        query = start + tl.arange(0, BLOCK_M)
+        q_a, q_b = load_tile(q_ptr + row * q_row, q_row, q_column, queries - start, D, DA, DB, BLOCK_M, EVEN)
+        lse = tl.load(lse_ptr + query, query < queries, other=float("inf"))
+        p = tl.exp2(dot_rows(k_a, k_b, q_a, q_b, DB) * scale - lse[None, :])  # [BLOCK_N, BLOCK_M]
+        if MASKED:
+            p = tl.where(exists[:, None], p, 0.0)
+        grad_base = grad_ptr + row * grad_row
+        grad_a, grad_b = load_tile(grad_base, grad_row, grad_column, queries - start, D, DA, DB, BLOCK_M, EVEN)
+        dv_a, dv_b = add_product(dv_a, dv_b, p, grad_a, grad_b, DB)
+        delta = tl.load(delta_ptr + query, query < queries, other=0.0)
+        ds = p * (dot_rows(v_a, v_b, grad_a, grad_b, DB) - delta[None, :])
+        dk_a, dk_b = add_product(dk_a, dk_b, ds, q_a, q_b, DB)
+    return dk_a, dk_b, dv_a, dv_b
