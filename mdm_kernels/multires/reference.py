@@ -125,10 +125,15 @@ def philox_normal(
     column = torch.arange(groups, device=device).view(1, 1, groups)
     row = torch.arange(channels * frames * height, device=device).view(1, -1, 1)
     sample = torch.arange(batch, device=device).view(-1, 1, 1)
-    level = torch.full((1, 1, 1), stride[0] * 65536 + stride[1], device=device)
+    level = torch.full((1, 1, 1), level_word(stride), device=device)
     bits = philox_4x32((column, row, sample, level), (seed & 0xFFFFFFFF, seed >> 32))
     normal = torch.stack([*box_muller(bits[0], bits[1], dtype), *box_muller(bits[2], bits[3], dtype)], dim=-1)
     return normal.flatten(-2)[..., :width].reshape(shape)
+
+
+def level_word(stride: tuple[int, int]) -> int:
+    """The Philox counter's word that tells levels apart."""
+    return 65536 * stride[0] + stride[1]
 
 
 def philox_4x32(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:

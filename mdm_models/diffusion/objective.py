@@ -210,9 +210,10 @@ def _stride(images: Tensor, pred: Tensor, name: str) -> tuple[int, int]:
     """(time, space) by which a level lies below the full-resolution images."""
     full, level = images.shape[2:], pred.shape[2:]
     found = f"{name} has shape {tuple(pred.shape)} beside images of {tuple(images.shape)}"
-    if len(full) != len(level) or not all(small and large % small == 0 for large, small in zip(full, level, strict=True)):
+    sizes = list(zip(full, level, strict=False))
+    if len(full) != len(level) or not all(small and large % small == 0 for large, small in sizes):
         raise ValueError(f"{found}; its size must divide theirs evenly")
-    *time, height, width = [large // small for large, small in zip(full, level, strict=True)]
+    *time, height, width = [large // small for large, small in sizes]
     if height != width:
         raise ValueError(f"{found}; they are {height}× as high and {width}× as wide, which must be equal")
     return (time[0] if time else 1), width

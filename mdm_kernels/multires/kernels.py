@@ -1,0 +1,213 @@
+"""Triton kernels of multires_noise and multires_loss, one launch a level.
+
+A program has one tile of one frame, in all channels. It reads the image at its level's resolution, and, where the next
+level is coarser by a power of two, writes that level's image too, pooled in registers, in float32: the full-resolution
+image is read once however many levels there are. Traffic in elements at strides 1, 4: noise 1 + 1 + (2 + 1)/16, where
+2/16 is the pooled image's write and read; the loss, with a read of the predictions and a write of the residuals, the
+same plus 1 + 1/16.
+
+Tensors are dense, contiguous or channels_last; T is 1 for images.
+"""
+
+import triton
+import triton.language as tl
+
+TILE_ELEMENTS = 2048  # 16 a thread at 4 warps
+LARGEST_RATIO = 16  # a tile holds whole pooling windows
+ROUNDS: tl.constexpr = tl.constexpr(10)
+GRADIENT_BLOCK = 2048
+
+
+def tile_shape(height: int, width: int, space_ratio: int) -> tuple[int, int]:
+    """(BLOCK_H, BLOCK_W) for a level of this size: whole groups of 4 columns, whole windows of `space_ratio` pixels."""
+    block_w = min(128, max(4, space_ratio, triton.next_power_of_2(width)))
+    block_h = max(space_ratio, min(TILE_ELEMENTS // block_w, triton.next_power_of_2(height)), 1)
+    return block_h, block_w
+
+
+@triton.jit
+def tile_position(T, H, W, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
+    """This program's sample (int64), its tile's number within the sample, frame, first row and first column."""
+    tiles_w = tl.cdiv(W, BLOCK_W)
+    tiles = tl.cdiv(H, BLOCK_H) * tiles_w
+    sample = (tl.program_id(0) // (T * tiles)).to(tl.int64)
+    number = tl.program_id(0) % (T * tiles)
+    tile = number % tiles
+    return sample, number, number // tiles, (tile // tiles_w) * BLOCK_H, (tile % tiles_w) * BLOCK_W
+
+
+@triton.jit
+def element(sample, c, t, h, w, C, T, H, W, CHANNELS_LAST: tl.constexpr):
+    """Where (sample, c, t, h, w) lies in a dense tensor; int64, since sample is."""
+    if CHANNELS_LAST:
+        offset = (((sample * T + t) * H + h) * W + w) * C + c
+    else:
+        offset = (((sample * C + c) * T + t) * H + h) * W + w
+    return offset
+
+
+@triton.jit
+def box_muller(bits0, bits1):
+    radius = tl.sqrt(-2.0 * tl.log(((bits0 >> 8) + 1).to(tl.float32) * 5.9604644775390625e-08))  # 2⁻²⁴
+    angle = (bits1 >> 8).to(tl.float32) * 3.7450703e-07  # 2π · 2⁻²⁴
+    return radius * tl.cos(angle), radius * tl.sin(angle)
+
+
+@triton.jit
+def philox_normal(key_low, key_high, level, sample, row, group):
+    """The noise of `reference.philox_normal` in a tile: row (c·T + t)·H + h [BLOCK_H, 1], group ⌊w/4⌋ [1, BLOCK_W/4] →
+    [BLOCK_H, BLOCK_W]. One Philox call makes four neighbouring columns."""
+    zero = tl.zeros_like(row + group).to(tl.uint32)  # [BLOCK_H, BLOCK_W/4]
+    bits0, bits1, bits2, bits3 = tl.philox_impl(
+        zero + group.to(tl.uint32),
+        zero + row.to(tl.uint32),
+        zero + sample.to(tl.uint32),
+        zero + level.to(tl.uint32),
+        key_low.to(tl.uint32),
+        key_high.to(tl.uint32),
+        ROUNDS,
+    )
+    normal0, normal1 = box_muller(bits0, bits1)
+    normal2, normal3 = box_muller(bits2, bits3)
+    quads = tl.join(tl.join(normal0, normal2), tl.join(normal1, normal3))  # [BLOCK_H, BLOCK_W/4, 2, 2], in order
+    return tl.reshape(quads, (zero.shape[0], zero.shape[1] * 4))
+
+
+@triton.jit
+def noise_tile(
+    noise_ptr, offset, inside, key_low, key_high, level, sample, c, t, h, left, C, T, H,
+    SEEDED: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """ε of a tile [BLOCK_H, BLOCK_W] in float32: drawn from the key, or loaded."""
+    if SEEDED:
+        group = left // 4 + tl.arange(0, BLOCK_W // 4)
+        eps = philox_normal(key_low, key_high, level, sample, (c * T + t) * H + h, group[None, :])
+    else:
+        eps = tl.load(noise_ptr + offset, inside, other=0.0).to(tl.float32)
+    return eps
+
+
+@triton.jit
+def store_pooled(
+    pooled_ptr, x, sample, c, t, top, left, C, T, H, W,
+    CHANNELS_LAST: tl.constexpr, TIME_RATIO: tl.constexpr, SPACE_RATIO: tl.constexpr,
+):  # fmt: skip
+    """Write a tile x [BLOCK_H, BLOCK_W] averaged over SPACE_RATIO² pixels, if its frame is the first of TIME_RATIO."""
+    if t % TIME_RATIO == 0:
+        rows: tl.constexpr = x.shape[0] // SPACE_RATIO
+        columns: tl.constexpr = x.shape[1] // SPACE_RATIO
+        windows = tl.reshape(x, (rows, SPACE_RATIO, columns, SPACE_RATIO))
+        mean = tl.sum(tl.sum(windows, 3), 1) * (1.0 / (SPACE_RATIO * SPACE_RATIO))  # [rows, columns]
+        h = top // SPACE_RATIO + tl.arange(0, rows)[:, None]
+        w = left // SPACE_RATIO + tl.arange(0, columns)[None, :]
+        T, H, W = T // TIME_RATIO, H // SPACE_RATIO, W // SPACE_RATIO
+        offset = element(sample, c, t // TIME_RATIO, h, w, C, T, H, W, CHANNELS_LAST)
+        tl.store(pooled_ptr + offset, mean, (h < H) & (w < W))
+
+
+@triton.jit(do_not_specialize=["key_low", "key_high"])
+def noise_level(
+    image_ptr, noise_ptr, alpha_bar_ptr, x_t_ptr, pooled_ptr, key_low, key_high, level, C, T, H, W,
+    SEEDED: tl.constexpr, CHANNELS_LAST: tl.constexpr, POOL: tl.constexpr, TIME_RATIO: tl.constexpr,
+    SPACE_RATIO: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """x_t of a tile at one level, and with POOL the next level's image."""
+    sample, _, t, top, left = tile_position(T, H, W, BLOCK_H, BLOCK_W)
+    h = top + tl.arange(0, BLOCK_H)[:, None]
+    w = left + tl.arange(0, BLOCK_W)[None, :]
+    inside = (h < H) & (w < W)
+    alpha_bar = tl.load(alpha_bar_ptr + sample)
+    signal, sigma = tl.sqrt(alpha_bar), tl.sqrt(1.0 - alpha_bar)
+    for c in range(C):
+        offset = element(sample, c, t, h, w, C, T, H, W, CHANNELS_LAST)
+        x = tl.load(image_ptr + offset, inside, other=0.0).to(tl.float32)
+        eps = noise_tile(
+            noise_ptr, offset, inside, key_low, key_high, level, sample, c, t, h, left, C, T, H, SEEDED, BLOCK_W
+        )
+        tl.store(x_t_ptr + offset, signal * x + sigma * eps, inside)
+        if POOL:
+            store_pooled(pooled_ptr, x, sample, c, t, top, left, C, T, H, W, CHANNELS_LAST, TIME_RATIO, SPACE_RATIO)
+
+
+@triton.jit
+def squared_size(alpha_bar, SPACE: tl.constexpr):
+    """Of an error of 1 in v, measured in another space (`reference.loss_factor`)."""
+    if SPACE == "eps":
+        size = alpha_bar
+    elif SPACE == "x0":
+        size = 1.0 - alpha_bar
+    else:
+        size = alpha_bar * 0.0 + 1.0
+    return size
+
+
+@triton.jit
+def loss_factor(alpha_bar, PREDICTION: tl.constexpr, LOSS_TARGET: tl.constexpr, SMALLEST_DENOMINATOR: tl.constexpr):
+    if PREDICTION == LOSS_TARGET:
+        factor = alpha_bar * 0.0 + 1.0
+    else:
+        factor = squared_size(alpha_bar, LOSS_TARGET) / tl.maximum(
+            squared_size(alpha_bar, PREDICTION), SMALLEST_DENOMINATOR
+        )
+    return factor
+
+
+@triton.jit(do_not_specialize=["key_low", "key_high", "scale"])
+def loss_level(
+    pred_ptr, image_ptr, noise_ptr, alpha_bar_ptr, residual_ptr, pooled_ptr, partial_ptr, key_low, key_high, level,
+    rows, scale, partials, first_partial, C, T, H, W,
+    SEEDED: tl.constexpr, PREDICTION: tl.constexpr, LOSS_TARGET: tl.constexpr, SMALLEST_DENOMINATOR: tl.constexpr,
+    WITH_RESIDUAL: tl.constexpr, IMAGE_LAST: tl.constexpr, PRED_LAST: tl.constexpr,
+    POOL: tl.constexpr, TIME_RATIO: tl.constexpr, SPACE_RATIO: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """residual = pred − target, and this tile's share of the loss, into column first_partial + (its number) of
+    partial (B, partials). Samples from `rows` on have no prediction: their tiles are only pooled."""
+    sample, number, t, top, left = tile_position(T, H, W, BLOCK_H, BLOCK_W)
+    h = top + tl.arange(0, BLOCK_H)[:, None]
+    w = left + tl.arange(0, BLOCK_W)[None, :]
+    inside = (h < H) & (w < W)
+    predicted = sample < rows
+    alpha_bar = tl.load(alpha_bar_ptr + sample)
+    squared_error = tl.zeros((BLOCK_H, BLOCK_W), tl.float32)
+    for c in range(C):
+        offset = element(sample, c, t, h, w, C, T, H, W, IMAGE_LAST)
+        x = tl.load(image_ptr + offset, inside, other=0.0).to(tl.float32)
+        if predicted:
+            eps = noise_tile(
+                noise_ptr, offset, inside, key_low, key_high, level, sample, c, t, h, left, C, T, H, SEEDED, BLOCK_W
+            )
+            if PREDICTION == "v":
+                target = tl.sqrt(alpha_bar) * eps - tl.sqrt(1.0 - alpha_bar) * x
+            elif PREDICTION == "eps":
+                target = eps
+            else:
+                target = x
+            pred_offset = element(sample, c, t, h, w, C, T, H, W, PRED_LAST)
+            residual = tl.load(pred_ptr + pred_offset, inside, other=0.0).to(tl.float32) - target
+            residual = tl.where(inside, residual, 0.0)
+            squared_error += residual * residual
+            if WITH_RESIDUAL:
+                tl.store(residual_ptr + pred_offset, residual, inside)
+        if POOL:
+            store_pooled(pooled_ptr, x, sample, c, t, top, left, C, T, H, W, IMAGE_LAST, TIME_RATIO, SPACE_RATIO)
+    if predicted:
+        share = tl.sum(squared_error) * scale * loss_factor(alpha_bar, PREDICTION, LOSS_TARGET, SMALLEST_DENOMINATOR)
+        tl.store(partial_ptr + sample * partials + first_partial + number, share)
+
+
+@triton.jit
+def residual_gradient(
+    residual_ptr, upstream_ptr, alpha_bar_ptr, gradient_ptr, scale, elements,
+    PREDICTION: tl.constexpr, LOSS_TARGET: tl.constexpr, SMALLEST_DENOMINATOR: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """gradient = 2 · scale · factor · upstream · residual, for samples of `elements` numbers each."""
+    blocks = tl.cdiv(elements, BLOCK)
+    sample = (tl.program_id(0) // blocks).to(tl.int64)
+    column = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    alpha_bar = tl.load(alpha_bar_ptr + sample)
+    factor = loss_factor(alpha_bar, PREDICTION, LOSS_TARGET, SMALLEST_DENOMINATOR)
+    slope = 2.0 * scale * factor * tl.load(upstream_ptr + sample)
+    offset = sample * elements + column
+    residual = tl.load(residual_ptr + offset, column < elements, other=0.0).to(tl.float32)
+    tl.store(gradient_ptr + offset, slope * residual, column < elements)
