@@ -74,6 +74,7 @@ def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
 
 def launch(kernel, grid: tuple[int, ...], *args, **options) -> None:
     """Run `kernel[grid](*args, **options)` on the device of its first tensor; nothing runs on an empty grid."""
+    options = {"enable_fp_fusion": True, **options}  # a * b + c in one instruction: off by default from Triton 3.10
     if (record := _recorder.get()) is not None:
         record(kernel, args, options)
     elif 0 not in grid:

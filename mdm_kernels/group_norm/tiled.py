@@ -1,0 +1,232 @@
+"""GroupNormSiLU of groups too large for one program, by tiles.
+
+Forward: reduce tiles to per-channel partial results (tile_statistics), combine those of a group (combine_statistics),
+transform the tiles (apply_forward). Backward: tile_gradient_sums, combine_gradient_sums, apply_backward. A tile is
+[BLOCK_C, BLOCK_S] of one row and pays no heed to the borders of groups, so that channels-last loads are 16 bytes wide
+whatever the channels per group. Partial results (N, tiles, C) are float32 and add less than 2 % to the traffic.
+"""
+
+import triton
+import triton.language as tl
+
+from .kernels import activated, activation_gradient, channel_transform, stride_c, stride_s, warps
+
+TILE = 8192  # elements of a tile
+CHANNELS_LAST_WIDTH = 32  # channels of a channels-last tile: 64 bytes in bf16, whole memory sectors
+
+
+def tile_launch(rows: int, channels: int, positions: int, channels_last: bool) -> tuple[dict, tuple[int], int]:
+    """Constants and grid of the kernels that walk tiles, and the tiles of a row along its positions."""
+    block_c, block_s = triton.next_power_of_2(channels), triton.next_power_of_2(positions)
+    if channels_last:
+        block_c = min(block_c, CHANNELS_LAST_WIDTH)
+        block_s = min(block_s, TILE // block_c)
+    else:
+        block_s = min(block_s, TILE)
+        block_c = min(block_c, TILE // block_s)
+    tiles = triton.cdiv(positions, block_s)
+    constants = {"BLOCK_C": block_c, "BLOCK_S": block_s, "num_warps": warps(block_c * block_s)}
+    return constants, (rows * tiles * triton.cdiv(channels, block_c),), tiles
+
+
+def combine_statistics_launch(channels: int, tiles: int, tile: dict) -> dict:
+    """Constants of combine_statistics for groups of `channels`, where the tiles were made with `tile`."""
+    block = min(triton.next_power_of_2(channels * tiles), 1024)
+    return {"CHANNELS": channels, "TILE_S": tile["BLOCK_S"], "BLOCK": block, "num_warps": 4}
+
+
+def combine_gradients_launch(channels: int, tiles: int) -> dict:
+    """Constants of combine_gradient_sums for groups of `channels`."""
+    block_c = min(triton.next_power_of_2(channels), 64)
+    block_t = min(triton.next_power_of_2(tiles), 1024 // block_c)
+    return {"CHANNELS": channels, "BLOCK_C": block_c, "BLOCK_T": block_t, "num_warps": 4}
+
+
+@triton.jit
+def tile_position(program, C, S, tiles, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """Row, tile number, channels [BLOCK_C, 1], offsets [BLOCK_C, BLOCK_S] and which of them are inside the row, of a
+    program; channels vary fastest."""
+    channel_blocks = tl.cdiv(C, BLOCK_C)
+    tile = ((program // channel_blocks) % tiles).to(tl.int64)
+    n = (program // (channel_blocks * tiles)).to(tl.int64)
+    k = tl.arange(0, BLOCK_C)[:, None]
+    i = tl.arange(0, BLOCK_S)[None, :]
+    first_c = (program % channel_blocks) * BLOCK_C
+    first_s = tile * BLOCK_S
+    first = n * C * S + first_c.to(tl.int64) * stride_c(S, CHANNELS_LAST) + first_s * stride_s(C, CHANNELS_LAST)
+    at = first + (k * stride_c(S, CHANNELS_LAST) + i * stride_s(C, CHANNELS_LAST))
+    return n, tile, first_c + k, at, (first_c + k < C) & (first_s + i < S)
+
+
+@triton.jit
+def load_shifted(x_ptr, n, c, at, inside, C, S, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """A tile of x minus its groups' pilots, [BLOCK_C, BLOCK_S] in float32; anything outside the row."""
+    group = tl.minimum(c, C - 1) // CHANNELS
+    first = n * C * S + (group * CHANNELS).to(tl.int64) * stride_c(S, CHANNELS_LAST)  # [BLOCK_C, 1]
+    return tl.load(x_ptr + at, inside, other=0.0).to(tl.float32) - tl.load(x_ptr + first).to(tl.float32)
+
+
+@triton.jit
+def tile_statistics(
+    x_ptr, means_ptr, deviations_ptr, G, S, frames, tiles,
+    CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """Mean (less its group's pilot) and Σ(x − mean)² of every channel of one tile, into (N, tiles, C)."""
+    C = G * CHANNELS
+    n, tile, c, at, inside = tile_position(tl.program_id(0), C, S, tiles, BLOCK_C, BLOCK_S, CHANNELS_LAST)
+    x = load_shifted(x_ptr, n, c, at, inside, C, S, CHANNELS, CHANNELS_LAST)  # [BLOCK_C, BLOCK_S]
+    mean = tl.sum(tl.where(inside, x, 0.0), 1, keep_dims=True) / tl.minimum(S - tile * BLOCK_S, BLOCK_S).to(tl.float32)
+    x = tl.where(inside, x - mean, 0.0)
+    out = (n * tiles + tile) * C + c
+    tl.store(means_ptr + out, mean, c < C)
+    tl.store(deviations_ptr + out, tl.sum(x * x, 1, keep_dims=True), c < C)
+
+
+@triton.jit
+def combine_statistics(
+    means_ptr, deviations_ptr, mean_ptr, rstd_ptr, G, S, frames, tiles, eps,
+    CHANNELS: tl.constexpr, TILE_S: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """mean and rstd of one group of one row from the statistics of its channels' tiles."""
+    group = tl.program_id(0)
+    C = G * CHANNELS
+    row = (group // G).to(tl.int64) * tiles * C + (group % G) * CHANNELS
+    count = tl.cast(S, tl.float32) * CHANNELS
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, tiles * CHANNELS, BLOCK):
+        i = start + tl.arange(0, BLOCK)  # a tile of the group and a channel of it
+        tile, inside = (i // CHANNELS).to(tl.int64), i < tiles * CHANNELS
+        mean = tl.load(means_ptr + row + tile * C + i % CHANNELS, inside, other=0.0)
+        elements = tl.minimum(S - tile * TILE_S, TILE_S).to(tl.float32)
+        total += tl.where(inside, mean * elements, 0.0)
+    group_mean = tl.sum(total, 0) / count
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, tiles * CHANNELS, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        tile, inside = (i // CHANNELS).to(tl.int64), i < tiles * CHANNELS
+        at = row + tile * C + i % CHANNELS
+        difference = tl.load(means_ptr + at, inside, other=0.0) - group_mean
+        elements = tl.minimum(S - tile * TILE_S, TILE_S).to(tl.float32)
+        deviation = tl.load(deviations_ptr + at, inside, other=0.0) + elements * difference * difference
+        total += tl.where(inside, deviation, 0.0)
+    tl.store(mean_ptr + group, group_mean)
+    tl.store(rstd_ptr + group, tl.rsqrt(tl.sum(total, 0) / count + tl.cast(eps, tl.float32)))
+
+
+@triton.jit
+def apply_forward(
+    x_ptr, y_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
+    G, S, frames, tiles,
+    CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, SILU: tl.constexpr,
+):  # fmt: skip
+    """y of one tile."""
+    C = G * CHANNELS
+    program = tl.num_programs(0) - 1 - tl.program_id(0)  # last tiles first: the reduction left them in the cache
+    n, _, c, at, inside = tile_position(program, C, S, tiles, BLOCK_C, BLOCK_S, CHANNELS_LAST)
+    group = n * G + c // CHANNELS  # [BLOCK_C, 1]
+    gain, offset = channel_transform(
+        weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride, n // frames, c, c < C
+    )
+    x = load_shifted(x_ptr, n, c, at, inside, C, S, CHANNELS, CHANNELS_LAST) - tl.load(mean_ptr + group, c < C, other=0.0)
+    y = activated(x * (tl.load(rstd_ptr + group, c < C, other=0.0) * gain) + offset, SILU)
+    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), inside)
+
+
+@triton.jit
+def tile_gradients(
+    dy_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
+    n, c, at, inside, G, S, frames, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, SILU: tl.constexpr,
+):  # fmt: skip
+    """du and x̂ of a tile [BLOCK_C, BLOCK_S], rstd and gain of its channels [BLOCK_C, 1]."""
+    C = G * CHANNELS
+    group = n * G + c // CHANNELS
+    gain, offset = channel_transform(
+        weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride, n // frames, c, c < C
+    )
+    rstd = tl.load(rstd_ptr + group, c < C, other=0.0)
+    mean = tl.load(mean_ptr + group, c < C, other=0.0)
+    xhat = (load_shifted(x_ptr, n, c, at, inside, C, S, CHANNELS, CHANNELS_LAST) - mean) * rstd
+    dy = tl.load(dy_ptr + at, inside, other=0.0).to(tl.float32)
+    return activation_gradient(dy, xhat * gain + offset, SILU), xhat, rstd, gain
+
+
+@triton.jit
+def tile_gradient_sums(
+    dy_ptr, x_ptr, mean_ptr, rstd_ptr, sums_du_ptr, sums_du_xhat_ptr,
+    weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
+    G, S, frames, tiles,
+    CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, SILU: tl.constexpr,
+):  # fmt: skip
+    """Σ du and Σ du·x̂ of every channel of one tile, into (N, tiles, C)."""
+    C = G * CHANNELS
+    n, tile, c, at, inside = tile_position(tl.program_id(0), C, S, tiles, BLOCK_C, BLOCK_S, CHANNELS_LAST)
+    du, xhat, _, _ = tile_gradients(
+        dy_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
+        n, c, at, inside, G, S, frames, CHANNELS, CHANNELS_LAST, SILU,
+    )  # fmt: skip
+    out = (n * tiles + tile) * C + c
+    tl.store(sums_du_ptr + out, tl.sum(du, 1, keep_dims=True), c < C)
+    tl.store(sums_du_xhat_ptr + out, tl.sum(du * xhat, 1, keep_dims=True), c < C)
+
+
+@triton.jit
+def combine_gradient_sums(
+    sums_du_ptr, sums_du_xhat_ptr, sum_du_ptr, sum_du_xhat_ptr, mean_dz_ptr, mean_dz_xhat_ptr,
+    weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride, G, S, frames, tiles,
+    CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """Sums over the tiles: Σ du and Σ du·x̂ of each channel of one group of one row, and the group's mean of
+    dz = gain·du and of dz·x̂."""
+    group = tl.program_id(0)
+    n = (group // G).to(tl.int64)
+    C = G * CHANNELS
+    count = tl.cast(S, tl.float32) * CHANNELS
+    total_dz = tl.zeros([BLOCK_C, 1], tl.float32)
+    total_dz_xhat = tl.zeros([BLOCK_C, 1], tl.float32)
+    for first in range(0, CHANNELS, BLOCK_C):
+        k = first + tl.arange(0, BLOCK_C)[:, None]
+        c = (group % G) * CHANNELS + k
+        sum_du = tl.zeros([BLOCK_C, BLOCK_T], tl.float32)
+        sum_du_xhat = tl.zeros([BLOCK_C, BLOCK_T], tl.float32)
+        for start in range(0, tiles, BLOCK_T):
+            tile = start + tl.arange(0, BLOCK_T)[None, :]
+            inside = (k < CHANNELS) & (tile < tiles)
+            at = (n * tiles + tile) * C + c
+            sum_du += tl.load(sums_du_ptr + at, inside, other=0.0)
+            sum_du_xhat += tl.load(sums_du_xhat_ptr + at, inside, other=0.0)
+        sum_du = tl.sum(sum_du, 1, keep_dims=True)  # [BLOCK_C, 1]
+        sum_du_xhat = tl.sum(sum_du_xhat, 1, keep_dims=True)
+        tl.store(sum_du_ptr + n * C + c, sum_du, k < CHANNELS)
+        tl.store(sum_du_xhat_ptr + n * C + c, sum_du_xhat, k < CHANNELS)
+        gain, _ = channel_transform(
+            weight_ptr, None, scale_ptr, None, scale_stride, 0, n // frames, c, k < CHANNELS
+        )
+        total_dz += gain * sum_du
+        total_dz_xhat += gain * sum_du_xhat
+    tl.store(mean_dz_ptr + group, tl.sum(tl.sum(total_dz, 1), 0) / count)
+    tl.store(mean_dz_xhat_ptr + group, tl.sum(tl.sum(total_dz_xhat, 1), 0) / count)
+
+
+@triton.jit
+def apply_backward(
+    dy_ptr, x_ptr, dx_ptr, mean_ptr, rstd_ptr, mean_dz_ptr, mean_dz_xhat_ptr,
+    weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
+    G, S, frames, tiles,
+    CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, SILU: tl.constexpr,
+):  # fmt: skip
+    """dx of one tile."""
+    C = G * CHANNELS
+    program = tl.num_programs(0) - 1 - tl.program_id(0)  # as in apply_forward
+    n, _, c, at, inside = tile_position(program, C, S, tiles, BLOCK_C, BLOCK_S, CHANNELS_LAST)
+    du, xhat, rstd, gain = tile_gradients(
+        dy_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
+        n, c, at, inside, G, S, frames, CHANNELS, CHANNELS_LAST, SILU,
+    )  # fmt: skip
+    group = n * G + c // CHANNELS
+    mean_dz = tl.load(mean_dz_ptr + group, c < C, other=0.0)
+    mean_dz_xhat = tl.load(mean_dz_xhat_ptr + group, c < C, other=0.0)
+    dx = rstd * (gain * du - mean_dz - xhat * mean_dz_xhat)
+    tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), inside)
