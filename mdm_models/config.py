@@ -2,13 +2,9 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 KINDS = ("image", "space", "time")
-
-
-def _doc(text: str, **kwargs):
-    return field(metadata={"help": text}, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -19,46 +15,61 @@ class UNetConfig:
     Source: Gu et al., "Matryoshka Diffusion Models", ICLR 2024, section 3.2 and appendix; video after the same paper.
     """
 
-    channels: tuple[int, ...] = _doc("width of each stage")
-    blocks: tuple[int, ...] = _doc("residual blocks in each stage on the way down (one more on the way up)")
-    kind: str = _doc(
-        "what halving between stages does: 'image' height and width of an image, 'space' height and width of every "
-        "frame of a clip, 'time' the number of frames",
-        default="image",
-    )
-    attention: tuple[int, ...] = _doc("attention layers after each residual block; () for none", default=())
-    attention_ffn: bool = _doc("a feed-forward layer after each attention layer", default=False)
-    num_heads: int = _doc("heads of image and text attention", default=8)
-    temporal_attention: tuple[int, ...] = _doc(
-        "attention layers over frames after each residual block ('time' only); () for none", default=()
-    )
-    temporal_head_dim: int = _doc("width of one head of temporal attention", default=32)
-    rotary: bool = _doc("rotary frame positions in temporal attention", default=False)
-    mid_blocks: bool = _doc("two residual blocks with an attention layer between them (innermost only)", default=False)
-    embed_dim: int = _doc("width of the time embedding, the same in every nested UNet", default=1024)
-    norm_groups: int = _doc("groups of every GroupNorm", default=32)
-    dropout: float = _doc("dropout probability inside residual blocks", default=0.0)
-    image_channels: int = _doc("channels of the images", default=3)
-    micro: tuple[tuple[str, float], ...] = _doc(
-        "micro-conditions and their default values, such as (('scale', 64.0),)", default=()
-    )
-    normalize_input: bool = _doc("divide the noisy input by its standard deviation", default=False)
-    in_adapter: bool = _doc("hand the outer features to the inner UNet", default=True)
-    adapters_see_grid: bool = _doc(
-        "the adapters of a clip see its frames side by side as one n×n picture, as in the official code, so that their "
-        "3×3 kernels cross the borders between frames",
-        default=False,
-    )
-    context_dim: int = _doc("width of the text features; 0 for an unconditional model (innermost only)", default=0)
-    context_proj_dim: int = _doc("project the text features to this width first; 0 for no projection", default=0)
-    context_layers: int = _doc("self-attention layers over the projected text features", default=0)
-    masked_context: bool = _doc("attention leaves padded text tokens out (innermost decides for all)", default=True)
-    inner: "UNetConfig | None" = _doc("the nested UNet", default=None)
+    channels: tuple[int, ...]
+    """width of each stage"""
+    blocks: tuple[int, ...]
+    """residual blocks in each stage on the way down (one more on the way up)"""
+    kind: str = "image"
+    """what halving between stages does: "image" height and width of an image, "space" height and width of every frame of
+    a clip, "time" the number of frames"""
+    attention: tuple[int, ...] = ()
+    """attention layers after each residual block; () for none"""
+    attention_ffn: bool = False
+    """a feed-forward layer after each attention layer"""
+    num_heads: int = 8
+    """heads of image and text attention"""
+    temporal_attention: tuple[int, ...] = ()
+    """attention layers over frames after each residual block ("time" only); () for none"""
+    temporal_head_dim: int = 32
+    """width of one head of temporal attention"""
+    rotary: bool = False
+    """rotary frame positions in temporal attention"""
+    mid_blocks: bool = False
+    """two residual blocks with an attention layer between them (innermost only)"""
+    embed_dim: int = 1024
+    """width of the time embedding, the same in every nested UNet"""
+    norm_groups: int = 32
+    """groups of every GroupNorm"""
+    dropout: float = 0.0
+    """dropout probability inside residual blocks"""
+    image_channels: int = 3
+    """channels of the images"""
+    micro: tuple[tuple[str, float], ...] = ()
+    """micro-conditions and their default values, such as (("scale", 64.0),)"""
+    normalize_input: bool = False
+    """divide the noisy input (of a clip: each frame) by its standard deviation"""
+    in_adapter: bool = True
+    """hand the outer features to the inner UNet"""
+    adapters_see_grid: bool = False
+    """the adapters of a clip see its frames side by side as one n×n picture, as in the official code, so that their 3×3
+    kernels cross the borders between frames"""
+    context_dim: int = 0
+    """width of the text features; 0 for an unconditional model (innermost only)"""
+    context_proj_dim: int = 0
+    """project the text features to this width first; 0 for no projection"""
+    context_layers: int = 0
+    """self-attention layers over the projected text features"""
+    masked_context: bool = True
+    """attention leaves padded text tokens out (the innermost decides for all)"""
+    inner: "UNetConfig | None" = None
+    """the nested UNet"""
 
     def __post_init__(self):
         stages = len(self.channels)
         if stages == 0 or len(self.blocks) != stages:
-            raise ValueError(f"channels {self.channels} and blocks {self.blocks} must have one entry a stage, at least one")
+            raise ValueError(
+                f"channels {self.channels} and blocks {self.blocks} must have one entry a stage, at least one"
+            )
         for name in ("attention", "temporal_attention"):
             layers = getattr(self, name)
             if layers and len(layers) != stages:
@@ -83,7 +94,9 @@ class UNetConfig:
         if inner.embed_dim != self.embed_dim:
             raise ValueError(f"embed_dim {self.embed_dim} differs from the inner UNet's {inner.embed_dim}")
         if inner.image_channels != self.image_channels:
-            raise ValueError(f"image_channels {self.image_channels} differs from the inner UNet's {inner.image_channels}")
+            raise ValueError(
+                f"image_channels {self.image_channels} differs from the inner UNet's {inner.image_channels}"
+            )
         if self.kind == "image" and any(config.kind != "image" for config in inner.levels):
             raise ValueError("an image UNet cannot hold a video UNet: its kind must be 'space' or 'time'")
 
@@ -122,7 +135,7 @@ class UNetConfig:
 
     @property
     def scales(self) -> list[float]:
-        """Linear resolution of each level over the innermost one's, for the noise schedule: space ratio · √(time ratio)."""
+        """Each level's resolution over the innermost one's, for the noise schedule: space ratio · √(time ratio)."""
         time, space = self.strides[-1]
         return [space / s * math.sqrt(time / t) for t, s in self.strides]
 
@@ -131,7 +144,7 @@ class UNetConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "UNetConfig":
-        """The inverse of `to_dict`, also after a round through JSON (lists for tuples). Unknown keys raise ValueError."""
+        """The inverse of `to_dict`, also after a trip through JSON (lists for tuples). Unknown keys raise ValueError."""
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(f"unknown config keys {', '.join(unknown)}; known are {', '.join(sorted(known))}")

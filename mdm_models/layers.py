@@ -136,7 +136,9 @@ class TemporalAttentionBlock(nn.Module):
         low = self.down(x)
         h = tokens_of(low)
         rotary = rotary_angles(frames, self.head_dim, x.device) if self.rotary else None
-        h = h + self.proj(temporal_attention(self.qkv(self.norm(h)), num_heads=self.num_heads, frames=frames, rotary=rotary))
+        h = h + self.proj(
+            temporal_attention(self.qkv(self.norm(h)), num_heads=self.num_heads, frames=frames, rotary=rotary)
+        )
         h = h + self.mlp(self.mlp_norm(h))
         return x + self.up(F.interpolate(image_of(h, like=low), scale_factor=2))
 

@@ -137,7 +137,7 @@ def load_checkpoint(path: str | Path, name: str) -> UNet:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: not a readable official checkpoint ({reason})") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
@@ -150,6 +150,8 @@ def _filled(model: UNet, state_dict: dict[str, Tensor], path: Path, name: str) -
     wrong = sorted(own.keys() ^ state_dict.keys())
     wrong += [key for key in own.keys() & state_dict.keys() if own[key].shape != state_dict[key].shape]
     if wrong:
-        raise ValueError(f"{path}: a checkpoint of another model than {name}: {len(wrong)} tensors differ, as {wrong[0]}")
+        raise ValueError(
+            f"{path}: a checkpoint of another model than {name}: {len(wrong)} tensors differ, as {wrong[0]}"
+        )
     model.load_state_dict(state_dict)
     return model.eval()

@@ -59,7 +59,8 @@ class Stage(nn.Module):
         self.temporal_layers = config.temporal_attention[index] if config.temporal_attention else 0
         blocks = len(in_channels)
         self.resnets = nn.ModuleList(
-            ResidualBlock(channels, width, config.embed_dim, config.norm_groups, config.dropout) for channels in in_channels
+            ResidualBlock(channels, width, config.embed_dim, config.norm_groups, config.dropout)
+            for channels in in_channels
         )
         self.attention = nn.ModuleList(
             AttentionBlock(width, config.num_heads, config.norm_groups, context_dim, config.attention_ffn)
@@ -107,7 +108,9 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         self.time_embed = SinusoidalEmbedding(config.embed_dim)
-        self.micro_embed = nn.ModuleDict({name: SinusoidalEmbedding(config.embed_dim, zero=True) for name, _ in config.micro})
+        self.micro_embed = nn.ModuleDict(
+            {name: SinusoidalEmbedding(config.embed_dim, zero=True) for name, _ in config.micro}
+        )
         self.conv_in = nn.Conv2d(config.image_channels, config.channels[0], 3, padding=1)
         self._build_stages(config)
         self.norm_out = GroupNormSiLU(config.norm_groups, config.channels[0])
@@ -134,7 +137,11 @@ class UNet(nn.Module):
         self.text = None
         if config.context_dim:
             self.text = TextConditioning(
-                config.context_dim, config.context_proj_dim, config.context_layers, config.masked_context, config.embed_dim
+                config.context_dim,
+                config.context_proj_dim,
+                config.context_layers,
+                config.masked_context,
+                config.embed_dim,
             )
         self.middle_blocks = nn.ModuleList()
         if config.mid_blocks:
@@ -278,7 +285,9 @@ def build_model(config: UNetConfig) -> UNet:
 def _check_inputs(config: UNetConfig, x, time, context, context_mask, micro) -> None:
     levels = config.levels
     if len(x) != len(levels):
-        raise ValueError(f"x has {len(x)} tensors; this model takes {len(levels)}, one a level, highest resolution first")
+        raise ValueError(
+            f"x has {len(x)} tensors; this model takes {len(levels)}, one a level, highest resolution first"
+        )
     batch = x[-1].shape[0]
     dims = 5 if config.is_video else 4
     for i, (level, tensor) in enumerate(zip(levels, x, strict=True)):
@@ -292,9 +301,13 @@ def _check_inputs(config: UNetConfig, x, time, context, context_mask, micro) -> 
             raise ValueError(f"x[{i}] has {shape[0]} rows, more than the {x[i + 1].shape[0]} of the level inside it")
         _check_size(i, level, shape)
         if i and _size(shape) != (expected := _inner_size(levels[i - 1], tuple(x[i - 1].shape))):
-            raise ValueError(f"x[{i}] has shape {shape}; with x[{i - 1}] as given its (frames, height, width) must be {expected}")
+            raise ValueError(
+                f"x[{i}] has shape {shape}; with x[{i - 1}] as given its (frames, height, width) must be {expected}"
+            )
     if tuple(time.shape) != (batch,):
-        raise ValueError(f"time has shape {tuple(time.shape)}; it must be ({batch},), one a sample of the lowest resolution")
+        raise ValueError(
+            f"time has shape {tuple(time.shape)}; it must be ({batch},), one a sample of the lowest resolution"
+        )
     _check_context(config.innermost, batch, context, context_mask)
     known = {name for level in levels for name, _ in level.micro}
     for name, value in micro.items():

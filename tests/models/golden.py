@@ -12,7 +12,9 @@ from mdm_models import UNet, build_model, official
 
 # tests/golden holds a subset that covers every rule; MDM_GOLDEN names a directory with more files of the same form.
 DIRECTORY = Path(os.environ.get("MDM_GOLDEN", Path(__file__).parents[1] / "golden"))
-MODELS = sorted(path.stem for path in DIRECTORY.glob("*.safetensors") if path.stem.startswith(("unet", "nested", "video")))
+MODELS = sorted(
+    path.stem for path in DIRECTORY.glob("*.safetensors") if path.stem.startswith(("unet", "nested", "video"))
+)
 
 
 def read(name: str) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -1,0 +1,35 @@
+# `make test` and `make demo` need only Python ≥ 3.11 and make: they build .venv, install what constraints.txt pins, and run.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help install test lint aot demo clean
+
+help: ## What there is to make
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/'
+
+install: $(STAMP) ## Build .venv with everything in it
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@touch $@
+
+lint: $(STAMP) ## Style
+	$(BIN)/ruff check .
+
+aot: $(STAMP) ## Compile every kernel for sm_80, sm_90, sm_100 and gfx942; no GPU needed
+	$(BIN)/python -m mdm_kernels.aot
+
+test: $(STAMP) lint aot ## Everything CI runs
+	$(BIN)/python -m pytest -q -n 2
+
+demo: $(STAMP) ## Train a small text-to-video model on real clips, sample it, and measure the kernels
+	$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node=2 recipes/t2v_webvid.py --preset tiny \
+		--data recipes/data/clips --out runs/demo/train
+	$(BIN)/python benchmarks/throughput.py --quick --json runs/demo/throughput.json | tee runs/demo/throughput.txt
+
+clean: ## Remove .venv and runs
+	rm -rf .venv runs

@@ -1,0 +1,118 @@
+"""Each model's training step and sampling step on our ops and on plain PyTorch, with the same weights."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.plain import plain_pytorch
+from benchmarks.report import Row
+from benchmarks.timing import peak_memory, time_side_by_side
+from mdm_models import UNet, create_model
+from mdm_models.diffusion import MatryoshkaDiffusion, guide
+
+# name → (height and width, frames) of its highest level
+SIZES = {
+    "mdm_t2i_tiny": (32, None),
+    "mdm_t2v_tiny": (32, 8),
+    "mdm_t2i_64": (64, None),
+    "mdm_t2i_256": (256, None),
+    "mdm_t2i_1024": (1024, None),
+    "mdm_c2i_256": (256, None),
+    "mdm_t2v_64": (64, 16),
+    "mdm_t2v_256": (256, 16),
+}
+TEXT_TOKENS = 128
+
+
+def default_names(device: torch.device, quick: bool) -> list[str]:
+    if quick:
+        return ["mdm_t2v_tiny"]
+    if device.type == "cpu":
+        return ["mdm_t2i_tiny", "mdm_t2v_tiny", "mdm_t2i_64"]
+    return list(SIZES)
+
+
+class ModelCase:
+    """A model with everything its steps need, on random images and text."""
+
+    def __init__(self, name: str, batch: int, dtype: torch.dtype, device: torch.device):
+        torch.manual_seed(0)
+        self.name, self.batch, self.dtype, self.device = name, batch, dtype, device
+        with device:
+            self.model: UNet = create_model(name)
+        config = self.model.config
+        self.diffusion = MatryoshkaDiffusion(config.scales).to(device)
+        size, frames = SIZES[name]
+        self.shape = f"{batch}×" + (f"{frames}×" if frames else "") + f"{size}²"
+        clip = (batch, 3, frames, size, size) if frames else (batch, 3, size, size)
+        self.images = torch.rand(clip, device=device) * 2 - 1
+        self.strides = config.strides if frames else [space for _, space in config.strides]
+        self.time = torch.randint(0, 1000, (batch,), device=device)
+        self.context = torch.randn(batch, TEXT_TOKENS, config.innermost.context_dim, device=device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-6, fused=True)
+
+    def training_step(self, seed: int | None) -> None:
+        """Noise, predictions, loss, gradients, one Adam step; noise in the kernels from `seed`, or drawn if None."""
+        noise = None if seed is not None else [torch.randn_like(level) for level in self._clean_levels()]
+        x_t = self.diffusion.add_noise(self.images, self.time, self.strides, noise, seed=seed)
+        with self._autocast():
+            preds = self.model(x_t, self.time, self.context)
+        loss = self.diffusion.per_sample_loss(preds, self.images, self.time, noise, seed=seed).mean()
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def sampling_step(self) -> None:
+        """One guided DDIM step: the model on a doubled batch, guidance, the reverse step."""
+        x_t = self._clean_levels()
+        with torch.inference_mode(), self._autocast():
+            context = torch.cat([self.context, self.context])
+            preds = self.model([torch.cat([x, x]) for x in x_t], torch.cat([self.time, self.time]), context)
+            self.diffusion.step(x_t, guide(preds, 5.0), 500, 480, eta=0.0)
+
+    def sampling_flops(self) -> int:
+        with FlopCounterMode(display=False) as counter, plain_pytorch():
+            self.sampling_step()
+        return counter.get_total_flops()
+
+    def _clean_levels(self) -> list[torch.Tensor]:
+        if self.images.dim() == 4:
+            return [self.images[:, :, ::space, ::space] for space in self.strides]
+        return [self.images[:, :, ::time, ::space, ::space] for time, space in self.strides]
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+def measure(case: ModelCase, rates, seconds: float) -> Iterator[Row]:
+    """A row for the training step and one for the sampling step."""
+
+    def on_plain(step: Callable[[], None]) -> Callable[[], None]:
+        def call():
+            with plain_pytorch():
+                step()
+
+        return call
+
+    flops = case.sampling_flops()
+    steps = {
+        "training step": (
+            {"ours": lambda: case.training_step(seed=1), "plain": on_plain(lambda: case.training_step(None))},
+            1.5,
+        ),
+        "sampling step": ({"ours": case.sampling_step, "plain": on_plain(case.sampling_step)}, 1.0),
+    }
+    for name, (calls, work) in steps.items():
+        case.model.train(name == "training step")
+        yield Row(
+            group="model",
+            name=case.name,
+            shape=case.shape,
+            step=name,
+            samples=case.batch,
+            timings=time_side_by_side(calls, case.device, seconds=seconds),
+            peaks={who: peak_memory(call, case.device) for who, call in calls.items()},
+            floor=work * flops / rates.matrix,  # training: forward once and backward twice, not doubled for guidance
+        )

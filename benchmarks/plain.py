@@ -1,0 +1,103 @@
+"""The ops of `mdm_kernels` as they are commonly written in plain PyTorch: what the benchmarks compare against.
+
+These are no oracles (`mdm_kernels/*/reference.py` are): each is the straightforward sequence of library calls.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mdm_kernels import GroupNormSiLU
+from mdm_models import layers
+from mdm_models.diffusion import objective
+
+
+def group_norm_silu(x, num_groups, weight=None, bias=None, eps=1e-5, *, scale=None, shift=None, activation="silu"):
+    y = F.group_norm(x, num_groups, weight, bias, eps)
+    if scale is not None:
+        frames = x.shape[0] // scale.shape[0]
+        scale, shift = (film.repeat_interleave(frames, dim=0)[:, :, None, None] for film in (scale, shift))
+        y = y * (1 + scale) + shift
+    return F.silu(y) if activation == "silu" else y
+
+
+def flash_attention(q, k, v, *, key_mask=None, scale=None):
+    mask = None if key_mask is None else key_mask[:, None, None, :]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+def self_cross_attention(qkv, context_kv=None, *, num_heads, key_mask=None):
+    q, k, v = (part.unflatten(2, (num_heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=2))
+    h = F.scaled_dot_product_attention(q, k, v)
+    if context_kv is not None:
+        k, v = (part.unflatten(2, (num_heads, -1)).transpose(1, 2) for part in context_kv.chunk(2, dim=2))
+        h = h + flash_attention(q, k, v, key_mask=key_mask)
+    return h.transpose(1, 2).flatten(2)
+
+
+def temporal_attention(qkv, *, num_heads, frames, rotary=None):
+    if rotary is not None:
+        raise NotImplementedError("the plain version is for models without rotary positions")
+    clips = qkv.unflatten(0, (-1, frames)).transpose(1, 2)  # (B, L, T, 3C)
+    q, k, v = (part.unflatten(3, (num_heads, -1)).transpose(2, 3) for part in clips.chunk(3, dim=3))
+    h = F.scaled_dot_product_attention(q, k, v)  # (B, L, heads, T, D)
+    return h.transpose(2, 3).flatten(3).transpose(1, 2).flatten(0, 1)
+
+
+def _level_images(images: Tensor, strides) -> list[Tensor]:
+    levels = []
+    for stride in strides:
+        time, space = stride if isinstance(stride, tuple) else (1, stride)
+        level = images if images.dim() == 4 else images[:, :, ::time]
+        pool = F.avg_pool2d if images.dim() == 4 else lambda x, s: F.avg_pool3d(x, (1, s, s))
+        levels.append(pool(level, space) if space > 1 else level)
+    return levels
+
+
+def _beside(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (x.dim() - 1)).to(x.dtype)
+
+
+def multires_noise(images, alpha_bars, strides, noise, *, seed=None):
+    levels = _level_images(images, strides)
+    return [
+        _beside(a, x).sqrt() * x + (1 - _beside(a, x)).sqrt() * e
+        for a, x, e in zip(alpha_bars, levels, noise, strict=True)
+    ]
+
+
+def multires_loss(
+    preds, images, alpha_bars, strides, noise, *, seed=None, prediction="v", loss_target="eps", weights=None, rows=None
+):
+    if (prediction, loss_target) != ("v", "eps"):
+        raise NotImplementedError("the plain version is for v-prediction with the loss in ε")
+    levels = _level_images(images, strides)
+    loss = torch.zeros(images.shape[0], device=images.device)
+    for i, (pred, a, x, e) in enumerate(zip(preds, alpha_bars, levels, noise, strict=True)):
+        a = _beside(a, x)
+        v = a.sqrt() * e - (1 - a).sqrt() * x
+        error = (a * (pred.float() - v).square()).flatten(1).mean(1)
+        loss = loss + (weights[i] if weights else 1.0) * error
+    return loss
+
+
+@contextlib.contextmanager
+def plain_pytorch() -> Iterator[None]:
+    """Inside the block the models and the objective of `mdm_models` run on the functions above."""
+
+    def forward(self, x, scale=None, shift=None):
+        return group_norm_silu(
+            x, self.num_groups, self.weight, self.bias, self.eps, scale=scale, shift=shift, activation=self.activation
+        )
+
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(mock.patch.object(GroupNormSiLU, "forward", forward))
+        for op in (flash_attention, self_cross_attention, temporal_attention):
+            patches.enter_context(mock.patch.object(layers, op.__name__, op))
+        for op in (multires_noise, multires_loss):
+            patches.enter_context(mock.patch.object(objective, op.__name__, op))
+        yield

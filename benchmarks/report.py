@@ -1,0 +1,87 @@
+"""What a benchmark found: rows, as a table to read and as JSON to keep."""
+
+import dataclasses
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+
+from benchmarks.timing import Timing
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing measured both ways: "ours" and "plain" are the keys of timings (seconds) and peaks (bytes)."""
+
+    group: str
+    name: str
+    shape: str
+    step: str
+    samples: int
+    timings: dict[str, Timing]
+    peaks: dict[str, int]
+    floor: float
+
+    @property
+    def speedup(self) -> float:
+        return self.timings["plain"].median / self.timings["ours"].median
+
+    @property
+    def samples_per_second(self) -> float:
+        return self.samples / self.timings["ours"].median
+
+    @property
+    def floor_fraction(self) -> float:
+        return self.floor / self.timings["ours"].median
+
+
+COLUMNS = (
+    "what",
+    "shape",
+    "step",
+    "ours ms",
+    "plain ms",
+    "speed-up",
+    "samples/s",
+    "floor ms",
+    "of floor",
+    "peak MB",
+    "plain MB",
+)
+
+
+def table(rows: list[Row]) -> str:
+    """A Markdown table; times are medians."""
+    cells = [COLUMNS] + [_cells(row) for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
+    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in cells]
+    rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    milliseconds = {who: 1000 * timing.median for who, timing in row.timings.items()}
+    return (
+        row.name,
+        row.shape,
+        row.step,
+        f"{milliseconds['ours']:.3g}",
+        f"{milliseconds['plain']:.3g}",
+        f"{row.speedup:.2f}×",
+        f"{row.samples_per_second:.3g}",
+        f"{1000 * row.floor:.3g}",
+        f"{100 * row.floor_fraction:.0f} %",
+        f"{row.peaks['ours'] / 1e6:.3g}",
+        f"{row.peaks['plain'] / 1e6:.3g}",
+    )
+
+
+def write_json(path: Path, machine: dict, rows: list[Row]) -> None:
+    """Every number behind the table, with the machine and the library versions."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
+    content = {"machine": machine, "versions": versions, "rows": [dataclasses.asdict(row) for row in rows]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
