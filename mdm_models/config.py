@@ -20,8 +20,8 @@ class UNetConfig:
     blocks: tuple[int, ...]
     """residual blocks in each stage on the way down (one more on the way up)"""
     kind: str = "image"
-    """what halving between stages does: "image" height and width of an image, "space" height and width of every frame of
-    a clip, "time" the number of frames"""
+    """what halving between stages does: "image" height and width of an image, "space" height and width of every frame
+    of a clip, "time" the number of frames"""
     attention: tuple[int, ...] = ()
     """attention layers after each residual block; () for none"""
     attention_ffn: bool = False
@@ -144,7 +144,7 @@ class UNetConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "UNetConfig":
-        """The inverse of `to_dict`, also after a trip through JSON (lists for tuples). Unknown keys raise ValueError."""
+        """The inverse of `to_dict`, also after a trip through JSON (lists for tuples). ValueError for unknown keys."""
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(f"unknown config keys {', '.join(unknown)}; known are {', '.join(sorted(known))}")
