@@ -12,16 +12,16 @@ Tensors are dense, contiguous or channels_last; T is 1 for images.
 import triton
 import triton.language as tl
 
-TILE_ELEMENTS = 2048  # 16 a thread at 4 warps
+TILE_ELEMENTS = 1024  # 8 a thread at 4 warps: the noise of more would cost too many registers
 LARGEST_RATIO = 16  # a tile holds whole pooling windows
-ROUNDS: tl.constexpr = tl.constexpr(10)
 GRADIENT_BLOCK = 2048
 
 
 def tile_shape(height: int, width: int, space_ratio: int) -> tuple[int, int]:
     """(BLOCK_H, BLOCK_W) for a level of this size: whole groups of 4 columns, whole windows of `space_ratio` pixels."""
-    block_w = min(128, max(4, space_ratio, triton.next_power_of_2(width)))
-    block_h = max(space_ratio, min(TILE_ELEMENTS // block_w, triton.next_power_of_2(height)), 1)
+    widest = TILE_ELEMENTS // max(space_ratio, 8)
+    block_w = min(widest, max(4, space_ratio, triton.next_power_of_2(width)))
+    block_h = max(space_ratio, min(TILE_ELEMENTS // block_w, triton.next_power_of_2(height)))
     return block_h, block_w
 
 
@@ -38,39 +38,59 @@ def tile_position(T, H, W, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
 
 @triton.jit
 def element(sample, c, t, h, w, C, T, H, W, CHANNELS_LAST: tl.constexpr):
-    """Where (sample, c, t, h, w) lies in a dense tensor; int64, since sample is."""
+    """Where (sample, c, t, h, w) lies in a dense tensor: an int64 to the frame, and an int32 within it."""
     if CHANNELS_LAST:
-        offset = (((sample * T + t) * H + h) * W + w) * C + c
+        offset = (sample * T + t) * H * W * C + ((h * W + w) * C + c)
     else:
-        offset = (((sample * C + c) * T + t) * H + h) * W + w
+        offset = ((sample * C + c) * T + t) * H * W + (h * W + w)
     return offset
 
 
 @triton.jit
+def cos_sin_turns(turn):
+    """Cosine and sine of turn / 2²⁴ full circles, turn a uint32 below 2²⁴.
+
+    The angle is reduced exactly, in integers, to the nearest quarter turn ± 1/8, where short polynomials (Cephes sinf
+    and cosf) are right to 1e-7. tl.cos and tl.sin must cope with any angle, which costs them branches and a stack.
+    """
+    shifted = turn + 2097152  # 2²¹: an eighth of a turn
+    quarter = shifted >> 22
+    angle = ((shifted & 4194303).to(tl.int32) - 2097152).to(tl.float32) * 3.745070282923493e-07  # 2π · 2⁻²⁴; |…| ≤ π/4
+    x = angle * angle
+    sine = angle + angle * x * (-1.6666654611e-1 + x * (8.3321608736e-3 - x * 1.9515295891e-4))
+    cosine = 1.0 - 0.5 * x + x * x * (4.166664568298827e-2 + x * (-1.388731625493765e-3 + x * 2.443315711809948e-5))
+    odd = (quarter & 1) == 1
+    turned_cosine = tl.where(odd, sine, cosine)
+    turned_sine = tl.where(odd, cosine, sine)
+    cosine = tl.where(((quarter + 1) & 2) == 2, -turned_cosine, turned_cosine)
+    sine = tl.where((quarter & 2) == 2, -turned_sine, turned_sine)
+    return cosine, sine
+
+
+@triton.jit
 def box_muller(bits0, bits1):
-    radius = tl.sqrt(-2.0 * tl.log(((bits0 >> 8) + 1).to(tl.float32) * 5.9604644775390625e-08))  # 2⁻²⁴
-    angle = (bits1 >> 8).to(tl.float32) * 3.7450703e-07  # 2π · 2⁻²⁴
-    return radius * tl.cos(angle), radius * tl.sin(angle)
+    uniform = ((bits0 >> 8) + 1).to(tl.float32) * 5.9604644775390625e-08  # 2⁻²⁴: in (0, 1]
+    radius = tl.sqrt(tl.maximum(-2.0 * tl.log(uniform), 0.0))  # a fast logarithm may pass 0 near 1
+    cosine, sine = cos_sin_turns(bits1 >> 8)
+    return radius * cosine, radius * sine
 
 
 @triton.jit
 def philox_normal(key_low, key_high, level, sample, row, group):
     """The noise of `reference.philox_normal` in a tile: row (c·T + t)·H + h [BLOCK_H, 1], group ⌊w/4⌋ [1, BLOCK_W/4] →
     [BLOCK_H, BLOCK_W]. One Philox call makes four neighbouring columns."""
-    zero = tl.zeros_like(row + group).to(tl.uint32)  # [BLOCK_H, BLOCK_W/4]
     bits0, bits1, bits2, bits3 = tl.philox_impl(
-        zero + group.to(tl.uint32),
-        zero + row.to(tl.uint32),
-        zero + sample.to(tl.uint32),
-        zero + level.to(tl.uint32),
+        group.to(tl.uint32),
+        row.to(tl.uint32),
+        sample.to(tl.uint32),
+        level.to(tl.uint32),
         key_low.to(tl.uint32),
         key_high.to(tl.uint32),
-        ROUNDS,
     )
     normal0, normal1 = box_muller(bits0, bits1)
     normal2, normal3 = box_muller(bits2, bits3)
     quads = tl.join(tl.join(normal0, normal2), tl.join(normal1, normal3))  # [BLOCK_H, BLOCK_W/4, 2, 2], in order
-    return tl.reshape(quads, (zero.shape[0], zero.shape[1] * 4))
+    return tl.reshape(quads, (quads.shape[0], quads.shape[1] * 4))
 
 
 @triton.jit
@@ -100,9 +120,9 @@ def store_pooled(
         mean = tl.sum(tl.sum(windows, 3), 1) * (1.0 / (SPACE_RATIO * SPACE_RATIO))  # [rows, columns]
         h = top // SPACE_RATIO + tl.arange(0, rows)[:, None]
         w = left // SPACE_RATIO + tl.arange(0, columns)[None, :]
-        T, H, W = T // TIME_RATIO, H // SPACE_RATIO, W // SPACE_RATIO
-        offset = element(sample, c, t // TIME_RATIO, h, w, C, T, H, W, CHANNELS_LAST)
-        tl.store(pooled_ptr + offset, mean, (h < H) & (w < W))
+        pooled_t, pooled_h, pooled_w = T // TIME_RATIO, H // SPACE_RATIO, W // SPACE_RATIO
+        offset = element(sample, c, t // TIME_RATIO, h, w, C, pooled_t, pooled_h, pooled_w, CHANNELS_LAST)
+        tl.store(pooled_ptr + offset, mean, (h < pooled_h) & (w < pooled_w))
 
 
 @triton.jit(do_not_specialize=["key_low", "key_high"])

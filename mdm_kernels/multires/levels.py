@@ -43,14 +43,12 @@ def plan_levels(images: Tensor, strides: list[tuple[int, int]], rows: list[int])
 
     levels, pooled = [], None
     for i, (stride, ratio) in enumerate(zip(strides, ratios, strict=True)):
-        image = pooled
-        if image is None:
-            image = images[: needed[i]]
-            if stride != (1, 1):
-                image = reference.level_image(image, stride).contiguous(memory_format=memory_format)
+        image = (images if pooled is None else pooled)[: needed[i]]
+        if pooled is None and stride != (1, 1):
+            image = reference.level_image(image, stride).contiguous(memory_format=memory_format)
         pooled = None
         if ratio:
-            shape = (needed[i + 1], *level_shape(images, strides[i + 1])[1:])
+            shape = (needed[i], *level_shape(images, strides[i + 1])[1:])
             pooled = torch.empty(shape, dtype=torch.float32, device=images.device, memory_format=memory_format)
         time_ratio, space_ratio = ratio or (1, 1)
         frames = 1 if image.dim() == 4 else image.shape[2]
