@@ -54,6 +54,28 @@ def group_norm_class(*shape: int, dtype=torch.bfloat16, channels_last=True, film
     ops.group_norm_silu_backward(x, x, mean, rstd, 32, weight, bias, scale, shift, silu)
 
 
+def multires_class(
+    *shape: int, strides: list[tuple[int, int]], seed: int | None = 1, dtype=torch.float32, pred_dtype=torch.bfloat16,
+    channels_last=True,
+) -> None:  # fmt: skip
+    """multires_noise and multires_loss, forward and backward; with no seed, the noise is given."""
+    from . import multires
+
+    images = meta(*shape, dtype=dtype)
+    times, spaces = (list(part) for part in zip(*strides, strict=True))
+    alpha_bars = meta(len(strides), shape[0], dtype=torch.float32)
+    noise = [multires.reference.level_image(images, stride).to(dtype) for stride in strides]
+    last = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    preds = [eps.to(pred_dtype, memory_format=last if channels_last else torch.contiguous_format) for eps in noise]
+    source = ([], seed) if seed is not None else (noise, None)
+    spaces_and_weights = ("v", "eps", [1.0] * len(strides))
+    ops.multires_noise(images, alpha_bars, times, spaces, *source)
+    loss, residuals = ops.multires_loss_forward(
+        preds, images, alpha_bars, times, spaces, *source, *spaces_and_weights, True
+    )
+    ops.multires_loss_backward(residuals, loss, alpha_bars, *spaces_and_weights)
+
+
 SHAPE_CLASSES: dict[str, Callable[[], None]] = {
     "group_norm 256×64² FiLM": functools.partial(group_norm_class, 2, 256, 64, 64, film=True),
     "group_norm 512×32² FiLM": functools.partial(group_norm_class, 2, 512, 32, 32, film=True),
@@ -65,6 +87,16 @@ SHAPE_CLASSES: dict[str, Callable[[], None]] = {
     ),
     "group_norm 128×128² fp16, 16 frames": functools.partial(
         group_norm_class, 16, 128, 128, 128, dtype=torch.float16, film=True, frames=16
+    ),
+    "multires 256² + 64²": functools.partial(multires_class, 2, 3, 256, 256, strides=[(1, 1), (1, 4)]),
+    "multires 1024² + 256² + 64²": functools.partial(
+        multires_class, 2, 3, 1024, 1024, strides=[(1, 1), (1, 4), (1, 16)], dtype=torch.bfloat16
+    ),
+    "multires 16×256² + 16×64² + 1×64²": functools.partial(
+        multires_class, 2, 3, 16, 256, 256, strides=[(1, 1), (1, 4), (16, 4)], channels_last=False
+    ),
+    "multires 256² + 64² fp32, noise given": functools.partial(
+        multires_class, 2, 3, 256, 256, strides=[(1, 1), (1, 4)], seed=None, pred_dtype=torch.float32, channels_last=False
     ),
 }
 
