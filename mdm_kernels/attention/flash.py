@@ -75,7 +75,7 @@ def _backward(
     inputs = (*q.stride(), *k.stride(), *v.stride(), *checks.mask_strides(key_mask))
     sizes = (heads, queries, keys, scale)
     constants = tiles.width_constants(width) | {"MASKED": key_mask is not None}
-    options = tiles.query_tiles(width, q.element_size())
+    options = tiles.query_tiles(width, q.element_size(), batch * heads * queries)
     backend.launch(
         flash_query_gradient,
         (tiles.count(queries, options["BLOCK_M"]) * batch * heads,),

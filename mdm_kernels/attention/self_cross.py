@@ -75,7 +75,7 @@ def _backward(
     inputs = (*qkv.stride(), *context_kv.stride(), *checks.mask_strides(key_mask))
     sizes = (batch, num_heads, tokens, context_tokens, width**-0.5)
     constants = tiles.width_constants(width) | {"MASKED": key_mask is not None}
-    options = tiles.query_tiles(width, qkv.element_size())
+    options = tiles.query_tiles(width, qkv.element_size(), batch * num_heads * tokens)
     backend.launch(
         self_cross_query_gradient,
         (tiles.count(tokens, options["BLOCK_M"]) * batch * num_heads,),

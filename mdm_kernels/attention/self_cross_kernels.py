@@ -10,11 +10,13 @@ import triton.language as tl
 
 from mdm_kernels.attention.tiles import (
     LOG2_E,
+    add_attention,
     add_query_gradient,
     attend,
     attended_keys,
     key_gradients,
     load_tile,
+    log_sum_exp,
     output_dot_grad,
     place,
     store_tile,
@@ -53,14 +55,18 @@ def self_cross_forward(
     mask = mask_ptr
     if MASKED:
         mask += b * mask_batch
-    context_a, context_b, lse = attend(
-        q_a, q_b, k, v, mask, context_row, context_column, context_row, context_column, mask_column, S,
-        scale * LOG2_E, D, DA, DB, BLOCK_M, BLOCK_N, EVEN_CONTEXT, MASKED,
+    lse = log_sum_exp(
+        q_a, q_b, k, mask, context_row, context_column, mask_column, S, scale * LOG2_E,
+        D, DA, DB, BLOCK_M, BLOCK_N, EVEN_CONTEXT, MASKED,
+    )  # fmt: skip
+    out_a, out_b = add_attention(
+        out_a, out_b, q_a, q_b, lse, k, v, mask, context_row, context_column, context_row, context_column, mask_column,
+        S, scale * LOG2_E, D, DA, DB, BLOCK_N, EVEN_CONTEXT, MASKED,
     )  # fmt: skip
     tl.store(lse_ptr + tl.cast(B, tl.int64) * H * L + position, lse, inside)
 
     out = out_ptr + b * out_batch + head * out_column + first * out_row
-    store_tile(out, out_row, out_column, left, out_a + context_a, out_b + context_b, D, DA, DB)
+    store_tile(out, out_row, out_column, left, out_a, out_b, D, DA, DB)
 
 
 @triton.jit

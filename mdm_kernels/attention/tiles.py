@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+FEW_QUERIES = 128 * 132  # fewer make less than one tile of 128 for each multiprocessor of a large GPU
 
 
 def split_width(head_width: int) -> tuple[int, int]:
@@ -31,25 +32,31 @@ def width_constants(head_width: int) -> dict[str, int]:
 
 
 def forward_tiles(head_width: int, itemsize: int, queries: int) -> dict[str, int]:
-    """Tile sizes and launch options of the forward kernels; `queries` counts those of all heads and samples."""
+    """Tile sizes and launch options of the forward kernels; `queries` counts those of all heads and samples.
+
+    Chosen, like those below, by `python -m mdm_kernels.aot`: the largest tiles that spill on no target.
+    """
     if itemsize == 4:
-        return {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
-    large = queries >= 128 * 256  # enough tiles of 128 queries to fill a GPU
-    return {"BLOCK_M": 128 if large else 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3}
+        return {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}
+    if queries < FEW_QUERIES:
+        return {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3}
+    return {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 3}
 
 
-def query_tiles(head_width: int, itemsize: int) -> dict[str, int]:
+def query_tiles(head_width: int, itemsize: int, queries: int) -> dict[str, int]:
     """Tile sizes and launch options of the kernels for the gradient of q."""
     if itemsize == 4:
-        return {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
-    return {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
+        return {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}
+    if queries < FEW_QUERIES:
+        return {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
+    return {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}
 
 
 def key_tiles(head_width: int, itemsize: int) -> dict[str, int]:
     """Tile sizes and launch options of the kernels for the gradients of k and v."""
     if itemsize == 4:
-        return {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
-    return {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
+        return {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}
+    return {"BLOCK_M": 32, "BLOCK_N": 128 if head_width <= 64 else 64, "num_warps": 8, "num_stages": 2}
 
 
 @triton.jit
@@ -202,6 +209,46 @@ def probabilities(
         exists = attended_keys(mask_ptr, mask_stride, start, keys, BLOCK_N, MASKED)
         p = tl.where(exists[None, :], p, 0.0)
     return p
+
+
+@triton.jit
+def log_sum_exp(
+    q_a, q_b, k_ptr, mask_ptr, k_row, k_column, mask_stride, keys, scale,
+    D: tl.constexpr, DA: tl.constexpr, DB: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    EVEN: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """log₂-sum-exp [BLOCK_M] of a tile of queries over all keys; +inf without any key."""
+    top = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    for start in range(0, keys, BLOCK_N):
+        row = tl.cast(start, tl.int64)
+        k_a, k_b = load_tile(k_ptr + row * k_row, k_row, k_column, keys - start, D, DA, DB, BLOCK_N, EVEN)
+        s = dot_rows(q_a, q_b, k_a, k_b, DB)  # [BLOCK_M, BLOCK_N]
+        if MASKED or not EVEN:
+            exists = attended_keys(mask_ptr, mask_stride, start, keys, BLOCK_N, MASKED)
+            s = tl.where(exists[None, :], s, -float("inf"))
+        new_top = tl.maximum(top, tl.max(s, 1))
+        pivot = tl.where(new_top == -float("inf"), 0.0, new_top)
+        total = total * tl.exp2((top - pivot) * scale) + tl.sum(tl.exp2(s * scale - (pivot * scale)[:, None]), 1)
+        top = new_top
+    found = total > 0
+    return tl.where(found, top * scale + tl.log2(tl.where(found, total, 1.0)), float("inf"))
+
+
+@triton.jit
+def add_attention(
+    out_a, out_b, q_a, q_b, lse, k_ptr, v_ptr, mask_ptr, k_row, k_column, v_row, v_column, mask_stride, keys, scale,
+    D: tl.constexpr, DA: tl.constexpr, DB: tl.constexpr, BLOCK_N: tl.constexpr, EVEN: tl.constexpr,
+    MASKED: tl.constexpr,
+):  # fmt: skip
+    """out + p v over all keys, with the log-sum-exp known."""
+    for start in range(0, keys, BLOCK_N):
+        row = tl.cast(start, tl.int64)
+        k_a, k_b = load_tile(k_ptr + row * k_row, k_row, k_column, keys - start, D, DA, DB, BLOCK_N, EVEN)
+        v_a, v_b = load_tile(v_ptr + row * v_row, v_row, v_column, keys - start, D, DA, DB, BLOCK_N, EVEN)
+        p = probabilities(q_a, q_b, k_a, k_b, lse, mask_ptr, mask_stride, start, keys, scale, DB, BLOCK_N, EVEN, MASKED)
+        out_a, out_b = add_product(out_a, out_b, p, v_a, v_b, DB)
+    return out_a, out_b
 
 
 @triton.jit
