@@ -1,24 +1,32 @@
-"""GroupNormSiLU of groups that one program holds on chip: memory is read once and written once.
+"""GroupNormSiLU where one program takes a whole group of one row, and the gradients of the parameters.
+
+A program walks its group twice, first to reduce it and then to transform it; the second time it reads from the cache,
+so that memory is read once and written once. Groups too large for that: tiled.py.
 
 x is (N, C, S), S the flattened spatial size, dense and either contiguous or channels-last; the two differ only in the
 address of an element. Statistics never take E[x²] − E[x]². Everywhere a group is first shifted by its first element,
 the pilot, and `mean` is the mean of what is left: x − pilot − mean is exact to the last bits even at 10000 ± 0.1, where
-the plain mean, rounded to float32, would be off by 0.005 standard deviations. Groups too large for a program: tiled.py.
+the plain mean, rounded to float32, would be off by 0.005 standard deviations.
 """
 
 import triton
 import triton.language as tl
 
-RESIDENT_FORWARD = 32768  # elements of a group, padded to powers of two, that 16 warps hold in registers
-RESIDENT_BACKWARD = 16384  # half of it: the backward holds x and dy
+WHOLE_GROUP_BYTES = 128 * 1024  # of x; all groups in flight then fit a cache of 40 MB, in backward with those of dy
+SMALL_GROUP = 8192  # elements for which one launch beats three, however few bytes of a group lie side by side
 
 
-def resident_launch(groups: int, channels: int, positions: int, limit: int) -> dict | None:
-    """Constants of a resident kernel for `groups` of `channels` × `positions`; None where these exceed `limit`."""
-    block_c, block_s = triton.next_power_of_2(channels), triton.next_power_of_2(positions)
-    if block_c * block_s > limit or channels * groups * positions >= 2**31:
-        return None  # offsets inside a row are int32
-    return {"BLOCK_C": block_c, "BLOCK_S": block_s, "num_warps": warps(block_c * block_s)}
+def whole_group_launch(groups: int, positions: int, itemsize: int, CHANNELS: int, CHANNELS_LAST: bool) -> dict | None:
+    """Constants of the kernels that take a whole group of CHANNELS × `positions`; None where tiles are better."""
+    block_c, block_s = triton.next_power_of_2(CHANNELS), triton.next_power_of_2(positions)
+    narrow = CHANNELS_LAST and CHANNELS * itemsize < 16 and CHANNELS * positions > SMALL_GROUP
+    too_large = CHANNELS * positions * itemsize > WHOLE_GROUP_BYTES or groups * CHANNELS * positions >= 2**31
+    if narrow or too_large or block_c > 1024:
+        return None
+    warp_tile = 32 * 32 // itemsize  # two 16-byte loads for each thread
+    num_warps = min(max(block_c * block_s // warp_tile, 1), 16)
+    block_s = min(block_s, max(num_warps * warp_tile // block_c, 1))
+    return {"BLOCK_C": block_c, "BLOCK_S": block_s, "num_warps": num_warps}
 
 
 def affine_launch(rows: int, channels: int) -> tuple[dict, tuple[int]]:
@@ -33,11 +41,6 @@ def film_launch(film_rows: int, channels: int, frames: int) -> tuple[dict, tuple
     block_c = 128
     block_t = min(triton.next_power_of_2(max(frames, 1)), 16)
     return {"BLOCK_T": block_t, "BLOCK_C": block_c, "num_warps": 4}, (film_rows * triton.cdiv(channels, block_c),)
-
-
-def warps(elements: int) -> int:
-    """Warps that give every thread about 32 elements."""
-    return min(max(elements // 1024, 1), 16)
 
 
 @triton.jit
@@ -85,40 +88,63 @@ def activation_gradient(dy, u, SILU: tl.constexpr):
 
 
 @triton.jit
-def resident_forward(
+def group_position(
+    G, S, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, CHANNELS_LAST: tl.constexpr
+):
+    """Of a program: group number n·G + g, row n, offset of the group's first element (int64: x may hold 2³¹ elements),
+    offsets of a tile from there [BLOCK_C, BLOCK_S], channels c, which of them belong to the group, positions s.
+    Neighbouring programs take neighbouring groups, which share the memory sectors of a channels-last row."""
+    group = tl.program_id(0)
+    n = (group // G).to(tl.int64)
+    C = G * CHANNELS
+    k = tl.arange(0, BLOCK_C)[:, None]
+    s = tl.arange(0, BLOCK_S)[None, :]
+    first_c = (group % G) * CHANNELS
+    first = n * C * S + first_c * stride_c(S, CHANNELS_LAST)
+    at = k * stride_c(S, CHANNELS_LAST) + s * stride_s(C, CHANNELS_LAST)
+    return group, n, first, at, first_c + k, k < CHANNELS, s
+
+
+@triton.jit
+def group_forward(
     x_ptr, y_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
     G, S, frames, eps,
     CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     """y, mean, rstd of one group of one row."""
-    group = tl.program_id(0)  # n·G + g: neighbours share the memory sectors of a channels-last row
-    n = (group // G).to(tl.int64)
-    C = G * CHANNELS
-    k = tl.arange(0, BLOCK_C)[:, None]
-    s = tl.arange(0, BLOCK_S)[None, :]
-    c = (group % G) * CHANNELS + k
-    inside = (k < CHANNELS) & (s < S)
-    first = n * C * S + (group % G) * CHANNELS * stride_c(S, CHANNELS_LAST)  # int64: x may hold 2³¹ elements
-    at = k * stride_c(S, CHANNELS_LAST) + s * stride_s(C, CHANNELS_LAST)  # [BLOCK_C, BLOCK_S]
+    group, n, first, at, c, mine, s = group_position(G, S, CHANNELS, BLOCK_C, BLOCK_S, CHANNELS_LAST)
+    step = stride_s(G * CHANNELS, CHANNELS_LAST)
     pilot = tl.load(x_ptr + first).to(tl.float32)
-    count = tl.cast(S, tl.float32) * CHANNELS
 
-    x = tl.where(inside, tl.load(x_ptr + first + at, inside, other=0.0).to(tl.float32) - pilot, 0.0)
-    mean = tl.sum(tl.sum(x, 1), 0) / count
-    x = tl.where(inside, x - mean, 0.0)
-    rstd = tl.rsqrt(tl.sum(tl.sum(x * x, 1), 0) / count + tl.cast(eps, tl.float32))
+    means = tl.zeros([BLOCK_C, BLOCK_S], tl.float32)  # Welford: running mean and Σ(x − mean)² of each place in the tile
+    deviations = tl.zeros([BLOCK_C, BLOCK_S], tl.float32)
+    for start in range(0, S, BLOCK_S):
+        inside = mine & (start + s < S)
+        x = tl.load(x_ptr + first + (at + start * step), inside, other=0.0).to(tl.float32) - pilot
+        difference = tl.where(inside, x - means, 0.0)
+        means += difference * (1.0 / (start // BLOCK_S + 1))
+        deviations += difference * (x - means)
+    count = tl.cast(S, tl.float32) * CHANNELS
+    counts = tl.where(mine, (S - s + BLOCK_S - 1) // BLOCK_S, 0).to(tl.float32)  # [BLOCK_C, BLOCK_S]
+    mean = tl.sum(tl.sum(counts * means, 1), 0) / count
+    deviations += counts * (means - mean) * (means - mean)
+    rstd = tl.rsqrt(tl.sum(tl.sum(deviations, 1), 0) / count + tl.cast(eps, tl.float32))
+
     gain, offset = channel_transform(
-        weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride, n // frames, c, k < CHANNELS
+        weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride, n // frames, c, mine
     )  # [BLOCK_C, 1]
-    y = activated(x * (rstd * gain) + offset, SILU)
-    tl.store(y_ptr + first + at, y.to(y_ptr.dtype.element_ty), inside)
+    for start in range(0, S, BLOCK_S):
+        inside = mine & (start + s < S)
+        x = tl.load(x_ptr + first + (at + start * step), inside, other=0.0).to(tl.float32) - pilot
+        y = activated((x - mean) * (rstd * gain) + offset, SILU)
+        tl.store(y_ptr + first + (at + start * step), y.to(y_ptr.dtype.element_ty), inside)
     tl.store(mean_ptr + group, mean)
     tl.store(rstd_ptr + group, rstd)
 
 
 @triton.jit
-def resident_backward(
+def group_backward(
     dy_ptr, x_ptr, dx_ptr, mean_ptr, rstd_ptr, sum_du_ptr, sum_du_xhat_ptr,
     weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
     G, S, frames,
@@ -126,33 +152,41 @@ def resident_backward(
     CHANNELS_LAST: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     """dx of one group of one row, and its channels' Σ du and Σ du·x̂; u is what the activation is applied to."""
-    group = tl.program_id(0)
-    n = (group // G).to(tl.int64)
-    C = G * CHANNELS
-    k = tl.arange(0, BLOCK_C)[:, None]
-    s = tl.arange(0, BLOCK_S)[None, :]
-    c = (group % G) * CHANNELS + k
-    inside = (k < CHANNELS) & (s < S)
-    first = n * C * S + (group % G) * CHANNELS * stride_c(S, CHANNELS_LAST)  # int64: x may hold 2³¹ elements
-    at = k * stride_c(S, CHANNELS_LAST) + s * stride_s(C, CHANNELS_LAST)  # [BLOCK_C, BLOCK_S]
-    count = tl.cast(S, tl.float32) * CHANNELS
-
+    group, n, first, at, c, mine, s = group_position(G, S, CHANNELS, BLOCK_C, BLOCK_S, CHANNELS_LAST)
+    step = stride_s(G * CHANNELS, CHANNELS_LAST)
     pilot = tl.load(x_ptr + first).to(tl.float32)
+    mean = tl.load(mean_ptr + group)
     rstd = tl.load(rstd_ptr + group)
-    xhat = (tl.load(x_ptr + first + at, inside, other=0.0).to(tl.float32) - pilot - tl.load(mean_ptr + group)) * rstd
     gain, offset = channel_transform(
-        weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride, n // frames, c, k < CHANNELS
+        weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride, n // frames, c, mine
     )  # [BLOCK_C, 1]
-    du = tl.load(dy_ptr + first + at, inside, other=0.0).to(tl.float32)  # 0 outside, and so is every sum over it
-    du = activation_gradient(du, xhat * gain + offset, SILU)
-    sum_du = tl.sum(du, 1, keep_dims=True)  # [BLOCK_C, 1]
-    sum_du_xhat = tl.sum(du * xhat, 1, keep_dims=True)
-    tl.store(sum_du_ptr + n * C + c, sum_du, k < CHANNELS)
-    tl.store(sum_du_xhat_ptr + n * C + c, sum_du_xhat, k < CHANNELS)
+
+    sum_du = tl.zeros([BLOCK_C, BLOCK_S], tl.float32)
+    sum_du_xhat = tl.zeros([BLOCK_C, BLOCK_S], tl.float32)
+    for start in range(0, S, BLOCK_S):
+        inside = mine & (start + s < S)
+        x = tl.load(x_ptr + first + (at + start * step), inside, other=0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + first + (at + start * step), inside, other=0.0).to(tl.float32)
+        xhat = (x - pilot - mean) * rstd
+        du = activation_gradient(dy, xhat * gain + offset, SILU)  # 0 outside, where dy is 0
+        sum_du += du
+        sum_du_xhat += du * xhat
+    sum_du = tl.sum(sum_du, 1, keep_dims=True)  # [BLOCK_C, 1]
+    sum_du_xhat = tl.sum(sum_du_xhat, 1, keep_dims=True)
+    tl.store(sum_du_ptr + n * G * CHANNELS + c, sum_du, mine)
+    tl.store(sum_du_xhat_ptr + n * G * CHANNELS + c, sum_du_xhat, mine)
+    count = tl.cast(S, tl.float32) * CHANNELS
     mean_dz = tl.sum(tl.sum(gain * sum_du, 1), 0) / count
     mean_dz_xhat = tl.sum(tl.sum(gain * sum_du_xhat, 1), 0) / count
-    dx = rstd * (gain * du - mean_dz - xhat * mean_dz_xhat)
-    tl.store(dx_ptr + first + at, dx.to(dx_ptr.dtype.element_ty), inside)
+
+    for start in range(0, S, BLOCK_S):
+        inside = mine & (start + s < S)
+        x = tl.load(x_ptr + first + (at + start * step), inside, other=0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + first + (at + start * step), inside, other=0.0).to(tl.float32)
+        xhat = (x - pilot - mean) * rstd
+        du = activation_gradient(dy, xhat * gain + offset, SILU)
+        dx = rstd * (gain * du - mean_dz - xhat * mean_dz_xhat)
+        tl.store(dx_ptr + first + (at + start * step), dx.to(dx_ptr.dtype.element_ty), inside)
 
 
 @triton.jit

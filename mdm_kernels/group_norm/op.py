@@ -97,11 +97,11 @@ def _forward(x, num_groups, weight, bias, scale, shift, eps, silu):
 
     problem = _Problem.of(x, num_groups, weight, bias, scale, shift)
     _, positions, _ = problem.shape
-    resident = kernels.resident_launch(num_groups, problem.constants["CHANNELS"], positions, kernels.RESIDENT_FORWARD)
-    if resident is not None:
+    whole_group = kernels.whole_group_launch(*problem.shape[:2], x.itemsize, **problem.constants)
+    if whole_group is not None:
         backend.launch(
-            kernels.resident_forward, (problem.groups,), x, y, mean, rstd, *problem.transform, *problem.shape, eps,
-            SILU=silu, **problem.constants, **resident,
+            kernels.group_forward, (problem.groups,), x, y, mean, rstd, *problem.transform, *problem.shape, eps,
+            SILU=silu, **problem.constants, **whole_group,
         )  # fmt: skip
         return y, mean, rstd
     launch, grid, tiles = tiled.tile_launch(*x.shape[:2], positions, problem.constants["CHANNELS_LAST"])
@@ -149,13 +149,13 @@ def _launch_dx(problem: _Problem, dy, x, dx, mean, rstd, sums, silu) -> None:
     """Write dx, and the sums (N, C) that the other gradients follow from."""
     from . import kernels, tiled
 
-    num_groups, positions, _ = problem.shape
+    _, positions, _ = problem.shape
     width = problem.constants["CHANNELS"]
-    resident = kernels.resident_launch(num_groups, width, positions, kernels.RESIDENT_BACKWARD)
-    if resident is not None:
+    whole_group = kernels.whole_group_launch(*problem.shape[:2], x.itemsize, **problem.constants)
+    if whole_group is not None:
         backend.launch(
-            kernels.resident_backward, (problem.groups,), dy, x, dx, mean, rstd, *sums, *problem.transform,
-            *problem.shape, SILU=silu, **problem.constants, **resident,
+            kernels.group_backward, (problem.groups,), dy, x, dx, mean, rstd, *sums, *problem.transform,
+            *problem.shape, SILU=silu, **problem.constants, **whole_group,
         )  # fmt: skip
         return
     launch, grid, tiles = tiled.tile_launch(*x.shape[:2], positions, problem.constants["CHANNELS_LAST"])
@@ -253,7 +253,7 @@ def group_norm_silu(
 
 
 class GroupNormSiLU(nn.GroupNorm):
-    """`group_norm_silu` as an nn.GroupNorm, with its parameters and state dict: `forward(x, scale=None, shift=None)`."""
+    """`group_norm_silu` as an nn.GroupNorm (its parameters, its state dict): `forward(x, scale=None, shift=None)`."""
 
     def __init__(self, num_groups, num_channels, eps=1e-5, affine=True, activation="silu", device=None, dtype=None):
         super().__init__(num_groups, num_channels, eps, affine, device=device, dtype=dtype)

@@ -9,7 +9,7 @@ whatever the channels per group. Partial results (N, tiles, C) are float32 and a
 import triton
 import triton.language as tl
 
-from .kernels import activated, activation_gradient, channel_transform, stride_c, stride_s, warps
+from .kernels import activated, activation_gradient, channel_transform, stride_c, stride_s
 
 TILE = 8192  # elements of a tile
 CHANNELS_LAST_WIDTH = 32  # channels of a channels-last tile: 64 bytes in bf16, whole memory sectors
@@ -25,7 +25,8 @@ def tile_launch(rows: int, channels: int, positions: int, channels_last: bool) -
         block_s = min(block_s, TILE)
         block_c = min(block_c, TILE // block_s)
     tiles = triton.cdiv(positions, block_s)
-    constants = {"BLOCK_C": block_c, "BLOCK_S": block_s, "num_warps": warps(block_c * block_s)}
+    num_warps = min(max(block_c * block_s // 1024, 1), 8)
+    constants = {"BLOCK_C": block_c, "BLOCK_S": block_s, "num_warps": num_warps}
     return constants, (rows * tiles * triton.cdiv(channels, block_c),), tiles
 
 
@@ -128,7 +129,8 @@ def apply_forward(
     gain, offset = channel_transform(
         weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride, n // frames, c, c < C
     )
-    x = load_shifted(x_ptr, n, c, at, inside, C, S, CHANNELS, CHANNELS_LAST) - tl.load(mean_ptr + group, c < C, other=0.0)
+    x = load_shifted(x_ptr, n, c, at, inside, C, S, CHANNELS, CHANNELS_LAST)
+    x -= tl.load(mean_ptr + group, c < C, other=0.0)
     y = activated(x * (tl.load(rstd_ptr + group, c < C, other=0.0) * gain) + offset, SILU)
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), inside)
 
