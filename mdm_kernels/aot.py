@@ -55,9 +55,13 @@ def group_norm_class(*shape: int, dtype=torch.bfloat16, channels_last=True, film
 
 
 def multires_class(
-    *shape: int, strides: list[tuple[int, int]], seed: int | None = 1, dtype=torch.float32, pred_dtype=torch.bfloat16,
+    *shape: int,
+    strides: list[tuple[int, int]],
+    seed: int | None = 1,
+    dtype=torch.float32,
+    pred_dtype=torch.bfloat16,
     channels_last=True,
-) -> None:  # fmt: skip
+) -> None:
     """multires_noise and multires_loss, forward and backward; with no seed, the noise is given."""
     from . import multires
 
@@ -96,7 +100,12 @@ SHAPE_CLASSES: dict[str, Callable[[], None]] = {
         multires_class, 2, 3, 16, 256, 256, strides=[(1, 1), (1, 4), (16, 4)], channels_last=False
     ),
     "multires 256² + 64² fp32, noise given": functools.partial(
-        multires_class, 2, 3, 256, 256, strides=[(1, 1), (1, 4)], seed=None, pred_dtype=torch.float32, channels_last=False
+        multires_class,
+        *(2, 3, 256, 256),
+        strides=[(1, 1), (1, 4)],
+        seed=None,
+        pred_dtype=torch.float32,
+        channels_last=False,
     ),
 }
 

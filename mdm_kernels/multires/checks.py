@@ -17,6 +17,8 @@ def checked_strides(images: Tensor, strides: Sequence[Stride]) -> list[tuple[int
         raise ValueError(f"images has shape {tuple(images.shape)}; it must be (B, C, H, W) or (B, C, T, H, W)")
     if images.dtype not in DTYPES:
         raise TypeError(f"images is {images.dtype}; it must be float32, float16, bfloat16 or float64")
+    if images[:1].numel() >= 2**31:
+        raise ValueError(f"images has shape {tuple(images.shape)}; one sample must hold fewer than 2³¹ elements")
     if len(strides) == 0:
         raise ValueError("strides is empty; it must hold one stride a level")
     pairs = [(1, stride) if isinstance(stride, int) else tuple(stride) for stride in strides]

@@ -38,7 +38,8 @@ def tile_position(T, H, W, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
 
 @triton.jit
 def element(sample, c, t, h, w, C, T, H, W, CHANNELS_LAST: tl.constexpr):
-    """Where (sample, c, t, h, w) lies in a dense tensor: an int64 to the frame, and an int32 within it."""
+    """Where (sample, c, t, h, w) lies in a dense tensor: an int64 to the frame, and an int32 within it, which is enough
+    for samples of fewer than 2³¹ elements and leaves registers for the noise."""
     if CHANNELS_LAST:
         offset = (sample * T + t) * H * W * C + ((h * W + w) * C + c)
     else:

@@ -63,18 +63,26 @@ class MatryoshkaDiffusion(nn.Module):
 
     def alpha_bar(self, t: Time, level: int) -> Tensor:
         """ᾱ_t of a level, float32 in t's shape; t: an int or an integer tensor in 0…num_steps (else IndexError)."""
-        t = torch.as_tensor(t, device=self.device)
-        if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
-            raise TypeError(f"t is {t.dtype}; it must be an integer tensor in 0…{self.num_steps}")
-        if t.device.type == "cpu" and t.numel() and not 0 <= t.min() <= t.max() <= self.num_steps:  # on a GPU: a stall
-            raise IndexError(f"t is in {t.min().item()}…{t.max().item()}; it must be in 0…{self.num_steps}")
-        return self.alpha_bars[level][t]
+        return self.alpha_bars[level][self._checked_time(t)]
 
     def training_alpha_bars(self, time: Tensor) -> Tensor:
         """ᾱ of the x_t a network at `time` sees, (B,) in 0…num_steps−1 → (levels, B)."""
         if time.dim() != 1:
             raise ValueError(f"time has shape {tuple(time.shape)}; it must be (B,)")
-        return torch.stack([self.alpha_bar(time + 1, level) for level in range(len(self.scales))])
+        return self.alpha_bars[:, self._checked_time(time + 1)]
+
+    def _checked_time(self, t: Time) -> Time:
+        if isinstance(t, int):
+            smallest = largest = t
+        elif t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
+            raise TypeError(f"t is {t.dtype}; it must be an integer tensor in 0…{self.num_steps}")
+        elif t.device.type != "cpu" or t.numel() == 0 or torch.compiler.is_compiling():
+            return t  # looking at values would stall a GPU's stream, and break a graph
+        else:
+            smallest, largest = t.min(), t.max()
+        if smallest < 0 or largest > self.num_steps:
+            raise IndexError(f"t is in {smallest}…{largest}; it must be in 0…{self.num_steps}")
+        return t
 
     def add_noise(
         self,

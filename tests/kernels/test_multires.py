@@ -1,6 +1,7 @@
 """multires_noise and multires_loss: Triton against the reference in float64, the reference against the equations."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -100,9 +101,7 @@ def test_loss_is_the_squared_error_after_converting_the_prediction_at_fixed_x_t(
 def image_batches(draw):
     """Shapes that fill no tile, levels that divide one another and levels that do not, images and clips."""
     strides = draw(st.sampled_from([[1], [4], [1, 2], [1, 3], [2, 3], [1, 2, 8], [4, 1], [1, 1], [1, 32]]))
-    unit = 1
-    for stride in strides:
-        unit = torch.tensor([unit, stride]).lcm(torch.tensor(stride))[0].item()
+    unit = math.lcm(*strides)
     height, width = (unit * draw(st.integers(1, max(1, 40 // unit))) for _ in range(2))
     batch, channels = draw(st.integers(1, 3)), draw(st.integers(1, 4))
     time = draw(st.sampled_from([None, 1, 2, 4]))
@@ -279,6 +278,16 @@ def test_results_are_the_same_every_time():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def test_autocast_leaves_dtypes_and_results_alone():
+    images, alpha_bars, strides, _, preds = make_batch((2, 3, 8, 8))
+    for name in ("triton", "torch"):
+        with backend.use_backend(name):
+            expected = loss_and_gradients(preds, images, alpha_bars, strides, seed=4)
+            with torch.autocast("cpu", torch.bfloat16):
+                actual = loss_and_gradients(preds, images, alpha_bars, strides, seed=4)
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True)), name
+
+
 def test_second_derivatives_are_refused():
     images, alpha_bars, strides, noise, preds = make_batch((1, 1, 4, 4))
     with backend.use_backend("triton"):
@@ -325,10 +334,11 @@ def test_compiles_in_one_graph_and_not_anew_for_every_seed(name):
 
 def test_bad_arguments_are_named():
     images, alpha_bars, strides, noise, preds = make_batch((2, 3, 8, 8))
-    clip = randn(2, 3, 4, 8, 8)
+    clip, huge = randn(2, 3, 4, 8, 8), randn(2, 1, 1, 1).expand(2, 3, 2**15, 2**15)
     cases = [
         (ValueError, "images has shape", lambda: multires_noise(images[0], alpha_bars, strides, noise)),
         (TypeError, "images is", lambda: multires_noise(images.int(), alpha_bars, strides, noise)),
+        (ValueError, "fewer than", lambda: multires_noise(huge, alpha_bars, strides, noise)),
         (ValueError, "strides is empty", lambda: multires_noise(images, alpha_bars, [], noise)),
         (ValueError, "strides has", lambda: multires_noise(images, alpha_bars, [1, 0], noise)),
         (ValueError, "without frames", lambda: multires_noise(images, alpha_bars, [1, (2, 4)], noise)),
