@@ -6,7 +6,8 @@ image is read once however many levels there are. Traffic in elements at strides
 2/16 is the pooled image's write and read; the loss, with a read of the predictions and a write of the residuals, the
 same plus 1 + 1/16.
 
-Tensors are dense, contiguous or channels_last; T is 1 for images.
+Tensors are dense, contiguous or channels_last; T is 1 for images. `level` is `reference.level_word`. Whatever changes
+from step to step or from level to level alone is not specialised, so that it compiles nothing anew.
 """
 
 import triton
@@ -173,7 +174,7 @@ def loss_factor(alpha_bar, PREDICTION: tl.constexpr, LOSS_TARGET: tl.constexpr, 
     return factor
 
 
-@triton.jit(do_not_specialize=["key_low", "key_high", "scale"])
+@triton.jit(do_not_specialize=["key_low", "key_high", "rows", "partials", "first_partial"])
 def loss_level(
     pred_ptr, image_ptr, noise_ptr, alpha_bar_ptr, residual_ptr, pooled_ptr, partial_ptr, key_low, key_high, level,
     rows, scale, partials, first_partial, C, T, H, W,
