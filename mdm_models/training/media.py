@@ -1,0 +1,105 @@
+"""Encoded clips and images → uint8 tensors of one size."""
+
+import io
+import warnings
+from fractions import Fraction
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+LARGEST_SIDE = 8192  # pixels; beyond it a file is taken for a decompression bomb
+
+
+class BadSample(Exception):
+    """A sample that cannot be used: `reason` is what it is counted under, `detail` says more of this one."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+def decode_clip(data: bytes, frames: int, frame_rate: float, size: int, start: float = 0.0) -> Tensor:
+    """Frames 1/frame_rate seconds apart from an encoded clip → (3, frames, size, size) uint8.
+
+    start in [0, 1) chooses where in the clip they begin: 0 at its first frame, near 1 as late as they still fit.
+    Only the part of the clip that is wanted is decoded, from the key frame before it. Raises BadSample.
+    """
+    try:
+        with av.open(io.BytesIO(data)) as container:
+            if not container.streams.video:
+                raise BadSample("undecodable", "no video stream")
+            pictures = _pictures(container, frames, frame_rate, size, start)
+    except (av.FFmpegError, ValueError, ArithmeticError) as error:
+        raise BadSample("undecodable", f"{type(error).__name__}: {error}") from None
+    if len(pictures) < frames:
+        raise BadSample("undecodable", f"only {len(pictures)} of {frames} frames could be decoded")
+    clip = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    return resize(clip, size).transpose(0, 1)
+
+
+def _pictures(container, frames: int, frame_rate: float, size: int, start: float) -> list[np.ndarray]:
+    """The wanted frames of an open clip as (H, W, 3) uint8 arrays; fewer than `frames` if decoding ends early."""
+    stream = container.streams.video[0]
+    check_size(stream.width, stream.height, size)
+    stream.codec_context.thread_count = 1  # parallelism comes from the loader's workers
+    rate = stream.average_rate or Fraction(24)
+    seconds = stream.duration * stream.time_base if stream.duration else Fraction(container.duration or 0, av.time_base)
+    length = stream.frames or round(seconds * rate)
+    needed = int((frames - 1) * rate / Fraction(frame_rate)) + 1  # source frames from the first wanted to the last
+    if length < needed:
+        raise BadSample(
+            "too short", f"{length} frames at {float(rate):g} fps; {frames} at {frame_rate:g} fps need {needed}"
+        )
+    origin = (stream.start_time or 0) * stream.time_base
+    first = origin + int(start * (length - needed + 1)) / rate
+    if first > origin:
+        container.seek(int(first / stream.time_base), stream=stream)
+    pictures: list[np.ndarray] = []
+    for frame in container.decode(stream):
+        while frame.time is not None and len(pictures) < frames:
+            wanted = first + len(pictures) / Fraction(frame_rate)
+            if frame.time < wanted - 1 / (2 * rate):
+                break
+            pictures.append(frame.to_ndarray(format="rgb24"))
+        if len(pictures) == frames:
+            break
+    return pictures
+
+
+def decode_image(data: bytes, size: int) -> Tensor:
+    """An encoded image → (3, 1, size, size) uint8, a clip of one frame; transparency on white. Raises BadSample."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+            check_size(*image.size, size)
+            image = image.convert("RGBA")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadSample("undecodable", str(error)) from None
+    white = Image.new("RGBA", image.size, "white")
+    picture = np.array(Image.alpha_composite(white, image).convert("RGB"))
+    return resize(torch.from_numpy(picture).permute(2, 0, 1)[None], size).transpose(0, 1)
+
+
+def check_size(width: int, height: int, size: int) -> None:
+    """Refuse what would have to be magnified more than twice, and what is too large to be meant."""
+    if 2 * min(width, height) < size:
+        raise BadSample("too small", f"{width}×{height} pixels for training at {size}×{size}")
+    if max(width, height) > LARGEST_SIDE:
+        raise BadSample("too large", f"{width}×{height} pixels; the longest side may be {LARGEST_SIDE}")
+
+
+def resize(pictures: Tensor, size: int) -> Tensor:
+    """Centre crop to a square, then scale with antialiasing.  (N, 3, H, W) uint8 → (N, 3, size, size) uint8."""
+    height, width = pictures.shape[2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = pictures[:, :, top : top + side, left : left + side]
+    if side == size:
+        return square.contiguous()
+    return F.interpolate(square, size=(size, size), mode="bilinear", antialias=True)
