@@ -35,6 +35,13 @@ def test_masked_keys_match_float64(dtype):
     assert_as_exact(flash_attention, *make_qkv(dtype=dtype), key_mask=make_mask())
 
 
+@pytest.mark.parametrize("masked", [slice(0, 70), slice(5, 77)], ids=["first", "last"])
+def test_a_block_of_masked_keys_leaves_the_others_exact(masked):
+    mask = torch.ones(2, 77, dtype=torch.bool)
+    mask[0, masked] = False
+    assert_as_exact(flash_attention, *make_qkv(), key_mask=mask)
+
+
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     queries=st.integers(1, 70), keys=st.integers(1, 70), width=st.integers(1, 128), masked=st.booleans(),

@@ -40,6 +40,13 @@ def test_matches_float64(width, dtype, masked):
     assert_as_exact(self_cross_attention, *make_inputs(width=width, dtype=dtype), num_heads=2, key_mask=mask)
 
 
+@pytest.mark.parametrize("masked", [slice(0, 70), slice(5, 77)], ids=["first", "last"])
+def test_a_block_of_masked_keys_leaves_the_others_exact(masked):
+    mask = torch.ones(2, 77, dtype=torch.bool)
+    mask[0, masked] = False
+    assert_as_exact(self_cross_attention, *make_inputs(), num_heads=2, key_mask=mask)
+
+
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     tokens=st.integers(1, 70), context=st.integers(1, 70), width=st.integers(1, 128), heads=st.integers(1, 2),
