@@ -6,6 +6,7 @@ from `use_backend(...)`, `set_backend(...)` and the environment variable MDM_KER
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -13,6 +14,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import function as autograd_function
 
 BACKENDS = ("auto", "triton", "torch")
 
@@ -113,3 +115,20 @@ def define(schema: str) -> Callable[[Callable], Callable]:
         return function
 
     return register
+
+
+def once_differentiable(backward: Callable) -> Callable:
+    """Decorator of an autograd.Function's `backward`: differentiating what it returns raises a RuntimeError.
+
+    torch's decorator of this name lets such a derivative pass as zero where the incoming gradient is a constant, as in
+    `grad(y.sum(), x, create_graph=True)`.
+    """
+    differentiable_once = autograd_function.once_differentiable(backward)
+
+    @functools.wraps(backward)
+    def wrapper(ctx, *gradients):
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            gradients = [g if g is None else g.detach().requires_grad_() for g in gradients]
+        return differentiable_once(ctx, *gradients)
+
+    return wrapper

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .. import backend
 from . import reference
@@ -207,7 +206,7 @@ class _GroupNormSiLU(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @backend.once_differentiable
     def backward(ctx, dy):
         x, mean, rstd, *parameters = ctx.saved_tensors
         dx, *gradients = torch.ops.mdm_kernels.group_norm_silu_backward(

@@ -1,0 +1,344 @@
+"""group_norm_silu: the Triton kernels, interpreted, and the CPU path against the definition in float64."""
+
+import contextlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from mdm_kernels import GroupNormSiLU, group_norm_silu
+from mdm_kernels.backend import use_backend
+from mdm_kernels.group_norm import kernels
+
+PATHS = ("whole group", "tiles")
+
+
+@contextlib.contextmanager
+def triton(path="whole group"):
+    """Run the Triton kernels, for groups of any size along one path."""
+    limit, kernels.WHOLE_GROUP_BYTES = kernels.WHOLE_GROUP_BYTES, 2**20 if path == "whole group" else 0
+    try:
+        with use_backend("triton"):
+            yield
+    finally:
+        kernels.WHOLE_GROUP_BYTES = limit
+
+
+def definition(x, num_groups, weight, bias, scale, shift, activation="silu", eps=1e-5):
+    """Two passes and nothing clever, in the dtype of x."""
+
+    def per_channel(parameter):
+        parameter = parameter.to(x.dtype).reshape(-1, x.shape[1])
+        rows = parameter.repeat_interleave(x.shape[0] // len(parameter), 0)
+        return rows.reshape(x.shape[:2] + (1,) * (x.dim() - 2))
+
+    groups = x.reshape(x.shape[0], num_groups, -1)
+    centred = groups - groups.mean(-1, keepdim=True)
+    y = (centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt()).reshape(x.shape)
+    y = y if weight is None else y * per_channel(weight)
+    y = y if bias is None else y + per_channel(bias)
+    y = y if scale is None else y * (1 + per_channel(scale))
+    y = y if shift is None else y + per_channel(shift)
+    return F.silu(y) if activation == "silu" else y
+
+
+def inputs(shape, *, affine=True, film_rows=None, dtype=torch.float32, parameter_dtype=None, mean=0.0, std=1.0):
+    """x, weight, bias, scale, shift."""
+    x = (mean + std * torch.randn(shape)).to(dtype)
+    weight, bias = torch.randn(2, shape[1]).to(parameter_dtype or dtype) if affine else (None, None)
+    scale, shift = torch.randn(2, film_rows, shape[1]).to(dtype) if film_rows else (None, None)
+    return x, weight, bias, scale, shift
+
+
+def result_and_gradients(function, tensors, dy, dtype=None):
+    """y and the gradient of every tensor that is not None, with everything cast to dtype."""
+    leaves = [t if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in tensors]
+    y = function(*leaves)
+    return [y, *torch.autograd.grad(y, [t for t in leaves if t is not None], dy.to(y.dtype))]
+
+
+def check(tensors, num_groups, activation="silu", path="whole group"):
+    """y and all gradients err at most twice as much as the definition in the same dtype, and the rounding of float32
+    sums and of the result."""
+    dy = torch.randn_like(tensors[0])
+
+    def ours(x, weight, bias, scale, shift):
+        return group_norm_silu(x, num_groups, weight, bias, scale=scale, shift=shift, activation=activation)
+
+    def plain(x, weight, bias, scale, shift):
+        return definition(x, num_groups, weight, bias, scale, shift, activation)
+
+    with triton(path):
+        results = result_and_gradients(ours, tensors, dy)
+    exact = result_and_gradients(plain, tensors, dy, torch.float64)
+    reference = result_and_gradients(plain, tensors, dy)
+    for ours, same_dtype, truth in zip(results, reference, exact, strict=True):
+        size, eps = truth.abs().max(), torch.finfo(ours.dtype).eps
+        allowed = 2 * (same_dtype - truth).abs().max() + 4 * torch.finfo(torch.float32).eps * (1 + size) + eps * size
+        assert (ours - truth).abs().max() <= allowed
+
+
+@pytest.mark.parametrize("path", PATHS)
+@settings(max_examples=12, deadline=None)
+@given(
+    rows=st.integers(1, 3),
+    num_groups=st.integers(1, 4),
+    width=st.integers(1, 7),
+    height_width=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    channels_last=st.booleans(),
+    affine=st.booleans(),
+    film=st.booleans(),
+    activation=st.sampled_from(["silu", None]),
+)
+def test_triton_computes_the_definition(
+    path, rows, num_groups, width, height_width, channels_last, affine, film, activation
+):
+    shape = (rows, num_groups * width, *height_width)
+    x, *parameters = inputs(shape, affine=affine, film_rows=rows if film else None)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    if x[0].numel() // num_groups > 2:  # a group of two is ±1 whatever it holds: its gradient is all rounding
+        check((x, *parameters), num_groups, activation, path)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_groups_larger_than_a_block(path, channels_last):
+    x, *parameters = inputs((1, 6, 75, 70), film_rows=1)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    check((x, *parameters), 2, path=path)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_row_of_scale_serves_consecutive_frames(path):
+    check(inputs((6, 8, 5, 3), film_rows=2), 4, path=path)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(path, dtype):
+    check(inputs((2, 12, 6, 7), film_rows=2, dtype=dtype), 3, path=path)
+
+
+def test_float32_parameters_of_a_half_precision_x():
+    tensors = inputs((2, 8, 4, 4), dtype=torch.float16, parameter_dtype=torch.float32)
+
+    def ours(x, weight, bias, scale, shift):
+        return group_norm_silu(x, 4, weight, bias)
+
+    dy = torch.randn_like(tensors[0])
+    with triton():
+        results = result_and_gradients(ours, tensors, dy)
+    assert [r.dtype for r in results] == [torch.float16, torch.float16, torch.float32, torch.float32]
+    exact = result_and_gradients(lambda *t: definition(t[0], 4, *t[1:]), tensors, dy, torch.float64)
+    torch.testing.assert_close(results[2:], [e.float() for e in exact[2:]], rtol=1e-5, atol=1e-5)
+
+
+def test_any_one_parameter_alone():
+    x, *parameters = inputs((2, 6, 4, 5), film_rows=2)
+    for kept in range(4):
+        check((x, *(p if i == kept else None for i, p in enumerate(parameters))), 3)
+
+
+def error_far_from_zero(channels_last, std=0.1, dtype=torch.float32):
+    """Largest errors at 10000 ± std: of group_norm_silu, and of two passes in float32."""
+    x, *parameters = inputs((2, 64, 16, 16), mean=10000.0, std=std, dtype=dtype)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    exact = definition(x.double(), 32, *parameters)
+    ideal = definition(x.float(), 32, *parameters)
+    y = group_norm_silu(x, 32, *parameters[:2])
+    return (y - exact).abs().max(), (ideal - exact).abs().max()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("path", PATHS)
+def test_no_cancellation_far_from_zero(path, channels_last):
+    with triton(path):
+        error, ideal = error_far_from_zero(channels_last)
+    assert error <= 2 * ideal
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_no_cancellation_far_from_zero_on_cpu(channels_last):
+    error, ideal = error_far_from_zero(channels_last)
+    assert error <= 2 * ideal
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_no_cancellation_in_half_precision_on_cpu(channels_last):
+    error, _ = error_far_from_zero(channels_last, std=20.0, dtype=torch.float16)
+    assert error <= 0.01  # 2 ulp of results around 5
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_gradient_far_from_zero(path):
+    check(inputs((2, 8, 8, 8), mean=10000.0, std=0.1), 4, path=path)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize(
+    ("shape", "memory_format"),
+    [
+        ((2, 8, 3, 5), torch.contiguous_format),
+        ((2, 8, 3, 5), torch.channels_last),
+        ((2, 8, 2, 3, 5), torch.channels_last_3d),
+    ],
+)
+def test_result_keeps_the_memory_format(backend, shape, memory_format):
+    x = torch.randn(shape).contiguous(memory_format=memory_format)
+    with use_backend(backend):
+        y = group_norm_silu(x, 4)
+    assert y.stride() == x.stride()
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x[:, :, ::2],
+        lambda x: x[:, 2:8],
+        lambda x: x.transpose(2, 3),
+        lambda x: x.contiguous(memory_format=torch.channels_last)[:, 2:8],
+        lambda x: x[:, :, :, :1].expand(-1, -1, -1, 3),
+    ],
+    ids=["rows", "channels", "transposed", "channels of channels-last", "expanded"],
+)
+def test_strides_do_not_change_the_result(path, view):
+    x = view(torch.randn(2, 12, 6, 6))
+    with triton(path):
+        torch.testing.assert_close(group_norm_silu(x, 3), group_norm_silu(x.contiguous(), 3), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dy_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("x_format", [torch.contiguous_format, torch.channels_last])
+def test_a_gradient_in_another_memory_format(x_format, dy_format):
+    x = torch.randn(2, 8, 4, 5).contiguous(memory_format=x_format).requires_grad_()
+    dy = torch.randn(2, 8, 4, 5).contiguous(memory_format=dy_format)
+    with triton():
+        (dx,) = torch.autograd.grad(group_norm_silu(x, 4), x, dy)
+    (exact,) = torch.autograd.grad(group_norm_silu(x.double(), 4), x, dy.double())
+    torch.testing.assert_close(dx, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_scale_and_shift_may_be_views_of_one_projection():
+    x, projection = torch.randn(2, 8, 3, 3), torch.randn(2, 16)
+    scale, shift = projection.chunk(2, dim=1)
+    with triton():
+        y = group_norm_silu(x, 4, scale=scale, shift=shift)
+        torch.testing.assert_close(y, group_norm_silu(x, 4, scale=scale.contiguous(), shift=shift.contiguous()))
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("shape", [(0, 8, 4, 4), (2, 8, 0, 4)])
+def test_empty_input_has_zero_gradients(backend, shape):
+    tensors = inputs(shape, film_rows=2)
+    with use_backend(backend):
+        y, *gradients = result_and_gradients(
+            lambda x, w, b, s, t: group_norm_silu(x, 4, w, b, scale=s, shift=t), tensors, torch.zeros(shape)
+        )
+    assert y.shape == shape
+    assert [g.shape for g in gradients] == [t.shape for t in tensors]
+    assert all((g == 0).all() for g in gradients)
+
+
+def test_module_is_a_group_norm():
+    plain, fused = nn.GroupNorm(4, 8), GroupNormSiLU(4, 8)
+    nn.init.normal_(plain.weight)
+    fused.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 8, 5, 5)
+    torch.testing.assert_close(fused(x), F.silu(plain(x)))
+    assert isinstance(fused, nn.GroupNorm)
+
+
+def test_module_modulates():
+    module = GroupNormSiLU(4, 8, affine=False, activation=None)
+    x, _, _, scale, shift = inputs((2, 8, 5, 5), film_rows=2)
+    expected = F.group_norm(x, 4) * (1 + scale[..., None, None]) + shift[..., None, None]
+    torch.testing.assert_close(module(x, scale, shift), expected)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_autocast_keeps_the_dtype(backend):
+    x = torch.randn(2, 8, 4, 4)
+    with use_backend(backend), torch.autocast("cpu", torch.bfloat16):
+        y = group_norm_silu(x, 4, torch.ones(8), torch.zeros(8), scale=torch.ones(2, 8))
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, definition(x, 4, None, None, torch.ones(2, 8), None))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": torch.ones(2, 8, 3, 3, dtype=torch.int64)}, TypeError, r"x is torch.int64"),
+        ({"x": [1.0]}, TypeError, r"x is list"),
+        ({"x": torch.ones(8)}, ValueError, r"x has shape \(8,\); it must be \(N, C"),
+        ({"num_groups": 3}, ValueError, r"num_groups is 3; it must divide the 8 channels"),
+        ({"num_groups": 0}, ValueError, r"num_groups is 0"),
+        ({"weight": torch.ones(4)}, ValueError, r"weight has shape \(4,\); it must be \(8,\)"),
+        ({"bias": torch.ones(8, dtype=torch.int32)}, TypeError, r"bias is torch.int32"),
+        ({"bias": torch.ones(8, device="meta")}, ValueError, r"bias is on meta and x on cpu"),
+        ({"scale": torch.ones(8)}, ValueError, r"scale has shape \(8,\); it must be \(N / T, 8\)"),
+        ({"shift": torch.ones(3, 8)}, ValueError, r"shift has 3 rows; they must divide the 2 rows of x"),
+        ({"scale": torch.ones(1, 8), "shift": torch.ones(2, 8)}, ValueError, r"must have one shape"),
+        ({"activation": "relu"}, ValueError, r"activation is 'relu'"),
+    ],
+)
+def test_bad_arguments_are_named(change, error, message):
+    arguments = {"x": torch.ones(2, 8, 3, 3), "num_groups": 4} | change
+    with pytest.raises(error, match=message):
+        group_norm_silu(**arguments)
+
+
+def test_second_derivatives_raise():
+    x = torch.randn(2, 8, 3, 3, requires_grad=True)
+    with triton():
+        (dx,) = torch.autograd.grad(group_norm_silu(x, 4).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dx.sum().backward()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("film", [False, True])
+def test_ops_are_registered_correctly(channels_last, film):
+    x, *parameters = inputs((1, 4, 3, 2), film_rows=1 if film else None)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    ops = torch.ops.mdm_kernels
+    torch.library.opcheck(ops.group_norm_silu_forward, (x, 2, *parameters, 1e-5, True))
+    _, mean, rstd = ops.group_norm_silu_forward(x, 2, *parameters, 1e-5, True)
+    torch.library.opcheck(ops.group_norm_silu_backward, (x, x, mean, rstd, 2, *parameters, True))
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_compiles_without_graph_breaks(backend):
+    module = GroupNormSiLU(4, 8)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 8, 5, 5, requires_grad=True)
+    scale = torch.randn(2, 8)
+    with use_backend(backend):
+        eager, result = module(x, scale), compiled(x, scale)
+        torch.testing.assert_close(result, eager)
+        gradients = [torch.autograd.grad(y.sum(), [x, module.weight]) for y in (eager, result)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_meta_tensors_give_shapes():
+    y = group_norm_silu(torch.empty(2, 8, 5, 5, dtype=torch.bfloat16, device="meta"), 4)
+    assert y.shape == (2, 8, 5, 5)
+    assert y.dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_more_than_2_31_elements(channels_last):
+    x = torch.zeros(33, 64, 1024, 1024, dtype=torch.bfloat16, device="cuda")
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    x[-1].normal_()
+    y = group_norm_silu(x, 32)[-1:].cpu()
+    torch.testing.assert_close(y, group_norm_silu(x[-1:].cpu(), 32), rtol=2e-2, atol=2e-2)
