@@ -149,22 +149,22 @@ def rotary_angles(frames: int, head_dim: int, device: torch.device) -> Tensor:
     return torch.arange(frames, device=device, dtype=torch.float32)[:, None] * inverse
 
 
-def clip_of(x: Tensor, frames: int) -> Tensor:
-    """(B·T, C, H, W) → (B, C, T, H, W); channels_last becomes channels_last_3d, a view."""
-    return x.unflatten(0, (-1, frames)).transpose(1, 2)
-
-
-def frames_of(clip: Tensor) -> Tensor:
-    """(B, C, T, H, W) → (B·T, C, H, W); the inverse of `clip_of`."""
-    return clip.transpose(1, 2).flatten(0, 1)
-
-
 class TimeConv(nn.Conv1d):
-    """A convolution over the frames at every pixel.  (B, C, T, H, W) → (B, C, T/stride, H, W)."""
+    """A convolution over the frames of clips at every pixel.  (B·T, C, H, W) → (B·T/stride, out, H, W).
 
-    def forward(self, clip: Tensor) -> Tensor:
-        weight = self.weight[..., None, None]
-        return F.conv3d(clip, weight, self.bias, stride=(*self.stride, 1, 1), padding=(*self.padding, 0, 0))
+    In channels_last memory a clip is also one picture with a row of H·W pixels for each frame: a two-dimensional
+    convolution with a kernel one pixel wide runs over it without transposing anything.
+    """
+
+    def forward(self, x: Tensor, frames: int, repeat: int = 1) -> Tensor:
+        """`repeat`: convolve the clips with every frame repeated so many times."""
+        rows, channels, height, width = x.shape
+        picture = x.permute(0, 2, 3, 1).reshape(rows // frames, frames, height * width, channels).permute(0, 3, 1, 2)
+        if repeat > 1:
+            picture = F.interpolate(picture, scale_factor=(repeat, 1))
+        padding = (*self.padding, 0)
+        picture = F.conv2d(picture, self.weight[..., None], self.bias, stride=(*self.stride, 1), padding=padding)
+        return picture.permute(0, 2, 3, 1).reshape(-1, height, width, self.out_channels).permute(0, 3, 1, 2)
 
 
 class Downsample(nn.Module):
@@ -179,7 +179,7 @@ class Downsample(nn.Module):
         self.conv = (TimeConv if self.over_time else nn.Conv2d)(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
-        return frames_of(self.conv(clip_of(x, frames))) if self.over_time else self.conv(x)
+        return self.conv(x, frames) if self.over_time else self.conv(x)
 
 
 class Upsample(nn.Module):
@@ -191,9 +191,7 @@ class Upsample(nn.Module):
         self.conv = (TimeConv if self.over_time else nn.Conv2d)(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
-        if self.over_time:
-            return frames_of(self.conv(F.interpolate(clip_of(x, frames), scale_factor=(2, 1, 1))))
-        return self.conv(F.interpolate(x, scale_factor=2))
+        return self.conv(x, frames, repeat=2) if self.over_time else self.conv(F.interpolate(x, scale_factor=2))
 
 
 class TextSelfAttention(nn.Module):

@@ -21,8 +21,6 @@ from mdm_models.layers import (
     TemporalAttentionBlock,
     TextConditioning,
     Upsample,
-    clip_of,
-    frames_of,
     zero_init,
 )
 
@@ -189,7 +187,7 @@ class UNet(nn.Module):
         rows = x[0].shape[0]
         own = condition.rows(rows)
         embedding = F.silu(self._embed(own))
-        h = frames_of(x[0]) if is_clip else x[0]
+        h = x[0].transpose(1, 2).flatten(0, 1) if is_clip else x[0]
         if self.config.normalize_input:
             h = h / h.std((1, 2, 3), keepdim=True)
         h = self.conv_in(h)
@@ -213,7 +211,7 @@ class UNet(nn.Module):
 
         prediction = self.conv_out(self.norm_out(h))
         if is_clip:
-            prediction = clip_of(prediction, x[0].shape[2])
+            prediction = prediction.unflatten(0, (rows, -1)).transpose(1, 2)
         return [prediction, *inner_predictions], h
 
     def middle(

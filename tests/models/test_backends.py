@@ -1,4 +1,4 @@
-"""A whole model on the Triton kernels (through the interpreter, without a GPU) against the same model on the references."""
+"""A whole model on the Triton kernels (without a GPU: interpreted) against the same model on the references."""
 
 import torch
 
