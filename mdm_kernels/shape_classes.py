@@ -1,0 +1,131 @@
+"""The launches that `mdm_kernels.aot` compiles: for each op, calls on meta tensors that reach every one of its kernels.
+
+Shapes are those of the models, one for each set of kernel constants and argument specialisations; batches are small,
+because no kernel depends on their size beyond its divisibility by 16.
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+ops = torch.ops.mdm_kernels
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def group_norm_class(*shape: int, dtype=torch.bfloat16, channels_last=True, film=False, frames=1, silu=True) -> None:
+    """Forward and backward of group_norm_silu in 32 groups, with float32 weights."""
+    x = meta(*shape, dtype=dtype)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    weight, bias = meta(shape[1], dtype=torch.float32), meta(shape[1], dtype=torch.float32)
+    scale, shift = meta(shape[0] // frames, 2 * shape[1], dtype=dtype).chunk(2, 1) if film else (None, None)
+    _, mean, rstd = ops.group_norm_silu_forward(x, 32, weight, bias, scale, shift, 1e-5, silu)
+    ops.group_norm_silu_backward(x, x, mean, rstd, 32, weight, bias, scale, shift, silu)
+
+
+def multires_class(
+    *shape: int,
+    strides: list[tuple[int, int]],
+    seed: int | None = 1,
+    dtype=torch.float32,
+    pred_dtype=torch.bfloat16,
+    channels_last=True,
+) -> None:
+    """multires_noise and multires_loss, forward and backward; with no seed, the noise is given."""
+    from . import multires
+
+    images = meta(*shape, dtype=dtype)
+    times, spaces = (list(part) for part in zip(*strides, strict=True))
+    alpha_bars = meta(len(strides), shape[0], dtype=torch.float32)
+    noise = [multires.reference.level_image(images, stride).to(dtype) for stride in strides]
+    last = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    preds = [eps.to(pred_dtype, memory_format=last if channels_last else torch.contiguous_format) for eps in noise]
+    source = ([], seed) if seed is not None else (noise, None)
+    spaces_and_weights = ("v", "eps", [1.0] * len(strides))
+    ops.multires_noise(images, alpha_bars, times, spaces, *source)
+    loss, residuals = ops.multires_loss_forward(
+        preds, images, alpha_bars, times, spaces, *source, *spaces_and_weights, True
+    )
+    ops.multires_loss_backward(residuals, loss, alpha_bars, *spaces_and_weights)
+
+
+def self_cross_class(batch, tokens, context, heads, width, *, masked=True, dtype=torch.bfloat16, nchw=False) -> None:
+    """Forward and backward of self_cross_attention; `nchw`: qkv as a 1×1 convolution writes it in that format."""
+    channels = heads * width
+    qkv = meta(batch, 3 * channels, tokens, dtype=dtype).mT if nchw else meta(batch, tokens, 3 * channels, dtype=dtype)
+    context_kv = meta(batch, context, 2 * channels, dtype=dtype)
+    key_mask = meta(batch, context, dtype=torch.bool) if masked else None
+    out, lse = ops.self_cross_attention_forward(qkv, context_kv, key_mask, heads)
+    ops.self_cross_attention_backward(out, qkv, context_kv, key_mask, out, lse, heads)
+
+
+def flash_class(batch, tokens, heads, width, *, masked=False, dtype=torch.bfloat16) -> None:
+    """Forward and backward of flash_attention on projections (B, L, H, D)."""
+    q = meta(batch, tokens, heads, width, dtype=dtype).transpose(1, 2)
+    key_mask = meta(batch, tokens, dtype=torch.bool) if masked else None
+    out, lse = ops.flash_attention_forward(q, q, q, key_mask, width**-0.5)
+    ops.flash_attention_backward(out, q, q, q, key_mask, out, lse, width**-0.5)
+
+
+def temporal_class(frames, positions, heads, width, *, rotary=False, dtype=torch.bfloat16) -> None:
+    """Forward and backward of temporal_attention on one clip."""
+    qkv = meta(frames, positions, 3 * heads * width, dtype=dtype)
+    angles = meta(frames, width // 2, dtype=torch.float32) if rotary else None
+    out = ops.temporal_attention_forward(qkv, angles, angles, heads, frames)
+    ops.temporal_attention_backward(out, qkv, angles, angles, heads, frames)
+
+
+SHAPE_CLASSES: dict[str, Callable[[], None]] = {
+    "group_norm 256×64² FiLM": functools.partial(group_norm_class, 2, 256, 64, 64, film=True),
+    "group_norm 512×32² FiLM": functools.partial(group_norm_class, 2, 512, 32, 32, film=True),
+    "group_norm 768×16²": functools.partial(group_norm_class, 2, 768, 16, 16, silu=False),
+    "group_norm 64×256² FiLM": functools.partial(group_norm_class, 2, 64, 256, 256, film=True),
+    "group_norm 32×1024²": functools.partial(group_norm_class, 2, 32, 1024, 1024),
+    "group_norm 512×32² fp32 NCHW": functools.partial(
+        group_norm_class, 2, 512, 32, 32, dtype=torch.float32, channels_last=False
+    ),
+    "group_norm 128×128² fp16, 16 frames": functools.partial(
+        group_norm_class, 16, 128, 128, 128, dtype=torch.float16, film=True, frames=16
+    ),
+    "multires 256² + 64²": functools.partial(multires_class, 2, 3, 256, 256, strides=[(1, 1), (1, 4)]),
+    "multires 1024² + 256² + 64²": functools.partial(
+        multires_class, 2, 3, 1024, 1024, strides=[(1, 1), (1, 4), (1, 16)], dtype=torch.bfloat16
+    ),
+    "multires 16×256² + 16×64² + 1×64²": functools.partial(
+        multires_class, 2, 3, 16, 256, 256, strides=[(1, 1), (1, 4), (16, 4)], channels_last=False
+    ),
+    "multires 256² + 64² fp32, noise given": functools.partial(
+        multires_class,
+        *(2, 3, 256, 256),
+        strides=[(1, 1), (1, 4)],
+        seed=None,
+        pred_dtype=torch.float32,
+        channels_last=False,
+    ),
+    "self_cross 8×64, 1024 + 128, batch 2": functools.partial(self_cross_class, 2, 1024, 128, 8, 64),
+    "self_cross 8×96, 256 + 128, batch 2": functools.partial(self_cross_class, 2, 256, 128, 8, 96),
+    "self_cross 8×64, 1024 + 128": functools.partial(self_cross_class, 16, 1024, 128, 8, 64),
+    "self_cross 8×64, 1024 + 128, no mask": functools.partial(self_cross_class, 16, 1024, 128, 8, 64, masked=False),
+    "self_cross 8×96, 256 + 128": functools.partial(self_cross_class, 16, 256, 128, 8, 96),
+    "self_cross 8×96, 256 + 128, no mask": functools.partial(self_cross_class, 16, 256, 128, 8, 96, masked=False),
+    "self_cross 8×96, 1000 + 77 fp16 NCHW": functools.partial(
+        self_cross_class, 16, 1000, 77, 8, 96, dtype=torch.float16, nchw=True
+    ),
+    "self_cross 8×64, 1024 + 128 fp32": functools.partial(self_cross_class, 2, 1024, 128, 8, 64, dtype=torch.float32),
+    "flash 8×64, 1024": functools.partial(flash_class, 16, 1024, 8, 64),
+    "flash 8×96, 256": functools.partial(flash_class, 16, 256, 8, 96),
+    "flash 8×128, 77": functools.partial(flash_class, 2, 77, 8, 128, masked=True),
+    "flash 32×64, 128": functools.partial(flash_class, 16, 128, 32, 64, masked=True),
+    "flash 8×96, 256 fp32": functools.partial(flash_class, 2, 256, 8, 96, dtype=torch.float32),
+    "temporal 8×32, 16 frames": functools.partial(temporal_class, 16, 1024, 8, 32),
+    "temporal 8×32, 16 frames, rotary": functools.partial(temporal_class, 16, 1024, 8, 32, rotary=True),
+    "temporal 8×96, 5 frames, rotary": functools.partial(temporal_class, 5, 1024, 8, 96, rotary=True),
+    "temporal 8×32, 16 frames, rotary fp32": functools.partial(
+        temporal_class, 16, 1024, 8, 32, rotary=True, dtype=torch.float32
+    ),
+}

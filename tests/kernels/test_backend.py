@@ -1,0 +1,142 @@
+"""Which implementation runs, and what a launch does."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mdm_kernels import backend
+from mdm_kernels.backend import launch, recording, runs_triton, set_backend, shapes_only, use_backend
+
+
+class Kernel:
+    """Stands in for a Triton kernel: notes how it is launched."""
+
+    def __init__(self):
+        self.launches = []
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: self.launches.append((grid, args, options))
+
+
+@pytest.fixture
+def restored_default():
+    yield
+    set_backend("auto")
+
+
+def test_auto_runs_the_reference_on_cpu():
+    assert not runs_triton(torch.ones(1))
+
+
+def test_use_backend_ends_with_its_block():
+    with use_backend("triton"):
+        assert runs_triton(torch.ones(1))
+        with use_backend("torch"):
+            assert not runs_triton(torch.ones(1))
+        assert runs_triton(torch.ones(1))
+    assert not runs_triton(torch.ones(1))
+
+
+@pytest.mark.usefixtures("restored_default")
+def test_use_backend_overrides_set_backend():
+    set_backend("triton")
+    assert runs_triton(torch.ones(1))
+    with use_backend("torch"):
+        assert not runs_triton(torch.ones(1))
+
+
+def test_an_unknown_backend_is_named():
+    with pytest.raises(ValueError, match="backend is 'cuda'; it must be one of auto, triton, torch"):
+        set_backend("cuda")
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_an_unknown_backend_in_the_environment_is_named():
+    process = python("import mdm_kernels.backend", MDM_KERNELS_BACKEND="fast")
+    assert "ValueError: MDM_KERNELS_BACKEND is 'fast'" in process.stderr
+
+
+def test_the_environment_chooses_the_backend():
+    code = "import torch; from mdm_kernels.backend import runs_triton; print(runs_triton(torch.ones(1)))"
+    assert python(code, MDM_KERNELS_BACKEND="triton", TRITON_INTERPRET="1").stdout.strip() == "True"
+
+
+def test_triton_on_cpu_needs_the_interpreter(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with use_backend("triton"), pytest.raises(RuntimeError, match="needs TRITON_INTERPRET=1"):
+        runs_triton(torch.ones(1))
+
+
+def test_launch_passes_arguments_and_constants():
+    kernel, x = Kernel(), torch.ones(3)
+    launch(kernel, (4, 2), x, 7, BLOCK=16)
+    ((grid, args, options),) = kernel.launches
+    assert (grid, args, options["BLOCK"]) == ((4, 2), (x, 7), 16)
+
+
+def test_launch_keeps_fused_multiply_adds():
+    kernel = Kernel()
+    launch(kernel, (1,), torch.ones(3))
+    assert kernel.launches[0][2] == {"enable_fp_fusion": True}
+
+
+def test_nothing_runs_on_an_empty_grid():
+    kernel = Kernel()
+    launch(kernel, (4, 0), torch.ones(3))
+    assert kernel.launches == []
+
+
+def test_recording_replaces_launches():
+    kernel, recorded = Kernel(), []
+    with recording(lambda *launched: recorded.append(launched)):
+        launch(kernel, (0,), 1, BLOCK=2)
+    launch(kernel, (1,), torch.ones(1))
+    assert [(k, args, options["BLOCK"]) for k, args, options in recorded] == [(kernel, (1,), 2)]
+    assert len(kernel.launches) == 1
+
+
+def test_meta_tensors_want_shapes_except_while_recording():
+    x = torch.empty(1, device="meta")
+    assert shapes_only(x)
+    with recording(lambda *_: None):
+        assert not shapes_only(x)
+    assert not shapes_only(torch.ones(1))
+
+
+def test_fake_tensors_want_shapes():
+    with torch._subclasses.FakeTensorMode():
+        assert shapes_only(torch.ones(1))
+
+
+class Cube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @backend.once_differentiable
+    def backward(ctx, dy):
+        return 3 * dy * ctx.saved_tensors[0] ** 2
+
+
+def test_a_first_derivative_is_right():
+    x = torch.tensor([2.0], requires_grad=True)
+    Cube.apply(x).sum().backward()
+    assert x.grad == 12
+
+
+@pytest.mark.parametrize("reduce", [torch.sum, lambda y: y.square().sum()], ids=["constant", "varying"])
+def test_a_second_derivative_raises_whatever_the_incoming_gradient(reduce):
+    x = torch.tensor([2.0], requires_grad=True)
+    (dx,) = torch.autograd.grad(reduce(Cube.apply(x)), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        dx.sum().backward()
