@@ -12,24 +12,23 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
 
 import pytest
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch):
-    """`torch.empty` and `torch.empty_like` give NaN (integers: the type's smallest value)."""
+    """Floating-point tensors that torch allocates without a value are full of NaN."""
 
     def poisoned(allocate):
         def allocate_poisoned(*args, **kwargs):
             tensor = allocate(*args, **kwargs)
-            if tensor.device.type == "meta" or isinstance(tensor, torch._subclasses.FakeTensor):
-                return tensor
-            bad = float("nan") if tensor.is_floating_point() else None
-            return tensor.fill_(bad) if bad is not None else tensor
+            without_data = tensor.device.type == "meta" or isinstance(tensor, FakeTensor)
+            return tensor if without_data or not tensor.is_floating_point() else tensor.fill_(float("nan"))
 
         return allocate_poisoned
 
-    for name in ("empty", "empty_like", "empty_strided"):
-        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
 
 
 @pytest.fixture(autouse=True)
