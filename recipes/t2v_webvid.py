@@ -1,9 +1,9 @@
 """Text-to-video on captioned clips, WebVid-10M or any other, in the stages of the Matryoshka Diffusion paper.
 
-    python recipes/t2v_webvid.py --preset tiny --data recipes/data/clips-{000..001}.tar --out runs/tiny
+    python recipes/t2v_webvid.py --preset tiny --data recipes/data/clips-*.tar --out runs/tiny
     torchrun --nproc-per-node=8 recipes/t2v_webvid.py --preset 64 --data IMAGES --out runs/64
-    torchrun --nproc-per-node=8 recipes/t2v_webvid.py --preset 16x64 --data CLIPS --out runs/16x64 --init-from runs/64
-    torchrun --nproc-per-node=8 recipes/t2v_webvid.py --preset 16x256 --data CLIPS --out runs/16x256 --init-from runs/16x64
+    torchrun --nproc-per-node=8 recipes/t2v_webvid.py --preset 16x64 --data CLIPS --out runs/b --init-from runs/64
+    torchrun --nproc-per-node=8 recipes/t2v_webvid.py --preset 16x256 --data CLIPS --out runs/c --init-from runs/b
 
 The same command again continues a run. Every option after --preset replaces a value of the preset. The batch size is
 per process: the full-size presets give the paper's global batch on its 32 GPUs.

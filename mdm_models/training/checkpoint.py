@@ -85,7 +85,7 @@ def load_newest(run: Path, identity: dict) -> Checkpoint | None:
         try:
             return load(path, identity)
         except Damaged as error:
-            warnings.warn(f"checkpoint damaged: {error}; trying the one before it", stacklevel=2)
+            warnings.warn(f"checkpoint {path} is damaged: {error}; trying the one before it", stacklevel=2)
     if paths:
         raise CheckpointError(f"every checkpoint in {run / 'checkpoints'} is damaged; move them away to start over")
     return None
@@ -127,9 +127,9 @@ def verified_manifest(path: Path) -> dict:
         manifest = json.loads((path / MANIFEST).read_text())
         for name, (size, checksum) in manifest["files"].items():
             if (path / name).stat().st_size != size:
-                raise Damaged(f"{path / name} has {(path / name).stat().st_size} bytes, not {size}")
+                raise Damaged(f"{name} has {(path / name).stat().st_size} bytes, not {size}")
             if _checksum(path / name) != checksum:
-                raise Damaged(f"{path / name} has another checksum")
+                raise Damaged(f"{name} has another checksum")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(_one_line(error)) from None
     return manifest

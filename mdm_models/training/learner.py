@@ -26,11 +26,12 @@ from mdm_models.unet import build_model
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one step measured, means over all processes: the loss, the gradient's norm before clipping, and, where
-    asked for, each level's unweighted loss, highest resolution first."""
+    """What one step measured, means over all processes: the loss, the gradient's norm before clipping, the learning
+    rate and, where asked for, each level's unweighted loss, highest resolution first."""
 
     loss: float
     grad_norm: float
+    lr: float
     level_losses: tuple[float, ...] = ()
 
     @property
@@ -39,7 +40,7 @@ class Outcome:
 
     def summary(self) -> dict[str, float | list[float]]:
         """What the log takes of the last step of an interval."""
-        return {"grad_norm": self.grad_norm, "level_losses": list(self.level_losses)}
+        return {"grad_norm": self.grad_norm, "lr": self.lr, "level_losses": list(self.level_losses)}
 
 
 class CaptionedDenoiser(nn.Module):
@@ -121,23 +122,30 @@ class Learner:
 
     def _agreed(self, measured: list[Tensor]) -> Outcome:
         loss, norm, *levels = self.place.mean(torch.stack([value.float() for value in measured])).tolist()
-        return Outcome(loss, norm, tuple(levels))
+        return Outcome(loss, norm, self.lr, tuple(levels))
 
     def _predict(self, batch: Batch) -> tuple[list[Tensor], Tensor, Tensor, int]:
-        """Predictions at times and with noise that depend on (seed, step, rank) only; the images, the times (B,) and
-        the seed of the noise."""
+        """→ predictions, images, times (B,) and the seed of the noise, all from (seed, step, rank) alone."""
         state = np.random.SeedSequence((self.config.seed, self.step, self.place.rank)).generate_state(2)
-        torch.manual_seed(int(state[0]))  # times and dropout
+        torch.manual_seed(int(state[0]))  # dropout
         seed = int(state[1])
         images = to_unit_range(batch.images.to(self.place.device, non_blocking=True))
         if not self.architecture.is_video:
             images = images.squeeze(2)
-        time = torch.randint(self.diffusion.num_steps, (len(images),)).to(self.place.device)
+        time = self._times(len(images)).to(self.place.device)
         x = self.diffusion.add_noise(images, time, self.architecture.strides, seed=seed)
         tokens = self.model.text.tokenize(batch.captions).to(self.place.device)
         with self.autocast():
             predictions = self.parallel(x, time, tokens)
         return predictions, images, time, seed
+
+    def _times(self, count: int) -> Tensor:
+        """(count,) int64, each uniform in 0…num_steps−1 and all processes' together spread evenly, which makes the loss
+        less noisy (Kingma et al., "Variational Diffusion Models", 2021, appendix I.1)."""
+        offset = np.random.default_rng((self.config.seed, self.step)).random()
+        place = self.place.rank * count + np.arange(count)
+        fractions = (offset + place / (count * self.place.world)) % 1
+        return torch.from_numpy((fractions * self.diffusion.num_steps).astype(np.int64))
 
     def autocast(self) -> contextlib.AbstractContextManager:
         on = self.config.precision == "bf16" or (self.config.precision == "auto" and self.place.device.type == "cuda")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -25,7 +26,13 @@ class Logbook:
         self._skipped = (run / "skipped.jsonl").open("a")
         self.skips = Counter(record["reason"] for record in self._named.values())
         self._tensorboard = SummaryWriter(run / "tensorboard", purge_step=step + 1)
-        self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, smoothing=0.1)
+        self.bar = tqdm(
+            total=steps,
+            initial=step,
+            dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else 30,  # seconds; a log file wants few lines
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+        )
 
     def record(self, step: int, **values: float | list[float]) -> None:
         """Log the numbers of the interval that ends with `step`; what is not finite is logged as null."""

@@ -66,8 +66,8 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
                 skips = place.gather(interval.skips)
                 if log:
                     log.skip(skips)
-                    counts = {**learner.counters(), "epoch": learner.samples_seen / len(training)}
-                    log.record(**interval.summary(place.world), **outcome.summary(), **counts, lr=learner.lr)
+                    epoch = learner.samples_seen / len(training)
+                    log.record(**learner.counters(), epoch=epoch, **interval.summary(place.world), **outcome.summary())
                 interval = Interval()
             stopping = place.any(stop.asked)
             if log and (stopping or _due(learner.step, config.save_every, config)):

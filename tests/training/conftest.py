@@ -1,0 +1,55 @@
+"""Shards made for a test: clips whose every frame can be told from the others."""
+
+import io
+import tarfile
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+GREY_STEP = 10  # frame t of a made clip is grey of this times t
+
+
+def encode_clip(frames: int = 24, fps: int = 24, width: int = 32, height: int = 32, key_frame_every: int = 8) -> bytes:
+    """An mp4 whose frame t is a plane of grey GREY_STEP · t."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps), options={"g": str(key_frame_every), "crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
+        for t in range(frames):
+            picture = np.full((height, width, 3), min(255, GREY_STEP * t), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def write_shard(path: Path, samples: dict[str, dict[str, bytes]]) -> Path:
+    """A tar of the files KEY.SUFFIX, from key → suffix → bytes."""
+    with tarfile.open(path, "w") as tar:
+        for key, files in samples.items():
+            for suffix, data in files.items():
+                info = tarfile.TarInfo(f"{key}.{suffix}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture(scope="session")
+def clip() -> bytes:
+    """24 frames at 24 fps of 32² pixels."""
+    return encode_clip()
+
+
+@pytest.fixture
+def shard_of(tmp_path: Path, clip: bytes) -> Callable[..., Path]:
+    """shard_of("a.tar", 3) writes clips a0, a1, a2, captioned so; extra samples may be given by key."""
+
+    def write(name: str, count: int, **extra: dict[str, bytes]) -> Path:
+        stem = name.removesuffix(".tar")
+        samples = {f"{stem}{i}": {"mp4": clip, "txt": f"{stem}{i}".encode()} for i in range(count)}
+        return write_shard(tmp_path / name, samples | extra)
+
+    return write

@@ -1,0 +1,108 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mdm_models.training.media import BadSample, decode_clip, decode_image
+from tests.training.conftest import GREY_STEP, encode_clip
+
+
+def frames_of(clip: torch.Tensor) -> list[int]:
+    """Which frame of the made clip each frame is, by its grey."""
+    return [round(grey / GREY_STEP) for grey in clip.float().mean(dim=(0, 2, 3)).tolist()]
+
+
+def encode_image(picture: np.ndarray, form: str = "png") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format=form)
+    return file.getvalue()
+
+
+def test_frames_are_taken_at_the_wanted_rate(clip):
+    decoded = decode_clip(clip, frames=4, frame_rate=8, size=16)
+    assert decoded.shape == (3, 4, 16, 16)
+    assert decoded.dtype == torch.uint8
+    assert frames_of(decoded) == [0, 3, 6, 9]
+
+
+@pytest.mark.parametrize(("start", "first"), [(0.0, 0), (0.5, 7), (0.999, 14)])
+def test_the_start_lies_anywhere_the_clip_still_fits(clip, start, first):
+    assert frames_of(decode_clip(clip, 4, 8, 16, start)) == [first, first + 3, first + 6, first + 9]
+
+
+def test_a_slow_clip_repeats_frames():
+    assert frames_of(decode_clip(encode_clip(frames=6, fps=4), 6, 8, 16)) == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_rate_between_frames_takes_the_nearest_earlier_or_equal(clip):
+    assert frames_of(decode_clip(clip, 4, 10, 16)) == [0, 2, 5, 7]
+
+
+def test_one_frame_of_a_clip_is_an_image(clip):
+    assert decode_clip(clip, 1, 8, 16).shape == (3, 1, 16, 16)
+
+
+def test_a_wide_clip_is_cropped_to_its_centre():
+    picture = np.zeros((32, 96, 3), np.uint8)
+    picture[:, 32:64] = 255
+    assert decode_image(encode_image(picture), 16).min() == 255
+
+
+def test_halving_averages_pixels():
+    picture = np.zeros((32, 32, 3), np.uint8)
+    picture[:, ::2] = 200
+    middle = decode_image(encode_image(picture), 16)[..., 2:-2].float()
+    torch.testing.assert_close(middle, torch.full_like(middle, 100.0), rtol=0, atol=1)
+
+
+def test_transparency_is_white():
+    picture = np.zeros((16, 16, 4), np.uint8)
+    picture[:, :8, 3] = 255
+    decoded = decode_image(encode_image(picture, "webp"), 16)
+    assert decoded[..., :7].max() <= 2
+    assert decoded[..., 9:].min() >= 253
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda clip: b"no clip at all", "undecodable"),
+        (lambda clip: clip[: len(clip) // 2], "undecodable"),
+        (lambda clip: b"", "undecodable"),
+        (lambda clip: encode_clip(frames=9), "too short"),
+        (lambda clip: encode_clip(width=64, height=16), "too small"),
+    ],
+)
+def test_a_bad_clip_says_why(clip, make, reason):
+    with pytest.raises(BadSample) as bad:
+        decode_clip(make(clip), frames=4, frame_rate=8, size=40)
+    assert bad.value.reason == reason
+
+
+def test_ten_frames_are_just_enough(clip):
+    assert frames_of(decode_clip(encode_clip(frames=10), 4, 8, 16)) == [0, 3, 6, 9]
+
+
+def test_a_clip_that_ends_before_its_header_says_is_undecodable(clip):
+    """The index of an mp4 may stand in front: cutting the end then leaves it intact."""
+    late = clip[: clip.index(b"mdat") + 100] + bytes(len(clip) - clip.index(b"mdat") - 100)
+    with pytest.raises(BadSample, match="undecodable"):
+        decode_clip(late, 4, 8, 16)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"no image", "undecodable"),
+        (encode_image(np.zeros((64, 64, 3), np.uint8))[:60], "undecodable"),
+        (encode_image(np.zeros((4, 64, 3), np.uint8)), "too small"),
+        (encode_image(np.zeros((10, 9000, 3), np.uint8)), "too large"),
+    ],
+    ids=["no image", "cut off", "low", "long"],
+)
+def test_a_bad_image_says_why(data, reason):
+    with pytest.raises(BadSample) as bad:
+        decode_image(data, 16)
+    assert bad.value.reason == reason

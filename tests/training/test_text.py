@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from mdm_models.text import TransformerTextEncoder
+
+
+@pytest.fixture(scope="module")
+def encoder() -> TransformerTextEncoder:
+    torch.manual_seed(0)
+    encoder = TransformerTextEncoder(width=32, layers=2, num_heads=4, max_tokens=8)
+    with torch.no_grad():
+        for layer in encoder.layers:  # they start as the identity
+            layer.proj.weight.normal_(std=0.2)
+            layer.mlp.fc2.weight.normal_(std=0.2)
+    return encoder.eval()
+
+
+def test_features_have_the_width_and_a_mask(encoder):
+    features, mask = encoder(encoder.tokenize(["a cat", "a dog"]))
+    assert features.shape == (2, 8, 32)
+    assert mask.shape == (2, 8)
+    assert mask.dtype == torch.bool
+
+
+def test_the_empty_caption_has_a_start_and_an_end(encoder):
+    assert encoder.mask(encoder.tokenize([""])).sum() == 2
+
+
+def test_an_exclamation_mark_is_text_though_its_number_is_that_of_padding(encoder):
+    tokens = encoder.tokenize(["!^"])
+    assert tokens[0, 1] == 0
+    assert encoder.mask(tokens).tolist() == [[True] * 4 + [False] * 4]
+
+
+def test_padding_changes_no_feature(encoder):
+    tokens = encoder.tokenize(["a cat"])
+    features, mask = encoder(tokens)
+    other, _ = encoder(torch.where(mask, tokens, 1234))
+    torch.testing.assert_close(features[mask], other[mask])
+
+
+def test_every_token_changes_the_others_features(encoder):
+    features, _ = encoder(encoder.tokenize(["red cat", "red dog"]))
+    assert (features[0, 1] - features[1, 1]).abs().max() > 1e-3
+
+
+def test_a_long_caption_keeps_its_end(encoder):
+    tokens = encoder.tokenize(["word " * 50])
+    assert tokens.shape == (1, 8)
+    assert tokens[0, -1] == encoder.end_token
+    assert encoder.mask(tokens).all()
+
+
+def test_no_captions_give_no_rows(encoder):
+    features, mask = encoder(encoder.tokenize([]))
+    assert features.shape == (0, 8, 32)
+    assert mask.shape == (0, 8)
+
+
+@pytest.mark.parametrize("captions", ["a cat", [None], [b"a cat"]])
+def test_captions_that_are_no_list_of_strings_are_refused(encoder, captions):
+    with pytest.raises(TypeError, match="captions"):
+        encoder.tokenize(captions)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"), [({"width": 30}, "width"), ({"width": 32, "max_tokens": 2}, "max_tokens")]
+)
+def test_impossible_sizes_are_refused(options, name):
+    with pytest.raises(ValueError, match=name):
+        TransformerTextEncoder(layers=1, num_heads=4, **options)
