@@ -106,7 +106,8 @@ def compile_launch(launch: Launch, target: str) -> dict[str, int]:
     from triton.runtime import driver
 
     driver.set_active(CompilingDriver(target))
-    compiled = launch.kernel.warmup(*launch.args, grid=(1,), **launch.options)
+    options = backend.wavefront_options(launch.options) if TARGETS[target].backend == "hip" else launch.options
+    compiled = launch.kernel.warmup(*launch.args, grid=(1,), **options)
     usage = nvidia_usage(compiled.asm["cubin"]) if "cubin" in compiled.asm else amd_usage(compiled.asm["amdgcn"])
     return usage | {"shared": compiled.metadata.shared}
 
@@ -126,7 +127,8 @@ def nvidia_usage(cubin: bytes) -> dict[str, int]:
 
 
 def amd_usage(assembly: str) -> dict[str, int]:
-    """From the metadata at the end of the assembly; accumulation registers count as registers."""
+    """From the metadata at the end of the assembly. A scalar register that moves to a lane of a vector register is no
+    spill; one that goes to memory shows as stack."""
 
     def metadata(key: str) -> int:
         return int(re.search(rf"\.{key}:\s+(\d+)", assembly)[1])
@@ -134,7 +136,7 @@ def amd_usage(assembly: str) -> dict[str, int]:
     return {
         "registers": metadata("vgpr_count"),
         "stack": metadata("private_segment_fixed_size"),
-        "spills": metadata("vgpr_spill_count") + metadata("sgpr_spill_count"),
+        "spills": metadata("vgpr_spill_count"),
     }
 
 

@@ -82,10 +82,8 @@ def temporal_class(frames, positions, heads, width, *, rotary=False, dtype=torch
 
 SHAPE_CLASSES: dict[str, Callable[[], None]] = {
     "group_norm 256×64² FiLM": functools.partial(group_norm_class, 2, 256, 64, 64, film=True),
-    "group_norm 512×32² FiLM": functools.partial(group_norm_class, 2, 512, 32, 32, film=True),
     "group_norm 768×16²": functools.partial(group_norm_class, 2, 768, 16, 16, silu=False),
     "group_norm 64×256² FiLM": functools.partial(group_norm_class, 2, 64, 256, 256, film=True),
-    "group_norm 32×1024²": functools.partial(group_norm_class, 2, 32, 1024, 1024),
     "group_norm 512×32² fp32 NCHW": functools.partial(
         group_norm_class, 2, 512, 32, 32, dtype=torch.float32, channels_last=False
     ),

@@ -176,8 +176,8 @@ def group_backward(
     tl.store(sum_du_ptr + n * G * CHANNELS + c, sum_du, mine)
     tl.store(sum_du_xhat_ptr + n * G * CHANNELS + c, sum_du_xhat, mine)
     count = tl.cast(S, tl.float32) * CHANNELS
-    mean_dz = tl.sum(tl.sum(gain * sum_du, 1), 0) / count
-    mean_dz_xhat = tl.sum(tl.sum(gain * sum_du_xhat, 1), 0) / count
+    mean_dz = rstd * tl.sum(tl.sum(gain * sum_du, 1), 0) / count  # dz = gain·du, and both means times rstd
+    mean_dz_xhat = rstd * tl.sum(tl.sum(gain * sum_du_xhat, 1), 0) / count
 
     for start in range(0, S, BLOCK_S):
         inside = mine & (start + s < S)
@@ -185,7 +185,7 @@ def group_backward(
         dy = tl.load(dy_ptr + first + (at + start * step), inside, other=0.0).to(tl.float32)
         xhat = (x - pilot - mean) * rstd
         du = activation_gradient(dy, xhat * gain + offset, SILU)
-        dx = rstd * (gain * du - mean_dz - xhat * mean_dz_xhat)
+        dx = (rstd * gain) * du - mean_dz - xhat * mean_dz_xhat
         tl.store(dx_ptr + first + (at + start * step), dx.to(dx_ptr.dtype.element_ty), inside)
 
 

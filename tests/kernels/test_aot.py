@@ -1,0 +1,157 @@
+"""The ahead-of-time compiler. It runs in processes of its own: interpreter and compiler do not share one."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import mdm_kernels
+from mdm_kernels import aot
+from mdm_kernels.shape_classes import SHAPE_CLASSES, meta
+
+PACKAGE = Path(mdm_kernels.__file__).parent
+
+
+def compiling(*command: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run Python on the command, free of the interpreter."""
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, *command],
+        env=inherited | {"PYTHONPATH": str(PACKAGE.parent)} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def launched_kernels() -> set[str]:
+    """Names of the kernels that the package passes to backend.launch: `backend.launch(module.kernel, …)`."""
+    calls = [
+        node
+        for path in PACKAGE.glob("*/*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "backend.launch"
+    ]
+    return {ast.unparse(call.args[0]).split(".")[-1] for call in calls}
+
+
+def test_every_kernel_that_is_launched_has_a_shape_class():
+    recorded = {launch.name for launch in aot.record(SHAPE_CLASSES)}
+    assert launched_kernels() <= recorded
+
+
+def test_every_op_has_a_bfloat16_and_a_float32_case():
+    for op in ("group_norm", "multires", "self_cross", "flash", "temporal"):
+        launches = aot.record({name: call for name, call in SHAPE_CLASSES.items() if name.startswith(op)})
+        dtypes = {launch.args[0].dtype for launch in launches}
+        assert {torch.bfloat16, torch.float32} <= dtypes, op
+
+
+class Kernel:
+    class fn:
+        __name__ = "kernel"
+
+
+def launches_of(*launches: tuple) -> list[aot.Launch]:
+    def call():
+        for args in launches:
+            mdm_kernels.backend.launch(Kernel, (1,), *args)
+
+    return aot.record({"class": call})
+
+
+@pytest.mark.parametrize("pair", [(32, 48), (3, 5), (None, None), (0.5, 2.5)])
+def test_one_specialization_is_compiled_once(pair):
+    assert len(launches_of(*((meta(8), value) for value in pair))) == 1
+
+
+@pytest.mark.parametrize("pair", [(32, 33), (1, 3), (3, 2**40), (None, 3), (3, 3.5)])
+def test_specializations_are_told_apart(pair):
+    assert len(launches_of(*((meta(8), value) for value in pair))) == 2
+
+
+def test_dtypes_are_told_apart():
+    assert len(launches_of((meta(8),), (meta(8, dtype=torch.float16),))) == 2
+
+
+def test_a_kernel_compiles_for_nvidia_and_amd(tmp_path):
+    report = tmp_path / "report.json"
+    process = compiling(
+        "-m", "mdm_kernels.aot", "--json", str(report), "--targets", "sm_80,gfx942", "--filter", "group_norm 768"
+    )
+    assert process.returncode == 0, process.stderr
+    rows = json.loads(report.read_text())
+    assert {(row["kernel"], row["target"]) for row in rows} == {
+        (kernel, target)
+        for kernel in ("group_forward", "group_backward", "affine_gradients")
+        for target in ("sm_80", "gfx942")
+    }
+    assert all(row["registers"] > 0 and row["spills"] == row["stack"] == 0 for row in rows)
+    assert process.stdout.count("\n") == len(rows) + 1
+
+
+FAULTY = """
+import sys
+import torch, triton, triton.language as tl
+from mdm_kernels import aot, backend
+from mdm_kernels.shape_classes import meta
+
+@triton.jit
+def spilling(x_ptr, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tile = tl.load(x_ptr + i[:, None] * BLOCK + i[None, :])
+    tl.store(x_ptr + i[:, None] * BLOCK + i[None, :], tile / tl.sum(tl.sum(tile, 0), 0))
+
+@triton.jit
+def ill_typed(x_ptr):
+    tl.store(x_ptr, tl.load(x_ptr) + unknown_name)
+
+def call():
+    backend.launch(spilling, (1,), meta(1, dtype=torch.float32), BLOCK=256, num_warps=4)
+    backend.launch(ill_typed, (1,), meta(1, dtype=torch.float32))
+
+aot.SHAPE_CLASSES.clear()
+aot.SHAPE_CLASSES["faulty"] = call
+sys.exit(aot.main(["--targets", "sm_80"]))
+"""
+
+
+def test_a_spill_and_an_error_are_named_in_one_line_each(tmp_path):
+    script = tmp_path / "faulty.py"
+    script.write_text(FAULTY)
+    process = compiling(str(script))
+    assert process.returncode == 1
+    spill, error = process.stderr.splitlines()[-2:]
+    assert spill.startswith("spilling (faulty) on sm_80: spills ")
+    assert error.startswith("ill_typed (faulty) on sm_80: ")
+    assert "unknown_name" in error
+
+
+def test_too_much_shared_memory_is_a_fault():
+    result = aot.Result("class", "kernel", "sm_80", shared=164 * 1024)
+    assert result.fault == "needs 167936 bytes of shared memory; there are 166912"
+    assert not aot.Result("class", "kernel", "sm_90", shared=164 * 1024).fault
+
+
+def test_interpreted_kernels_are_refused():
+    process = compiling("-m", "mdm_kernels.aot", TRITON_INTERPRET="1")
+    assert process.returncode == 2
+    assert process.stderr == "TRITON_INTERPRET=1 is set: interpreted kernels cannot be compiled; unset it\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--targets=sm_70", "unknown targets: sm_70; known: sm_80, sm_90, sm_100, gfx942"),
+        ("--filter=nothing", "no shape class contains 'nothing'"),
+    ],
+)
+def test_a_bad_option_is_named(option, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        aot.main([option])
+    assert message in capsys.readouterr().err
