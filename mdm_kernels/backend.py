@@ -1,15 +1,14 @@
 """Which implementation of an op runs, and how a Triton kernel is launched.
 
 `auto` runs the Triton kernels on CUDA and ROCm tensors and the PyTorch reference on CPU tensors. `triton` on CPU
-tensors works under TRITON_INTERPRET=1 only; `torch` is the reference everywhere. The choice is read, in this order,
-from `use_backend(...)`, `set_backend(...)` and the environment variable MDM_KERNELS_BACKEND.
+tensors works under TRITON_INTERPRET=1 only; `torch` is the reference everywhere. The environment variable
+MDM_KERNELS_BACKEND says which one a process starts with; `set_backend` and `use_backend` change it.
 """
 
 import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -25,35 +24,36 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-_default = _checked(os.environ.get("MDM_KERNELS_BACKEND", "auto"), "MDM_KERNELS_BACKEND")
-_override: ContextVar[str | None] = ContextVar("mdm_kernels_backend", default=None)
-_recorder: ContextVar[Callable | None] = ContextVar("mdm_kernels_recorder", default=None)
+# Module globals, not context variables: autograd recomputes checkpointed layers in threads of its own, which must see
+# the same choice, and torch.compile guards on a global where it cannot trace a context variable (torch 2.11).
+_backend = _checked(os.environ.get("MDM_KERNELS_BACKEND", "auto"), "MDM_KERNELS_BACKEND")
+_recorder: Callable | None = None
 
 
 def set_backend(name: str) -> None:
     """Choose the implementation for the whole process: "auto", "triton" or "torch"."""
-    global _default
-    _default = _checked(name, "backend")
+    global _backend
+    _backend = _checked(name, "backend")
 
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Choose the implementation inside a `with` block, in this thread only."""
-    token = _override.set(_checked(name, "backend"))
+    """Choose the implementation for the whole process until the end of a `with` block."""
+    before = _backend
+    set_backend(name)
     try:
         yield
     finally:
-        _override.reset(token)
+        set_backend(before)
 
 
 def runs_triton(x: Tensor) -> bool:
     """Whether an op called on `x` runs its Triton kernels (True) or its PyTorch reference (False)."""
-    name = _override.get() or _default
-    if name == "auto":
+    if _backend == "auto":
         return x.device.type == "cuda"  # ROCm devices are "cuda" in torch too
-    if name == "triton" and x.device.type == "cpu" and not _interpreting():
+    if _backend == "triton" and x.device.type == "cpu" and not _interpreting():
         raise RuntimeError("backend 'triton' on a CPU tensor needs TRITON_INTERPRET=1 set before triton is imported")
-    return name == "triton"
+    return _backend == "triton"
 
 
 def _interpreting() -> bool:
@@ -62,7 +62,7 @@ def _interpreting() -> bool:
 
 def shapes_only(x: Tensor) -> bool:
     """Whether only the shapes of an op's results are wanted: a fake or meta tensor, outside `recording`."""
-    return isinstance(x, FakeTensor) or (x.device.type == "meta" and _recorder.get() is None)
+    return isinstance(x, FakeTensor) or (x.device.type == "meta" and _recorder is None)
 
 
 def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -77,23 +77,32 @@ def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
 def launch(kernel, grid: tuple[int, ...], *args, **options) -> None:
     """Run `kernel[grid](*args, **options)` on the device of its first tensor; nothing runs on an empty grid."""
     options = {"enable_fp_fusion": True, **options}  # a * b + c in one instruction: off by default from Triton 3.10
-    if (record := _recorder.get()) is not None:
-        record(kernel, args, options)
+    if _recorder is not None:
+        _recorder(kernel, args, options)
     elif 0 not in grid:
+        options = wavefront_options(options) if torch.version.hip else options
         device = next(a.device for a in args if isinstance(a, Tensor))
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
             kernel[grid](*args, **options)
+
+
+def wavefront_options(options: dict) -> dict:
+    """Launch options on AMD: as many threads, in wavefronts of 64, and at most two stages of prefetched tiles, which
+    are held in registers there. `mdm_kernels.aot` compiles for AMD with the same."""
+    num_warps, num_stages = options.get("num_warps", 4), options.get("num_stages", 2)
+    return options | {"num_warps": max(1, num_warps // 2), "num_stages": min(2, num_stages)}
 
 
 @contextlib.contextmanager
 def recording(record: Callable[[object, tuple, dict], None]) -> Iterator[None]:
     """Inside the block a launch calls `record(kernel, args, options)` instead of running: how `mdm_kernels.aot` learns
     from meta tensors exactly what an op would launch."""
-    token = _recorder.set(record)
+    global _recorder
+    _recorder = record
     try:
         yield
     finally:
-        _recorder.reset(token)
+        _recorder = None
 
 
 library = torch.library.Library("mdm_kernels", "DEF")
