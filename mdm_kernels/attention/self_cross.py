@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mdm_kernels import backend
 from mdm_kernels.attention import checks, reference
@@ -109,7 +108,7 @@ class _SelfCrossAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @backend.once_differentiable
     def backward(ctx, grad):
         saved = ctx.saved_tensors
         dqkv, dcontext = torch.ops.mdm_kernels.self_cross_attention_backward(grad, *saved, ctx.num_heads)
@@ -132,5 +131,5 @@ def self_cross_attention(
     if not backend.runs_triton(qkv):
         return reference.self_cross_attention(qkv, context_kv, num_heads, key_mask)
     if context_kv is None:
-        context_kv = qkv.new_empty(qkv.shape[0], 0, 2 * qkv.shape[2] // 3)  # a context of no tokens adds nothing
+        context_kv = qkv.new_zeros(qkv.shape[0], 0, 2 * qkv.shape[2] // 3)  # a context of no tokens adds nothing
     return _SelfCrossAttention.apply(qkv, context_kv, key_mask, num_heads)
