@@ -3,7 +3,6 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mdm_kernels import backend
 from mdm_kernels.attention import checks, reference
@@ -107,7 +106,7 @@ class _FlashAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @backend.once_differentiable
     def backward(ctx, grad):
         q, k, v, key_mask, out, lse = ctx.saved_tensors
         grads = torch.ops.mdm_kernels.flash_attention_backward(grad, q, k, v, key_mask, out, lse, ctx.scale)

@@ -56,7 +56,7 @@ def key_tiles(head_width: int, itemsize: int) -> dict[str, int]:
     """Tile sizes and launch options of the kernels for the gradients of k and v."""
     if itemsize == 4:
         return {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}
-    return {"BLOCK_M": 32, "BLOCK_N": 128 if head_width <= 64 else 64, "num_warps": 8, "num_stages": 2}
+    return {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 4 if head_width <= 64 else 8, "num_stages": 2}
 
 
 @triton.jit

@@ -10,20 +10,6 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
-ROWS = 64
-
-
-def grid(rows: int, positions: int, num_heads: int, frames: int) -> tuple[int]:
-    """One program per clip, group of positions and head."""
-    groups = -(-positions // (ROWS // frames))
-    return (rows // frames * groups * num_heads,)
-
-
-def tile_options(head_width: int, itemsize: int) -> dict[str, int]:
-    """Tile sizes and launch options of both kernels."""
-    padded = max(16, triton.next_power_of_2(head_width))
-    return {"ROWS": ROWS, "WIDTH": padded, "num_warps": 8 if padded * itemsize > 128 else 4, "num_stages": 1}
-
 
 @triton.jit
 def place(L, H, T: tl.constexpr, ROWS: tl.constexpr):

@@ -2,13 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mdm_kernels import backend
 from mdm_kernels.attention import checks
-from mdm_kernels.temporal import reference
-
-MAX_FRAMES = 64  # what one tile holds; more frames take the reference on every device
+from mdm_kernels.temporal import reference, tiling
 
 
 def _check(qkv: Tensor, num_heads: int, frames: int, rotary: Tensor | None) -> None:
@@ -44,12 +41,13 @@ def _forward(qkv: Tensor, cos: Tensor | None, sin: Tensor | None, num_heads: int
     from mdm_kernels.temporal import kernels
 
     width = channels // num_heads
+    options = tiling.tile_options(frames, width, qkv.element_size())
     backend.launch(
         kernels.temporal_forward,
-        kernels.grid(rows, positions, num_heads, frames),
+        tiling.grid(rows // frames, positions, num_heads, frames, options["ROWS"]),
         *(qkv, cos, sin, out, *qkv.stride(), *out.stride(), num_heads, positions, width**-0.5),
         **{"T": frames, "D": width, "ROTARY": cos is not None},
-        **kernels.tile_options(width, qkv.element_size()),
+        **options,
     )
     return out
 
@@ -68,12 +66,13 @@ def _backward(
     from mdm_kernels.temporal import kernels
 
     width = channels // num_heads
+    options = tiling.tile_options(frames, width, qkv.element_size())
     backend.launch(
         kernels.temporal_backward,
-        kernels.grid(rows, positions, num_heads, frames),
+        tiling.grid(rows // frames, positions, num_heads, frames, options["ROWS"]),
         *(qkv, cos, sin, grad, dqkv, *qkv.stride(), *grad.stride(), *dqkv.stride(), num_heads, positions, width**-0.5),
         **{"T": frames, "D": width, "ROTARY": cos is not None},
-        **kernels.tile_options(width, qkv.element_size()),
+        **options,
     )
     return dqkv
 
@@ -86,7 +85,7 @@ class _TemporalAttention(torch.autograd.Function):
         return torch.ops.mdm_kernels.temporal_attention_forward(qkv, cos, sin, num_heads, frames)
 
     @staticmethod
-    @once_differentiable
+    @backend.once_differentiable
     def backward(ctx, grad):
         dqkv = torch.ops.mdm_kernels.temporal_attention_backward(grad, *ctx.saved_tensors, *ctx.sizes)
         return dqkv, None, None, None, None
@@ -99,12 +98,14 @@ def temporal_attention(qkv: Tensor, *, num_heads: int, frames: int, rotary: Tens
     strides; float16, bfloat16 or float32 (float64 on the "torch" backend), D ≤ 128. rotary (T, D/2), angles in radians:
     before the product the channels (2i, 2i+1) of q and k in frame t are turned by rotary[t, i] (Su et al., arXiv
     2104.09864); no gradient reaches the angles. → (B·T, L, C) in qkv's dtype and memory order. Under autocast qkv is
-    cast. Raises ValueError or TypeError naming the argument whose shape, dtype or device does not fit.
+    cast. More frames than a tile holds (64 in 16-bit dtypes) take the reference on every device. Raises ValueError or
+    TypeError naming the argument whose shape, dtype or device does not fit.
     """
     (qkv,) = backend.autocast(qkv)
     _check(qkv, num_heads, frames, rotary)
     rotary = None if rotary is None else rotary.detach()
-    if frames > MAX_FRAMES or not backend.runs_triton(qkv):
+    head_width = qkv.shape[2] // (3 * num_heads)
+    if not backend.runs_triton(qkv) or not tiling.fits(frames, head_width, qkv.element_size()):
         return reference.temporal_attention(qkv, num_heads, frames, rotary)
     angles = None if rotary is None else rotary.to(torch.float32).contiguous()
     cos, sin = (None, None) if angles is None else (angles.cos(), angles.sin())

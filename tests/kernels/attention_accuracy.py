@@ -13,7 +13,7 @@ def value_and_gradients(attention, tensors, grad: Tensor, **options) -> list[Ten
 
 
 def assert_as_exact(attention, *tensors: Tensor, **options) -> list[Tensor]:
-    """Triton's error against float64 is at most twice plain PyTorch's in the same dtype, and four units of the dtype.
+    """Triton's error against float64 is at most twice plain PyTorch's in the same dtype, and eight units of the dtype.
 
     Checks the output and the gradient of every tensor; returns what Triton computed.
     """
@@ -29,6 +29,6 @@ def assert_as_exact(attention, *tensors: Tensor, **options) -> list[Tensor]:
         assert (a.shape, a.dtype) == (p.shape, p.dtype), f"result {i}"
         if e.numel():
             unit = torch.finfo(a.dtype).eps * max(1.0, e.abs().max().item())
-            tolerance = 2 * (p - e).abs().max().item() + 4 * unit
+            tolerance = 2 * (p - e).abs().max().item() + 8 * unit
             torch.testing.assert_close(a.double(), e, rtol=0, atol=tolerance, msg=lambda m, i=i: f"result {i}: {m}")
     return actual

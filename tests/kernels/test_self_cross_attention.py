@@ -47,9 +47,9 @@ def test_a_block_of_masked_keys_leaves_the_others_exact(masked):
     assert_as_exact(self_cross_attention, *make_inputs(), num_heads=2, key_mask=mask)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    tokens=st.integers(1, 70), context=st.integers(1, 70), width=st.integers(1, 128), heads=st.integers(1, 2),
+    tokens=st.integers(1, 40), context=st.integers(1, 40), width=st.integers(1, 128), heads=st.integers(1, 2),
     masked=st.booleans(),
 )  # fmt: skip
 def test_any_size_matches_float64(tokens, context, width, heads, masked):
@@ -178,7 +178,7 @@ def test_a_second_derivative_is_an_error():
     qkv = make_inputs(tokens=3, width=16)[0].requires_grad_()
     with use_backend("triton"):
         out = self_cross_attention(qkv, num_heads=2)
-        (dqkv,) = torch.autograd.grad(out.square().sum(), qkv, create_graph=True)
+        (dqkv,) = torch.autograd.grad(out.sum(), qkv, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         dqkv.sum().backward()
 

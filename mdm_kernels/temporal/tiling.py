@@ -1,0 +1,38 @@
+"""Which tile a program of temporal_attention works on: ROWS rows, each one frame at one position, by WIDTH channels.
+
+Chosen by `python -m mdm_kernels.aot`: the largest tiles that spill on no target.
+"""
+
+MAX_BYTES = 64 * 128 * 2  # of one tile; the backward pass holds several
+
+
+def power_of_two(size: int) -> int:
+    """The least power of two that is no less, and no less than a matrix product's 16."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def tile_shape(frames: int, head_width: int, itemsize: int) -> tuple[int, int]:
+    """(ROWS, WIDTH). Short clips share a tile: pairs of rows at different positions are computed and dropped, which is
+    free on the matrix units but not in float32, so that float32 tiles are as small as the frames allow."""
+    width = power_of_two(head_width)
+    rows = 16 if itemsize == 4 else min(64, 2048 // width)
+    return max(rows, power_of_two(frames)), width
+
+
+def fits(frames: int, head_width: int, itemsize: int) -> bool:
+    """Whether a tile holds all frames of a position."""
+    rows, width = tile_shape(frames, head_width, itemsize)
+    return rows * width * itemsize <= MAX_BYTES
+
+
+def tile_options(frames: int, head_width: int, itemsize: int) -> dict[str, int]:
+    """The tile and the launch options of both kernels."""
+    rows, width = tile_shape(frames, head_width, itemsize)
+    warps = 4 if itemsize == 2 else min(8, rows * width // 256)
+    return {"ROWS": rows, "WIDTH": width, "num_warps": warps, "num_stages": 1}
+
+
+def grid(clips: int, positions: int, num_heads: int, frames: int, rows: int) -> tuple[int]:
+    """One program per clip, group of positions and head."""
+    groups = -(-positions // (rows // frames))
+    return (clips * groups * num_heads,)
