@@ -30,7 +30,7 @@ def tiny(data: tuple[str, ...], out: str) -> TrainConfig:
         model="mdm_t2v_tiny",
         frames=8,
         size=32,
-        batch_size=8,
+        batch_size=4,
         steps=600,
         lr=1e-3,
         warmup=50,

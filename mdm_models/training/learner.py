@@ -143,8 +143,8 @@ class Learner:
         """(count,) int64, each uniform in 0…num_steps−1 and all processes' together spread evenly, which makes the loss
         less noisy (Kingma et al., "Variational Diffusion Models", 2021, appendix I.1)."""
         offset = np.random.default_rng((self.config.seed, self.step)).random()
-        place = self.place.rank * count + np.arange(count)
-        fractions = (offset + place / (count * self.place.world)) % 1
+        positions = self.place.rank * count + np.arange(count)
+        fractions = (offset + positions / (count * self.place.world)) % 1
         return torch.from_numpy((fractions * self.diffusion.num_steps).astype(np.int64))
 
     def autocast(self) -> contextlib.AbstractContextManager:
@@ -175,7 +175,7 @@ class Learner:
         counters = dict(state.counters)
         self.model.load_state_dict(state.model)
         self.ema.load(state.ema, counters.pop("ema_updates"))
-        self.optimizer.load_state_dict(state.optimizer)
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state.optimizer["state"]})
         for name, count in counters.items():
             setattr(self, name, count)
 

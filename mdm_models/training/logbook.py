@@ -20,9 +20,10 @@ class Logbook:
     """
 
     def __init__(self, run: Path, step: int, steps: int):
-        _keep_records(run / "log.jsonl", step)
+        _rewrite(run / "log.jsonl", [record for record in _records(run / "log.jsonl") if record["step"] <= step])
         self._log = (run / "log.jsonl").open("a")
         self._named = {_identity(record): record for record in _records(run / "skipped.jsonl")}
+        _rewrite(run / "skipped.jsonl", list(self._named.values()))
         self._skipped = (run / "skipped.jsonl").open("a")
         self.skips = Counter(record["reason"] for record in self._named.values())
         self._tensorboard = SummaryWriter(run / "tensorboard", purge_step=step + 1)
@@ -134,8 +135,7 @@ def _records(path: Path) -> list[dict]:
     return records
 
 
-def _keep_records(path: Path, step: int) -> None:
-    kept = [record for record in _records(path) if record["step"] <= step]
+def _rewrite(path: Path, records: list[dict]) -> None:
     partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    partial.write_text("".join(json.dumps(record) + "\n" for record in records))
     partial.replace(path)

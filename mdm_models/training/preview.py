@@ -1,5 +1,6 @@
 """The same few captions, sampled again and again as the model learns, beside the real clips."""
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mdm_models.diffusion import sample
-from mdm_models.training.data import ClipReader, Skip, to_unit_range
+from mdm_models.training.data import ATTEMPTS, ClipReader, Skip, to_unit_range
 from mdm_models.training.grid import save_grid
 from mdm_models.training.learner import Learner
 
@@ -21,16 +22,14 @@ class Preview:
     captions: list[str]
 
     @classmethod
-    def first_of(cls, reader: ClipReader, indices: Iterable[int], count: int) -> "Preview":
-        """The first `count` usable samples among the numbers `indices`."""
-        found = []
-        for index in indices:
-            if len(found) == count:
-                break
-            if not isinstance(clip := reader.try_read(int(index)), Skip):
-                found.append(clip)
-        clips = [to_unit_range(clip) for clip, _ in found] or [torch.zeros(0)]
-        return cls(torch.stack(clips), [caption for _, caption in found])
+    def first_of(cls, reader: ClipReader, indices: Iterable[int], count: int) -> "Preview | None":
+        """The first `count` usable samples among the numbers `indices`, of which at most ATTEMPTS are tried; None if
+        there is none."""
+        tried = (reader.try_read(int(index)) for index in itertools.islice(indices, ATTEMPTS))
+        found = list(itertools.islice((clip for clip in tried if not isinstance(clip, Skip)), count))
+        if not found:
+            return None
+        return cls(torch.stack([to_unit_range(clip) for clip, _ in found]), [caption for _, caption in found])
 
     def draw(self, learner: Learner, shapes: list[tuple[int, ...]], path: Path) -> None:
         """Sample a clip for every caption with the averaged weights and write the animated grid.

@@ -48,6 +48,8 @@ def test_a_resumed_run_drops_the_records_it_will_write_again(open_book, tmp_path
 def test_each_skipped_sample_is_named_once_also_after_a_resume(open_book, tmp_path):
     skip, other = Skip("a.tar", "k1", "too short", "9 frames"), Skip("a.tar", "k2", "too short", "")
     open_book(0).skip([skip, skip])
+    with (tmp_path / "skipped.jsonl").open("a") as file:
+        file.write('{"shard": "a.t')  # killed while it wrote
     book = open_book(5)
     book.skip([skip, other])
     book.record(6, loss=0.0)

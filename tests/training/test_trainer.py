@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,7 +78,8 @@ def test_a_resumed_run_equals_one_that_went_through(config, tmp_path):
     halves = dataclasses.replace(config, out=str(tmp_path / "halves"))
     train(dataclasses.replace(halves, steps=3), CLIP_MODEL)
     run = train(halves, CLIP_MODEL)
-    assert all(torch.equal(weights(through)[name], weights(run)[name]) for name in weights(through))
+    expected, resumed = weights(through), weights(run)
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
     assert records(through)[-1]["loss"] == records(run)[-1]["loss"]
 
 
@@ -86,6 +89,30 @@ def test_a_finished_run_says_so_and_changes_nothing(config, capsys):
     train(config, CLIP_MODEL)
     assert "6 of 6 steps" in capsys.readouterr().out
     assert (run / "log.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_stops_and_the_run_goes_on(config, monkeypatch, capsys, number):
+    def interrupted(self, *arguments, learn=Learner.learn, **options):
+        if self.step == 3:
+            os.kill(os.getpid(), number)
+        return learn(self, *arguments, **options)
+
+    monkeypatch.setattr(Learner, "learn", interrupted)
+    run = train(dataclasses.replace(config, save_every=100), CLIP_MODEL)
+    assert [path.name for path in checkpoints.list_steps(run)] == ["step-00000004"]
+    assert "4 of 6 steps; the same command goes on" in capsys.readouterr().out
+    train(config, CLIP_MODEL)
+    assert checkpoints.list_steps(run)[-1].name == "step-00000006"
+
+
+def test_an_optimizer_setting_can_change_between_runs(config):
+    train(dataclasses.replace(config, steps=3), CLIP_MODEL)
+    learner = Learner(dataclasses.replace(config, beta1=0.5), CLIP_MODEL, Place(0, 1, torch.device("cpu")))
+    learner.resume(Path(config.out))
+    [group] = learner.optimizer.param_groups
+    assert group["betas"] == (0.5, 0.99)
+    assert {int(state["step"]) for state in learner.optimizer.state.values()} == {3}
 
 
 def test_an_animated_grid_is_drawn_and_is_the_same_after_a_resume(config, tmp_path):
