@@ -1,7 +1,8 @@
 """GroupNormSiLU where one program takes a whole group of one row, and the gradients of the parameters.
 
 A program walks its group twice, first to reduce it and then to transform it; the second time it reads from the cache,
-so that memory is read once and written once. Groups too large for that: tiled.py.
+so that memory is read once and written once. Loops prefetch their next tile (num_stages=2), as few programs fit on a
+multiprocessor. Groups too large for all this: tiled.py.
 
 x is (N, C, S), S the flattened spatial size, dense and either contiguous or channels-last; the two differ only in the
 address of an element. Statistics never take E[x²] − E[x]². Everywhere a group is first shifted by its first element,
@@ -23,7 +24,7 @@ def whole_group_launch(groups: int, positions: int, itemsize: int, CHANNELS: int
     too_large = CHANNELS * positions * itemsize > WHOLE_GROUP_BYTES or groups * CHANNELS * positions >= 2**31
     if narrow or too_large or block_c > 1024:
         return None
-    warp_tile = 32 * 32 // itemsize  # two 16-byte loads for each thread
+    warp_tile = 32 * 8  # a thread holds 8 elements: a 16-byte load in half precision, two in float32
     num_warps = min(max(block_c * block_s // warp_tile, 1), 16)
     block_s = min(block_s, max(num_warps * warp_tile // block_c, 1))
     return {"BLOCK_C": block_c, "BLOCK_S": block_s, "num_warps": num_warps}
@@ -39,7 +40,7 @@ def affine_launch(rows: int, channels: int) -> tuple[dict, tuple[int]]:
 def film_launch(film_rows: int, channels: int, frames: int) -> tuple[dict, tuple[int]]:
     """Constants and grid of film_gradients."""
     block_c = 128
-    block_t = min(triton.next_power_of_2(max(frames, 1)), 16)
+    block_t = min(triton.next_power_of_2(max(frames, 1)), 8)
     return {"BLOCK_T": block_t, "BLOCK_C": block_c, "num_warps": 4}, (film_rows * triton.cdiv(channels, block_c),)
 
 
@@ -119,7 +120,7 @@ def group_forward(
 
     means = tl.zeros([BLOCK_C, BLOCK_S], tl.float32)  # Welford: running mean and Σ(x − mean)² of each place in the tile
     deviations = tl.zeros([BLOCK_C, BLOCK_S], tl.float32)
-    for start in range(0, S, BLOCK_S):
+    for start in tl.range(0, S, BLOCK_S, num_stages=2):
         inside = mine & (start + s < S)
         x = tl.load(x_ptr + first + (at + start * step), inside, other=0.0).to(tl.float32) - pilot
         difference = tl.where(inside, x - means, 0.0)
@@ -134,7 +135,7 @@ def group_forward(
     gain, offset = channel_transform(
         weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride, n // frames, c, mine
     )  # [BLOCK_C, 1]
-    for start in range(0, S, BLOCK_S):
+    for start in tl.range(0, S, BLOCK_S, num_stages=2):
         inside = mine & (start + s < S)
         x = tl.load(x_ptr + first + (at + start * step), inside, other=0.0).to(tl.float32) - pilot
         y = activated((x - mean) * (rstd * gain) + offset, SILU)
@@ -163,7 +164,7 @@ def group_backward(
 
     sum_du = tl.zeros([BLOCK_C, BLOCK_S], tl.float32)
     sum_du_xhat = tl.zeros([BLOCK_C, BLOCK_S], tl.float32)
-    for start in range(0, S, BLOCK_S):
+    for start in tl.range(0, S, BLOCK_S, num_stages=2):
         inside = mine & (start + s < S)
         x = tl.load(x_ptr + first + (at + start * step), inside, other=0.0).to(tl.float32)
         dy = tl.load(dy_ptr + first + (at + start * step), inside, other=0.0).to(tl.float32)
@@ -179,7 +180,7 @@ def group_backward(
     mean_dz = rstd * tl.sum(tl.sum(gain * sum_du, 1), 0) / count  # dz = gain·du, and both means times rstd
     mean_dz_xhat = rstd * tl.sum(tl.sum(gain * sum_du_xhat, 1), 0) / count
 
-    for start in range(0, S, BLOCK_S):
+    for start in tl.range(0, S, BLOCK_S, num_stages=2):
         inside = mine & (start + s < S)
         x = tl.load(x_ptr + first + (at + start * step), inside, other=0.0).to(tl.float32)
         dy = tl.load(dy_ptr + first + (at + start * step), inside, other=0.0).to(tl.float32)
