@@ -69,7 +69,7 @@ class Learner:
         self.place = place
         torch.manual_seed(config.seed)
         self.model = CaptionedDenoiser(architecture, config).to(place.device)
-        self.parallel = DistributedDataParallel(self.model, broadcast_buffers=False) if place.world > 1 else self.model
+        self.parallel = DistributedDataParallel(self.model) if place.world > 1 else self.model
         self.ema = EMA(self.model, config.ema_decay)
         betas = (config.beta1, config.beta2)
         self.optimizer = torch.optim.Adam(
