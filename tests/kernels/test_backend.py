@@ -140,3 +140,8 @@ def test_a_second_derivative_raises_whatever_the_incoming_gradient(reduce):
     (dx,) = torch.autograd.grad(reduce(Cube.apply(x)), x, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
         dx.sum().backward()
+
+
+def test_amd_gets_half_the_warps_and_two_stages():
+    options = backend.wavefront_options({"num_warps": 8, "num_stages": 4, "BLOCK": 16})
+    assert options == {"num_warps": 4, "num_stages": 2, "BLOCK": 16}
