@@ -30,13 +30,14 @@ def tiny(data: tuple[str, ...], out: str) -> TrainConfig:
         model="mdm_t2v_tiny",
         frames=8,
         size=32,
-        batch_size=4,
-        steps=600,
+        batch_size=8,
+        steps=400,
         lr=1e-3,
         warmup=50,
         ema_decay=0.995,
         save_every=200,
         sample_every=200,
+        sample_steps=30,
         workers=1,
     )
 
