@@ -86,7 +86,7 @@ def _float32(*shape: int, like: Tensor) -> Tensor:
     "float eps, bool silu) -> (Tensor, Tensor, Tensor)"
 )
 def _forward(x, num_groups, weight, bias, scale, shift, eps, silu):
-    """y in x's memory format; mean and rstd (N, num_groups) in float32."""
+    """y in x's memory format; mean less the group's first element, and rstd, both (N, num_groups) in float32."""
     x = _dense(x, _is_channels_last(x))
     y = torch.empty_like(x)
     mean, rstd = (_float32(x.shape[0], num_groups, like=x) for _ in range(2))
