@@ -40,7 +40,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: fl
     from mdm_kernels.attention import tiles
     from mdm_kernels.attention.flash_kernels import flash_forward
 
-    options = tiles.forward_tiles(width, q.element_size(), batch * heads * queries)
+    options = tiles.forward_tiles(q.element_size(), batch * heads * queries)
     backend.launch(
         flash_forward,
         (tiles.count(queries, options["BLOCK_M"]) * batch * heads,),
@@ -74,7 +74,7 @@ def _backward(
     inputs = (*q.stride(), *k.stride(), *v.stride(), *checks.mask_strides(key_mask))
     sizes = (heads, queries, keys, scale)
     constants = tiles.width_constants(width) | {"MASKED": key_mask is not None}
-    options = tiles.query_tiles(width, q.element_size(), batch * heads * queries)
+    options = tiles.query_tiles(q.element_size(), batch * heads * queries)
     backend.launch(
         flash_query_gradient,
         (tiles.count(queries, options["BLOCK_M"]) * batch * heads,),

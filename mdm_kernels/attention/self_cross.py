@@ -39,7 +39,7 @@ def _forward(qkv: Tensor, context_kv: Tensor, key_mask: Tensor | None, num_heads
     from mdm_kernels.attention import tiles
     from mdm_kernels.attention.self_cross_kernels import self_cross_forward
 
-    options = tiles.forward_tiles(width, qkv.element_size(), batch * num_heads * tokens)
+    options = tiles.forward_tiles(qkv.element_size(), batch * num_heads * tokens)
     backend.launch(
         self_cross_forward,
         (tiles.count(tokens, options["BLOCK_M"]) * batch * num_heads,),
@@ -74,7 +74,7 @@ def _backward(
     inputs = (*qkv.stride(), *context_kv.stride(), *checks.mask_strides(key_mask))
     sizes = (batch, num_heads, tokens, context_tokens, width**-0.5)
     constants = tiles.width_constants(width) | {"MASKED": key_mask is not None}
-    options = tiles.query_tiles(width, qkv.element_size(), batch * num_heads * tokens)
+    options = tiles.query_tiles(qkv.element_size(), batch * num_heads * tokens)
     backend.launch(
         self_cross_query_gradient,
         (tiles.count(tokens, options["BLOCK_M"]) * batch * num_heads,),

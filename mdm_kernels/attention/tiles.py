@@ -31,7 +31,7 @@ def width_constants(head_width: int) -> dict[str, int]:
     return {"D": head_width, "DA": first, "DB": second}
 
 
-def forward_tiles(head_width: int, itemsize: int, queries: int) -> dict[str, int]:
+def forward_tiles(itemsize: int, queries: int) -> dict[str, int]:
     """Tile sizes and launch options of the forward kernels; `queries` counts those of all heads and samples.
 
     Chosen, like those below, by `python -m mdm_kernels.aot`: the largest tiles that spill on no target.
@@ -43,10 +43,10 @@ def forward_tiles(head_width: int, itemsize: int, queries: int) -> dict[str, int
     return {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 3}
 
 
-def query_tiles(head_width: int, itemsize: int, queries: int) -> dict[str, int]:
+def query_tiles(itemsize: int, queries: int) -> dict[str, int]:
     """Tile sizes and launch options of the kernels for the gradient of q."""
     if itemsize == 4:
-        return {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}
+        return {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}
     if queries < FEW_QUERIES:
         return {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
     return {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}
@@ -56,7 +56,9 @@ def key_tiles(head_width: int, itemsize: int) -> dict[str, int]:
     """Tile sizes and launch options of the kernels for the gradients of k and v."""
     if itemsize == 4:
         return {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}
-    return {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 4 if head_width <= 64 else 8, "num_stages": 2}
+    if head_width > 64:
+        return {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 8, "num_stages": 3}
+    return {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
 
 
 @triton.jit
