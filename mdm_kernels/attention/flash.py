@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mdm_kernels import backend
-from mdm_kernels.attention import checks, reference
+from mdm_kernels.attention import checks, reference, tiling
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> None:
@@ -37,17 +37,16 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: fl
     lse = torch.empty((batch, heads, queries), dtype=torch.float32, device=q.device)
     if backend.shapes_only(q):
         return out, lse
-    from mdm_kernels.attention import tiles
     from mdm_kernels.attention.flash_kernels import flash_forward
 
-    options = tiles.forward_tiles(q.element_size(), batch * heads * queries)
+    options = tiling.forward_tiles(q.element_size(), batch * heads * queries)
     backend.launch(
         flash_forward,
-        (tiles.count(queries, options["BLOCK_M"]) * batch * heads,),
+        (tiling.count(queries, options["BLOCK_M"]) * batch * heads,),
         *(q, k, v, key_mask, out, lse),
         *(*q.stride(), *k.stride(), *v.stride(), *checks.mask_strides(key_mask), *out.stride()),
         *(heads, queries, keys, scale),
-        **tiles.width_constants(width),
+        **tiling.width_constants(width),
         EVEN=keys % options["BLOCK_N"] == 0,
         MASKED=key_mask is not None,
         **options,
@@ -67,27 +66,26 @@ def _backward(
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     if backend.shapes_only(q):
         return dq, dk, dv
-    from mdm_kernels.attention import tiles
     from mdm_kernels.attention.flash_kernels import flash_key_gradient, flash_query_gradient
 
     delta = torch.empty_like(lse)
     inputs = (*q.stride(), *k.stride(), *v.stride(), *checks.mask_strides(key_mask))
     sizes = (heads, queries, keys, scale)
-    constants = tiles.width_constants(width) | {"MASKED": key_mask is not None}
-    options = tiles.query_tiles(q.element_size(), batch * heads * queries)
+    constants = tiling.width_constants(width) | {"MASKED": key_mask is not None}
+    options = tiling.query_tiles(q.element_size(), batch * heads * queries)
     backend.launch(
         flash_query_gradient,
-        (tiles.count(queries, options["BLOCK_M"]) * batch * heads,),
+        (tiling.count(queries, options["BLOCK_M"]) * batch * heads,),
         *(q, k, v, key_mask, out, grad, lse, delta, dq),
         *(*inputs, *out.stride(), *grad.stride(), *dq.stride(), *sizes),
         EVEN=keys % options["BLOCK_N"] == 0,
         **constants,
         **options,
     )
-    options = tiles.key_tiles(width, q.element_size())
+    options = tiling.key_tiles(width, q.element_size())
     backend.launch(
         flash_key_gradient,
-        (tiles.count(keys, options["BLOCK_N"]) * batch * heads,),
+        (tiling.count(keys, options["BLOCK_N"]) * batch * heads,),
         *(q, k, v, key_mask, grad, lse, delta, dk, dv),
         *(*inputs, *grad.stride(), *dk.stride(), *dv.stride(), *sizes),
         EVEN=queries % options["BLOCK_M"] == 0,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mdm_kernels import backend
-from mdm_kernels.attention import checks, reference
+from mdm_kernels.attention import checks, reference, tiling
 
 
 def _check(qkv: Tensor, context_kv: Tensor | None, num_heads: int, key_mask: Tensor | None) -> None:
@@ -36,17 +36,16 @@ def _forward(qkv: Tensor, context_kv: Tensor, key_mask: Tensor | None, num_heads
     lse = torch.empty((2, batch, num_heads, tokens), dtype=torch.float32, device=qkv.device)
     if backend.shapes_only(qkv):
         return out, lse
-    from mdm_kernels.attention import tiles
     from mdm_kernels.attention.self_cross_kernels import self_cross_forward
 
-    options = tiles.forward_tiles(qkv.element_size(), batch * num_heads * tokens)
+    options = tiling.forward_tiles(qkv.element_size(), batch * num_heads * tokens)
     backend.launch(
         self_cross_forward,
-        (tiles.count(tokens, options["BLOCK_M"]) * batch * num_heads,),
+        (tiling.count(tokens, options["BLOCK_M"]) * batch * num_heads,),
         *(qkv, context_kv, key_mask, out, lse),
         *(*qkv.stride(), *context_kv.stride(), *checks.mask_strides(key_mask), *out.stride()),
         *(batch, num_heads, tokens, context_tokens, width**-0.5),
-        **tiles.width_constants(width),
+        **tiling.width_constants(width),
         EVEN=tokens % options["BLOCK_N"] == 0,
         EVEN_CONTEXT=context_tokens % options["BLOCK_N"] == 0,
         MASKED=key_mask is not None,
@@ -67,17 +66,16 @@ def _backward(
     dqkv, dcontext = torch.empty_like(qkv), torch.empty_like(context_kv)
     if backend.shapes_only(qkv):
         return dqkv, dcontext
-    from mdm_kernels.attention import tiles
     from mdm_kernels.attention.self_cross_kernels import self_cross_key_gradient, self_cross_query_gradient
 
     delta = torch.empty_like(lse)
     inputs = (*qkv.stride(), *context_kv.stride(), *checks.mask_strides(key_mask))
     sizes = (batch, num_heads, tokens, context_tokens, width**-0.5)
-    constants = tiles.width_constants(width) | {"MASKED": key_mask is not None}
-    options = tiles.query_tiles(qkv.element_size(), batch * num_heads * tokens)
+    constants = tiling.width_constants(width) | {"MASKED": key_mask is not None}
+    options = tiling.query_tiles(qkv.element_size(), batch * num_heads * tokens)
     backend.launch(
         self_cross_query_gradient,
-        (tiles.count(tokens, options["BLOCK_M"]) * batch * num_heads,),
+        (tiling.count(tokens, options["BLOCK_M"]) * batch * num_heads,),
         *(qkv, context_kv, key_mask, out, grad, lse, delta, dqkv),
         *(*inputs, *out.stride(), *grad.stride(), *dqkv.stride(), *sizes),
         EVEN=tokens % options["BLOCK_N"] == 0,
@@ -85,8 +83,8 @@ def _backward(
         **constants,
         **options,
     )
-    options = tiles.key_tiles(width, qkv.element_size())
-    key_tiles = tiles.count(tokens, options["BLOCK_N"]) + tiles.count(context_tokens, options["BLOCK_N"])
+    options = tiling.key_tiles(width, qkv.element_size())
+    key_tiles = tiling.count(tokens, options["BLOCK_N"]) + tiling.count(context_tokens, options["BLOCK_N"])
     backend.launch(
         self_cross_key_gradient,
         (key_tiles * batch * num_heads,),

@@ -1,64 +1,14 @@
 """What the attention kernels are made of: the passes of one tile of queries over keys, or of keys over queries.
 
-A head's D channels are held as two tiles, a [ROWS, DA] and b [ROWS, DB] (`split_width`): 96 channels are 64 + 32, where
-padding to 128 would waste a third of the matrix work. With DB = 0, b is a second name of a and is never used.
-Logits are raw products q·k; `scale` is in units of log₂, so that p = 2^(s·scale − log-sum-exp).
+A head's D channels are held as two tiles, a [ROWS, DA] and b [ROWS, DB], as `tiling.split_width` says: 96 channels are
+64 + 32, where padding to 128 would waste a third of the matrix work. With DB = 0, b is a second name of a and never
+used. Logits are raw products q·k; `scale` is in units of log₂, so that p = 2^(s·scale − log-sum-exp).
 """
 
 import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-FEW_QUERIES = 128 * 132  # fewer make less than one tile of 128 for each multiprocessor of a large GPU
-
-
-def split_width(head_width: int) -> tuple[int, int]:
-    """(DA, DB), powers of two: 64 → (64, 0), 96 → (64, 32), 80 → (64, 16); one padded tile where that is no larger."""
-    padded = max(16, triton.next_power_of_2(head_width))
-    half = padded // 2
-    rest = max(16, triton.next_power_of_2(head_width - half))
-    return (half, rest) if half >= 16 and half + rest < padded else (padded, 0)
-
-
-def count(size: int, block: int) -> int:
-    """How many tiles of `block` rows cover `size` rows."""
-    return -(-size // block)
-
-
-def width_constants(head_width: int) -> dict[str, int]:
-    """The constexprs that say how a head's channels are held."""
-    first, second = split_width(head_width)
-    return {"D": head_width, "DA": first, "DB": second}
-
-
-def forward_tiles(itemsize: int, queries: int) -> dict[str, int]:
-    """Tile sizes and launch options of the forward kernels; `queries` counts those of all heads and samples.
-
-    Chosen, like those below, by `python -m mdm_kernels.aot`: the largest tiles that spill on no target.
-    """
-    if itemsize == 4:
-        return {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}
-    if queries < FEW_QUERIES:
-        return {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3}
-    return {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 3}
-
-
-def query_tiles(itemsize: int, queries: int) -> dict[str, int]:
-    """Tile sizes and launch options of the kernels for the gradient of q."""
-    if itemsize == 4:
-        return {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}
-    if queries < FEW_QUERIES:
-        return {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
-    return {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}
-
-
-def key_tiles(head_width: int, itemsize: int) -> dict[str, int]:
-    """Tile sizes and launch options of the kernels for the gradients of k and v."""
-    if itemsize == 4:
-        return {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}
-    if head_width > 64:
-        return {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 8, "num_stages": 3}
-    return {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
 
 
 @triton.jit

@@ -3,12 +3,9 @@
 Chosen by `python -m mdm_kernels.aot`: the largest tiles that spill on no target.
 """
 
+from mdm_kernels.attention.tiling import power_of_two
+
 MAX_BYTES = 64 * 128 * 2  # of one tile; the backward pass holds several
-
-
-def power_of_two(size: int) -> int:
-    """The least power of two that is no less, and no less than a matrix product's 16."""
-    return max(16, 1 << (size - 1).bit_length())
 
 
 def tile_shape(frames: int, head_width: int, itemsize: int) -> tuple[int, int]:

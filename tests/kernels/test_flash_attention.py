@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mdm_kernels import flash_attention, scaled_dot_product_attention, use_backend
-from mdm_kernels.attention import flash, tiles
+from mdm_kernels.attention import flash, tiling
 from tests.kernels.attention_accuracy import assert_as_exact
 
 
@@ -214,13 +214,13 @@ def test_float64_on_triton_is_an_error():
 
 @given(st.integers(1, 128))
 def test_a_split_head_is_never_wider_than_the_padded_one(width):
-    first, second = tiles.split_width(width)
+    first, second = tiling.split_width(width)
     assert width <= first + second <= max(16, 2 ** (width - 1).bit_length())
     assert all(part == 0 or (part >= 16 and part & (part - 1) == 0) for part in (first, second))
 
 
 def test_heads_of_96_take_96_channels():
-    assert tiles.split_width(96) == (64, 32)
+    assert tiling.split_width(96) == (64, 32)
 
 
 @pytest.fixture
