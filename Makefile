@@ -29,10 +29,10 @@ test: $(STAMP) lint aot ## Everything CI runs
 demo: $(STAMP) ## Train a small text-to-video model on real clips, sample it, and measure the ops
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node=2 recipes/t2v_webvid.py --preset tiny \
 		--data recipes/data/clips-000.tar recipes/data/clips-001.tar --out runs/demo \
-		--batch-size 4 --steps 200 --sample-every 100
+		--batch-size 4 --steps 260 --sample-every 130
 	$(BIN)/python benchmarks/throughput.py --quick --json runs/demo/throughput.json > runs/demo/throughput.md
 	@cat runs/demo/throughput.md
-	@echo 'Sampled clips beside real ones: runs/demo/samples/step-00000200.webp'
+	@echo 'Sampled clips beside real ones: runs/demo/samples/step-00000260.webp'
 
 clean: ## Remove .venv and runs
 	rm -rf .venv runs
