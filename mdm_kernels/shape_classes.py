@@ -124,6 +124,10 @@ SHAPE_CLASSES: dict[str, Callable[[], None]] = {
     "temporal 8×32, 16 frames": functools.partial(temporal_class, 16, 1024, 8, 32),
     "temporal 8×32, 16 frames, rotary": functools.partial(temporal_class, 16, 1024, 8, 32, rotary=True),
     "temporal 8×96, 5 frames, rotary": functools.partial(temporal_class, 5, 1024, 8, 96, rotary=True),
+    "temporal 8×64, 32 frames, rotary": functools.partial(temporal_class, 32, 1024, 8, 64, rotary=True),
+    "temporal 8×64, 32 frames, rotary fp32": functools.partial(
+        temporal_class, 32, 1024, 8, 64, rotary=True, dtype=torch.float32
+    ),
     "temporal 8×32, 16 frames, rotary fp32": functools.partial(
         temporal_class, 16, 1024, 8, 32, rotary=True, dtype=torch.float32
     ),

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mdm_kernels import backend
 from mdm_kernels.multires import reference
@@ -54,7 +53,8 @@ def _loss_forward(
     strides = list(zip(time_strides, space_strides, strict=True))
     levels = plan_levels(images, strides, [pred.shape[0] for pred in preds])
     # One number a tile; zeros, since a mixed batch leaves some tiles without a prediction.
-    partials = torch.zeros(images.shape[0], sum(level.tiles for level in levels), device=images.device)
+    tiles = sum(level.tiles for level in levels)
+    partials = torch.zeros(images.shape[0], tiles, dtype=torch.float32, device=images.device)
     for i, (level, pred) in enumerate(zip(levels, preds, strict=True)):
         backend.launch(
             kernels.loss_level,
@@ -149,7 +149,7 @@ class _MultiresLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
+    @backend.once_differentiable
     def backward(ctx, upstream):
         alpha_bars, *residuals = ctx.saved_tensors
         gradients = torch.ops.mdm_kernels.multires_loss_backward(residuals, upstream, alpha_bars, *ctx.spaces)

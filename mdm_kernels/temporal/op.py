@@ -98,8 +98,8 @@ def temporal_attention(qkv: Tensor, *, num_heads: int, frames: int, rotary: Tens
     strides; float16, bfloat16 or float32 (float64 on the "torch" backend), D ≤ 128. rotary (T, D/2), angles in radians:
     before the product the channels (2i, 2i+1) of q and k in frame t are turned by rotary[t, i] (Su et al., arXiv
     2104.09864); no gradient reaches the angles. → (B·T, L, C) in qkv's dtype and memory order. Under autocast qkv is
-    cast. More frames than a tile holds (64 in 16-bit dtypes) take the reference on every device. Raises ValueError or
-    TypeError naming the argument whose shape, dtype or device does not fit.
+    cast. Where T × D, each rounded up to a power of two, passes 4096 (in float32: 2048), the reference runs on every
+    device. Raises ValueError or TypeError naming the argument whose shape, dtype or device does not fit.
     """
     (qkv,) = backend.autocast(qkv)
     _check(qkv, num_heads, frames, rotary)

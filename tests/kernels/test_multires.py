@@ -297,6 +297,26 @@ def test_second_derivatives_are_refused():
         gradient.sum().backward()
 
 
+def test_second_derivatives_are_refused_where_the_upstream_gradient_is_a_constant():
+    images, alpha_bars, strides, noise, preds = make_batch((1, 1, 4, 4))
+    with backend.use_backend("triton"):
+        loss = multires_loss(preds, images, alpha_bars, strides, noise)
+        gradient, _ = torch.autograd.grad(loss.sum(), preds, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["triton", "torch"])
+def test_loss_is_float32_whatever_the_default_dtype(name):
+    images, alpha_bars, strides, noise, preds = make_batch((1, 1, 4, 4))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with backend.use_backend(name):
+            assert multires_loss(preds, images, alpha_bars, strides, noise).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("seeded", [False, True])
 def test_ops_are_registered_correctly(seeded):
     images, alpha_bars, _, noise, preds = make_batch((2, 3, 8, 8))
