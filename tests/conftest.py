@@ -11,8 +11,13 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
 
+import hypothesis
 import pytest
 from torch._subclasses.fake_tensor import FakeTensor
+
+hypothesis.settings.register_profile("CI", derandomize=True)  # the same examples in every run
+if "CI" in os.environ:
+    hypothesis.settings.load_profile("CI")
 
 
 @pytest.fixture(autouse=True)

@@ -47,7 +47,8 @@ def loss_and_gradients(preds, *arguments, **options) -> list[Tensor]:
 
 
 def assert_as_exact(compute, *arguments, **options) -> None:
-    """Triton's error against float64 is at most twice plain PyTorch's in the same dtype, and one unit of the dtype."""
+    """Triton's error against float64 is at most twice plain PyTorch's in the same dtype, and four units of the dtype:
+    pooling, the target, the difference, its square and the mean each round once, and plain PyTorch may be lucky."""
     with backend.use_backend("triton"):
         actual = compute(*arguments, **options)
     plain = compute(*arguments, **options)
@@ -55,7 +56,7 @@ def assert_as_exact(compute, *arguments, **options) -> None:
     for i, (a, p, e) in enumerate(zip(actual, plain, exact, strict=True)):
         assert (a.shape, a.dtype) == (p.shape, p.dtype), f"result {i}"
         if e.numel():
-            tolerance = 2 * (p - e).abs().max() + torch.finfo(a.dtype).eps * e.abs().max()
+            tolerance = 2 * (p - e).abs().max() + 4 * torch.finfo(a.dtype).eps * e.abs().max()
             torch.testing.assert_close(a.double(), e, rtol=0, atol=tolerance.item(), msg=lambda m, i=i: f"{i}: {m}")
 
 
