@@ -1,6 +1,6 @@
 """Tile sizes and launch options of the attention kernels, by shape: BLOCK_M queries by BLOCK_N keys.
 
-Chosen by `python -m mdm_kernels.aot`: the largest tiles that spill on no target.
+Chosen by `python -m mdm_kernels.aot`: the largest tiles with which no shape class spills on any target.
 """
 
 FEW_QUERIES = 128 * 132  # fewer make less than one tile of 128 for each multiprocessor of a large GPU
