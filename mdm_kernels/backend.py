@@ -68,7 +68,7 @@ def shapes_only(x: Tensor) -> bool:
 def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     """The tensors in the autocast dtype where autocast is on for their device; float64 and None stay as they are."""
     device = next(t.device.type for t in tensors if t is not None)
-    if not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):  # "meta" has none
         return list(tensors)
     dtype = torch.get_autocast_dtype(device)
     return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
