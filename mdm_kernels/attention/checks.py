@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mdm_kernels import backend
+from mdm_kernels import arguments, backend
 
 MAX_HEAD_WIDTH = 128
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # of the kernels; the references take float64 too
@@ -41,6 +41,7 @@ def check_key_mask(key_mask: Tensor, batch: int, keys: int, device: torch.device
 
 def split_heads(name: str, x: Tensor, parts: int, num_heads: int) -> int:
     """The head width D of x (batch, tokens, parts · num_heads · D)."""
+    arguments.check_ints(num_heads=num_heads)
     if x.dim() != 3:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be (batch, tokens, channels)")
     if num_heads < 1 or x.shape[2] % (parts * num_heads):

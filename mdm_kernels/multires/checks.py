@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mdm_kernels import arguments
 from mdm_kernels.multires.reference import PREDICTIONS
 
 Stride = int | tuple[int, int]
@@ -13,17 +14,22 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 def checked_strides(images: Tensor, strides: Sequence[Stride]) -> list[tuple[int, int]]:
     """Every level's stride as (time, space), after checking that the images divide by it."""
+    arguments.check_tensors(images=images)
     if images.dim() not in (4, 5):
         raise ValueError(f"images has shape {tuple(images.shape)}; it must be (B, C, H, W) or (B, C, T, H, W)")
     if images.dtype not in DTYPES:
         raise TypeError(f"images is {images.dtype}; it must be float32, float16, bfloat16 or float64")
     if images[:1].numel() >= 2**31:
         raise ValueError(f"images has shape {tuple(images.shape)}; one sample must hold fewer than 2³¹ elements")
+    if not isinstance(strides, list | tuple):
+        raise TypeError(f"strides is {type(strides).__name__}; it must be a list of one stride a level")
     if len(strides) == 0:
         raise ValueError("strides is empty; it must hold one stride a level")
-    pairs = [(1, stride) if isinstance(stride, int) else tuple(stride) for stride in strides]
+    pairs = [tuple(stride) if isinstance(stride, list | tuple) else (1, stride) for stride in strides]
     frames = 1 if images.dim() == 4 else images.shape[2]
-    for pair in pairs:
+    for i, pair in enumerate(pairs):
+        for part in pair:
+            arguments.check_ints(**{f"strides[{i}]": part})
         if len(pair) != 2 or not all(0 < part < 65536 for part in pair):
             raise ValueError(f"strides has {pair}; a stride must be an int or (time, space), each in 1…65535")
         time, space = pair
@@ -42,6 +48,7 @@ def level_shape(images: Tensor, stride: tuple[int, int]) -> tuple[int, ...]:
 
 
 def check_alpha_bars(images: Tensor, alpha_bars: Tensor, levels: int) -> None:
+    arguments.check_tensors(alpha_bars=alpha_bars)
     if tuple(alpha_bars.shape) != (levels, images.shape[0]):
         raise ValueError(
             f"alpha_bars has shape {tuple(alpha_bars.shape)}; with {levels} strides and {images.shape[0]} images "
@@ -64,6 +71,7 @@ def check_noise(
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed is {seed}; it must be at least 0 and below 2⁶³")
         return
+    arguments.check_tensor_lists(noise=noise)
     if len(noise) != len(strides):
         raise ValueError(f"noise has {len(noise)} tensors; it must hold one for each of the {len(strides)} strides")
     for i, (eps, stride) in enumerate(zip(noise, strides, strict=True)):
@@ -85,9 +93,13 @@ def checked_rows(
 ) -> list[int]:
     """How many leading samples each level has, after checking that the predictions have just those."""
     batch = images.shape[0]
+    arguments.check_tensor_lists(preds=preds)
     if len(preds) != len(strides):
         raise ValueError(f"preds has {len(preds)} tensors; it must hold one for each of the {len(strides)} strides")
-    rows = [batch] * len(strides) if rows is None else list(rows)
+    rows = [batch] * len(strides) if rows is None else rows
+    if not isinstance(rows, list | tuple):
+        raise TypeError(f"rows is {type(rows).__name__}; it must be a list of one count a level")
+    arguments.check_ints(**{f"rows[{i}]": count for i, count in enumerate(rows)})
     if len(rows) != len(strides) or not all(0 <= count <= batch for count in rows):
         raise ValueError(f"rows is {rows}; it must hold {len(strides)} counts, each in 0…{batch}")
     for i, (pred, stride, count) in enumerate(zip(preds, strides, rows, strict=True)):
@@ -97,20 +109,24 @@ def checked_rows(
 
 def check_loss_spaces(prediction: str, loss_target: str) -> None:
     for name, value in (("prediction", prediction), ("loss_target", loss_target)):
-        if value not in PREDICTIONS:
-            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(PREDICTIONS)}")
+        arguments.check_choice(name, value, PREDICTIONS)
 
 
 def checked_weights(weights: Sequence[float] | None, levels: int) -> list[float]:
-    weights = [1.0] * levels if weights is None else [float(weight) for weight in weights]
+    weights = [1.0] * levels if weights is None else weights
+    if not isinstance(weights, list | tuple):
+        raise TypeError(f"weights is {type(weights).__name__}; it must be a list of one number a level")
+    arguments.check_numbers(**{f"weights[{i}]": weight for i, weight in enumerate(weights)})
     if len(weights) != levels:
         raise ValueError(f"weights has {len(weights)} entries; it must hold one for each of the {levels} strides")
-    return weights
+    return [float(weight) for weight in weights]
 
 
 def _check_level(name: str, tensor: Tensor, shape: tuple[int, ...], images: Tensor) -> None:
     if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; this level's shape is {shape}")
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)}; with images {tuple(images.shape)} this level's is {shape}"
+        )
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name} is {tensor.dtype}; it must be float32, float16, bfloat16 or float64")
     _check_device(name, tensor, images)
