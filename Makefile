@@ -4,10 +4,10 @@ BIN := .venv/bin
 STAMP := .venv/installed
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install test lint aot demo clean
+.PHONY: help install test lint aot aot-report demo clean
 
 help: ## What there is to make
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
 
 install: $(STAMP) ## Build .venv with everything in it
 
@@ -22,6 +22,9 @@ lint: $(STAMP) ## Style
 
 aot: $(STAMP) ## Compile every kernel for sm_80, sm_90, sm_100 and gfx942; no GPU needed
 	$(BIN)/python -m mdm_kernels.aot
+
+aot-report: $(STAMP) ## The same, and write what it found to docs/kernels.md
+	$(BIN)/python -m mdm_kernels.aot --json benchmarks/results/aot.json --markdown docs/kernels.md
 
 test: $(STAMP) lint aot ## Everything CI runs
 	$(BIN)/python -m pytest -q -n 2

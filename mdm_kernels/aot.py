@@ -7,39 +7,21 @@ compiled here at all.
 """
 
 import argparse
+import collections
 import concurrent.futures
-import dataclasses
-import json
 import multiprocessing
 import os
-import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
-from . import backend
+from . import backend, machine_code
+from .aot_report import Result, markdown, table, write_json
+from .machine_code import TARGETS
 from .shape_classes import SHAPE_CLASSES
-
-
-class Target(NamedTuple):
-    backend: str
-    arch: int | str
-    warp_size: int
-    shared_limit: int
-    """bytes of shared memory that a program may have"""
-
-
-TARGETS = {
-    "sm_80": Target("cuda", 80, 32, 163 * 1024),
-    "sm_90": Target("cuda", 90, 32, 227 * 1024),
-    "sm_100": Target("cuda", 100, 32, 227 * 1024),
-    "gfx942": Target("hip", "gfx942", 64, 64 * 1024),
-}
 
 
 class Launch(NamedTuple):
@@ -49,6 +31,8 @@ class Launch(NamedTuple):
     kernel: object
     args: tuple
     options: dict
+    variant: int = 1
+    """which of the kernel's specializations at this shape class, in the order of their launches"""
 
     @property
     def name(self) -> str:
@@ -71,11 +55,14 @@ class Launch(NamedTuple):
 def record(classes: dict[str, Callable[[], None]]) -> list[Launch]:
     """The launches of these shape classes, each specialization once."""
     launches: dict[str, Launch] = {}
+    seen = collections.Counter()
     for shape_class, call in classes.items():
 
         def add(kernel, args, options, shape_class=shape_class):
             launch = Launch(shape_class, kernel, args, options)
-            launches.setdefault(launch.specialization, launch)
+            if launch.specialization not in launches:
+                seen[shape_class, launch.name] += 1
+                launches[launch.specialization] = launch._replace(variant=seen[shape_class, launch.name])
 
         with backend.recording(add):
             call()
@@ -102,67 +89,13 @@ class CompilingDriver:
 
 
 def compile_launch(launch: Launch, target: str) -> dict[str, int]:
-    """Registers, stack bytes, spilled registers and shared memory bytes of a launch's kernel on a target."""
+    """`machine_code.measure` of a launch's kernel on a target."""
     from triton.runtime import driver
 
     driver.set_active(CompilingDriver(target))
     options = backend.wavefront_options(launch.options) if TARGETS[target].backend == "hip" else launch.options
     compiled = launch.kernel.warmup(*launch.args, grid=(1,), **options)
-    usage = nvidia_usage(compiled.asm["cubin"]) if "cubin" in compiled.asm else amd_usage(compiled.asm["amdgcn"])
-    return usage | {"shared": compiled.metadata.shared}
-
-
-def nvidia_usage(cubin: bytes) -> dict[str, int]:
-    """Our kernels have no arrays of their own: every stack byte is a spilled register's."""
-    import triton
-
-    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [cuobjdump, "--dump-resource-usage", file.name]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    registers, stack = (int(re.search(rf"\b{key}:(\d+)", text)[1]) for key in ("REG", "STACK"))
-    return {"registers": registers, "stack": stack, "spills": stack // 4}
-
-
-def amd_usage(assembly: str) -> dict[str, int]:
-    """From the metadata at the end of the assembly. A scalar register that moves to a lane of a vector register is no
-    spill; one that goes to memory shows as stack."""
-
-    def metadata(key: str) -> int:
-        return int(re.search(rf"\.{key}:\s+(\d+)", assembly)[1])
-
-    return {
-        "registers": metadata("vgpr_count"),
-        "stack": metadata("private_segment_fixed_size"),
-        "spills": metadata("vgpr_spill_count"),
-    }
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """A row of the table."""
-
-    shape_class: str
-    kernel: str
-    target: str
-    registers: int = 0
-    stack: int = 0
-    spills: int = 0
-    shared: int = 0
-    error: str = ""
-
-    @property
-    def fault(self) -> str:
-        """Why this kernel must not ship, in one line; empty if it may."""
-        if self.error:
-            return self.error
-        if self.spills or self.stack:
-            return f"spills {self.spills} registers ({self.stack} bytes of stack)"
-        if self.shared > (limit := TARGETS[self.target].shared_limit):
-            return f"needs {self.shared} bytes of shared memory; there are {limit}"
-        return ""
+    return machine_code.measure(compiled)
 
 
 _jobs: list[tuple[Launch, str]] = []
@@ -190,15 +123,7 @@ def compile_all(jobs: list[tuple[Launch, str]], processes: int = 2) -> Iterator[
                 outcome = future.result()
             except concurrent.futures.process.BrokenProcessPool:
                 outcome = {"error": "the compiler crashed, on this kernel or on one before it"}
-            yield numbers[future], Result(launch.shape_class, launch.name, target, **outcome)
-
-
-def table(results: list[Result]) -> str:
-    header = ("shape class", "kernel", "target", "registers", "stack", "shared", "spills")
-    rows = [header, *((r.shape_class, r.kernel, r.target, r.registers, r.stack, r.shared, r.spills) for r in results)]
-    widths = [max(len(str(row[i])) for row in rows) for i in range(len(header))]
-    line = "  ".join(f"{{:{'<' if i < 3 else '>'}{width}}}" for i, width in enumerate(widths))
-    return "\n".join(line.format(*row) for row in rows)
+            yield numbers[future], Result(launch.shape_class, launch.name, target, launch.variant, **outcome)
 
 
 def show_progress(done: int, total: int) -> None:
@@ -213,7 +138,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m mdm_kernels.aot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there as JSON, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a page for the documentation there")
     parser.add_argument("--targets", default=",".join(TARGETS), metavar="LIST", help="default: %(default)s")
     parser.add_argument("--filter", default="", metavar="TEXT", help="only shape classes whose name contains TEXT")
     options = parser.parse_args(arguments)
@@ -226,6 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         print("TRITON_INTERPRET=1 is set: interpreted kernels cannot be compiled; unset it", file=sys.stderr)
         return 2
+    import triton
 
     jobs = [(launch, target) for launch in record(classes) for target in targets]
     by_job = {}
@@ -235,10 +162,12 @@ def main(arguments: list[str] | None = None) -> int:
     results = [by_job[number] for number in sorted(by_job)]
     print(table([result for result in results if not result.error]))
     if options.json:
-        options.json.write_text(json.dumps([dataclasses.asdict(result) for result in results], indent=1) + "\n")
+        write_json(options.json, triton.__version__, results)
+    if options.markdown:
+        options.markdown.write_text(markdown(triton.__version__, results))
     faults = [result for result in results if result.fault]
     for result in faults:
-        print(f"{result.kernel} ({result.shape_class}) on {result.target}: {result.fault}", file=sys.stderr)
+        print(f"{result.label} ({result.shape_class}) on {result.target}: {result.fault}", file=sys.stderr)
     return 1 if faults else 0
 
 

@@ -1,7 +1,6 @@
 """The ahead-of-time compiler. It runs in processes of its own: interpreter and compiler do not share one."""
 
 import ast
-import json
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 import mdm_kernels
-from mdm_kernels import aot
+from mdm_kernels import aot, aot_report
 from mdm_kernels.shape_classes import SHAPE_CLASSES, meta
 
 PACKAGE = Path(mdm_kernels.__file__).parent
@@ -80,18 +79,21 @@ def test_dtypes_are_told_apart():
 
 
 def test_a_kernel_compiles_for_nvidia_and_amd(tmp_path):
-    report = tmp_path / "report.json"
+    report, page = tmp_path / "report.json", tmp_path / "report.md"
     process = compiling(
-        "-m", "mdm_kernels.aot", "--json", str(report), "--targets", "sm_80,gfx942", "--filter", "group_norm 768"
+        *("-m", "mdm_kernels.aot", "--json", str(report), "--markdown", str(page)),
+        *("--targets", "sm_80,gfx942", "--filter", "group_norm 768"),
     )
     assert process.returncode == 0, process.stderr
-    rows = json.loads(report.read_text())
-    assert {(row["kernel"], row["target"]) for row in rows} == {
+    _, rows = aot_report.read_json(report)
+    assert {(row.kernel, row.target) for row in rows} == {
         (kernel, target)
         for kernel in ("group_forward", "group_backward", "affine_gradients")
         for target in ("sm_80", "gfx942")
     }
-    assert all(row["registers"] > 0 and row["spills"] == row["stack"] == 0 for row in rows)
+    assert all(row.registers > 0 and row.spills == row.stack == 0 and row.loads > 0 for row in rows)
+    assert all(row.wide_loads > 0 for row in rows if row.kernel == "group_forward")
+    assert all(f"| {row.kernel} |" in page.read_text() for row in rows)
     assert process.stdout.count("\n") == len(rows) + 1
 
 
@@ -130,12 +132,6 @@ def test_a_spill_and_an_error_are_named_in_one_line_each(tmp_path):
     assert spill.startswith("spilling (faulty) on sm_80: spills ")
     assert error.startswith("ill_typed (faulty) on sm_80: ")
     assert "unknown_name" in error
-
-
-def test_too_much_shared_memory_is_a_fault():
-    result = aot.Result("class", "kernel", "sm_80", shared=164 * 1024)
-    assert result.fault == "needs 167936 bytes of shared memory; there are 166912"
-    assert not aot.Result("class", "kernel", "sm_90", shared=164 * 1024).fault
 
 
 def test_interpreted_kernels_are_refused():

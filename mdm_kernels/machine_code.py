@@ -1,0 +1,122 @@
+"""What the machine code of a compiled kernel costs: registers, memory, and the instructions that speed depends on.
+
+Read from what the compiler wrote, by the tools in Triton's own wheel: nothing here needs a GPU. Counts of instructions
+are static: one in a loop counts once, however often it runs.
+"""
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Target(NamedTuple):
+    """What kernels are compiled for, and what one multiprocessor of it (on AMD: compute unit) holds."""
+
+    backend: str
+    arch: int | str
+    warp_size: int
+    shared_limit: int
+    """bytes of shared memory that a program may have"""
+    shared_total: int
+    """bytes that the programs on a multiprocessor share; each costs shared_total − shared_limit besides its own"""
+    warps: int
+    """warps that a multiprocessor holds at most, a quarter of them on each of its four schedulers"""
+
+
+TARGETS = {
+    "sm_80": Target("cuda", 80, 32, 163 * 1024, 164 * 1024, 64),
+    "sm_90": Target("cuda", 90, 32, 227 * 1024, 228 * 1024, 64),
+    "sm_100": Target("cuda", 100, 32, 227 * 1024, 228 * 1024, 64),
+    "gfx942": Target("hip", "gfx942", 64, 64 * 1024, 64 * 1024, 32),
+}
+
+CONSUMER_SHARED_LIMIT = 99 * 1024  # of sm_86, sm_89 and sm_120, which compile to what sm_80 does
+REGISTERS = 512  # for each thread of a warp that a scheduler holds, on every target
+TENSOR_MEMORY = 512  # columns of a multiprocessor of sm_100
+
+
+def occupancy(target: Target, registers: int, shared: int, tensor_memory: int, warps: int) -> float:
+    """The share of a multiprocessor's places for warps that programs of `warps` warps fill; an upper bound."""
+    by_registers = REGISTERS // (-(-registers // 8) * 8) * 4  # registers are given out in eights
+    programs = min(by_registers, target.warps) // warps
+    programs = min(programs, target.shared_total // max(shared + target.shared_total - target.shared_limit, 1))
+    if tensor_memory:
+        programs = min(programs, TENSOR_MEMORY // tensor_memory)
+    return programs * warps / target.warps
+
+
+def measure(compiled) -> dict[str, int]:
+    """Of a kernel that Triton compiled: registers a thread, bytes of stack, spilled registers, bytes of shared memory,
+    columns of tensor memory, warps; loads from global memory, stores to it, how many of each move 16 bytes a thread,
+    and matrix instructions."""
+    cost = nvidia_code(compiled.asm["cubin"]) if "cubin" in compiled.asm else amd_code(compiled.asm["amdgcn"])
+    metadata = compiled.metadata
+    return cost | {
+        "shared": metadata.shared,
+        "tensor_memory": getattr(metadata, "tmem_size", 0),
+        "warps": metadata.num_warps,
+    }
+
+
+def nvidia_code(cubin: bytes) -> dict[str, int]:
+    """Our kernels have no arrays of their own: every stack byte is a spilled register's."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = _nvidia_tool("cuobjdump", "--dump-resource-usage", file.name)
+        assembly = _nvidia_tool("nvdisasm", "--print-code", "--no-dataflow", file.name)
+    registers, stack = (int(re.search(rf"\b{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))
+    return {"registers": registers, "stack": stack, "spills": stack // 4} | nvidia_instructions(assembly)
+
+
+def _nvidia_tool(name: str, *arguments: str) -> str:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin" / name
+    return subprocess.run([tool, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def nvidia_instructions(assembly: str) -> dict[str, int]:
+    """Counts from what nvdisasm prints, a line an instruction: /*0850*/ @P0 LDG.E.128 R4, desc[UR6][R2.64] ;"""
+    opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", assembly, re.MULTILINE)
+    # a wide one may say LDG.E.128.CONSTANT; 256 is Blackwell's; LTC128B is a hint to the cache
+    return _counts(opcodes, r"LDG(STS)?\.", r"STG\.", r".*\.(128|256)\b", r"(UTC)?[A-Z]G?MMA\b")
+
+
+def amd_code(assembly: str) -> dict[str, int]:
+    """Registers from the metadata at the end of the assembly. A scalar register that moves to a lane of a vector
+    register is no spill; one that goes to memory shows as stack."""
+
+    def metadata(key: str) -> int:
+        return int(re.search(rf"\.{key}:\s+(\d+)", assembly)[1])
+
+    cost = {
+        "registers": metadata("vgpr_count"),
+        "stack": metadata("private_segment_fixed_size"),
+        "spills": metadata("vgpr_spill_count"),
+    }
+    return cost | amd_instructions(assembly)
+
+
+def amd_instructions(assembly: str) -> dict[str, int]:
+    """Counts from LLVM's assembly, a line an instruction: buffer_load_dwordx4 v[0:3], v2, s[4:7], 0 offen"""
+    opcodes = re.findall(r"^\s+([a-z]\w+)", assembly, re.MULTILINE)
+    return _counts(opcodes, r"(global|buffer|flat)_load_", r"(global|buffer|flat)_store_", r".*_dwordx4\b", r"v_mfma_")
+
+
+def _counts(opcodes: list[str], load: str, store: str, wide: str, matrix: str) -> dict[str, int]:
+    """How many opcodes begin with each pattern."""
+
+    def matching(pattern: str, among: list[str]) -> list[str]:
+        return [opcode for opcode in among if re.match(pattern, opcode)]
+
+    loads, stores = matching(load, opcodes), matching(store, opcodes)
+    return {
+        "loads": len(loads),
+        "wide_loads": len(matching(wide, loads)),
+        "stores": len(stores),
+        "wide_stores": len(matching(wide, stores)),
+        "matrix": len(matching(matrix, opcodes)),
+    }

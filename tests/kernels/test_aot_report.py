@@ -1,0 +1,78 @@
+"""The report of the ahead-of-time compiler, and that the committed one is whole and up to date."""
+
+from pathlib import Path
+
+from mdm_kernels import aot
+from mdm_kernels.aot_report import Result, markdown, read_json, write_json
+from mdm_kernels.shape_classes import SHAPE_CLASSES
+
+REPOSITORY = Path(__file__).parents[2]
+JSON = REPOSITORY / "benchmarks/results/aot.json"
+REMEDY = "run `make aot-report` and commit what it writes"
+
+
+def test_too_much_shared_memory_is_a_fault():
+    result = Result("op class", "kernel", "sm_80", shared=164 * 1024)
+    assert result.fault == "needs 167936 bytes of shared memory; there are 166912"
+    assert not Result("op class", "kernel", "sm_90", shared=164 * 1024).fault
+
+
+def row_of(page: str, name: str) -> list[str]:
+    (line,) = (line for line in page.splitlines() if f"| {name} |" in line)
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_row_has_the_targets_side_by_side_and_equal_values_once():
+    results = [
+        Result("op 8×64", "forward", "sm_80", registers=32, warps=4, loads=9, wide_loads=8, stores=1, matrix=7),
+        Result("op 8×64", "forward", "sm_90", registers=64, warps=4, loads=9, wide_loads=8, stores=1, matrix=7),
+    ]
+    row = row_of(markdown("3.9.0", results), "forward")
+    assert row == ["8×64", "forward", "32 · 64", "0", "100 · 50", "8/9", "0/1", "7", ""]
+
+
+def test_specializations_of_one_kernel_have_rows_of_their_own():
+    page = markdown("3.9.0", [Result("op class", "forward", "sm_80", variant, registers=variant) for variant in (1, 2)])
+    assert row_of(page, "forward")[2] == "1"
+    assert row_of(page, "forward #2")[2] == "2"
+
+
+def test_notes_name_faults_and_what_no_consumer_gpu_can_run():
+    page = markdown(
+        "3.9.0",
+        [
+            Result("op class", "broken", "sm_80", error="CompilationError: no"),
+            Result("op class", "large", "sm_80", registers=32, shared=100 * 1024),
+            Result("op class", "large on sm_90 alone", "sm_90", registers=32, shared=100 * 1024),
+        ],
+    )
+    assert row_of(page, "broken")[-1] == "**sm_80: CompilationError: no**"
+    assert row_of(page, "large")[-1] == "no consumer GPU"
+    assert row_of(page, "large on sm_90 alone")[-1] == ""
+    assert "* 3 compilations, of which 1 failed" in page
+
+
+def test_json_gives_back_what_was_written(tmp_path):
+    results = [Result("op class", "kernel", "gfx942", variant=2, registers=5)]
+    write_json(tmp_path / "new" / "aot.json", "3.9.0", results)
+    assert read_json(tmp_path / "new" / "aot.json") == ("3.9.0", results)
+
+
+def test_committed_page_says_what_the_committed_figures_say():
+    assert (REPOSITORY / "docs/kernels.md").read_text() == markdown(*read_json(JSON)), REMEDY
+
+
+def test_committed_report_covers_every_kernel_and_shape_class():
+    _, results = read_json(JSON)
+    reported = {(result.shape_class, result.kernel, result.variant, result.target) for result in results}
+    launched = {
+        (launch.shape_class, launch.name, launch.variant, target)
+        for launch in aot.record(SHAPE_CLASSES)
+        for target in aot.TARGETS
+    }
+    assert reported == launched, REMEDY
+
+
+def test_committed_report_has_no_fault():
+    _, results = read_json(JSON)
+    assert not [result for result in results if result.fault]
