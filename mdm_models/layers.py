@@ -6,6 +6,8 @@ one row a frame: the frames of a clip are consecutive rows. Attention reads the 
 """
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +18,38 @@ from mdm_kernels import GroupNormSiLU, flash_attention, self_cross_attention, te
 
 def zero_init(layer: nn.Module) -> nn.Module:
     """Start a layer at zero, so that the branch that ends in it adds nothing at first."""
+    layer.starts_at_zero = True  # for `materialise`, where the layer was made without memory
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
+
+
+def materialise(model: nn.Module, device: torch.device) -> nn.Module:
+    """Give a model that was made on the meta device its memory, in its memory format, and torch's usual first values.
+
+    One number drawn from torch's generator decides them all: each layer draws from a generator of its own, so that
+    several threads can fill a large model at once. Layers that start at zero draw nothing.
+    """
+    modules = list(model.modules())
+    seed = torch.randint(2**48, (), device="cpu").item()
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(_fill, modules, repeat(device), range(seed, seed + len(modules))))
+    return model.to(device)  # the buffers
+
+
+@torch.no_grad()
+def _fill(module: nn.Module, device: torch.device, seed: int) -> None:
+    for name, parameter in module.named_parameters(recurse=False):
+        setattr(module, name, nn.Parameter(torch.empty_like(parameter, device=device)))
+    if getattr(module, "starts_at_zero", False):
+        zero_init(module)
+    elif isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
+        generator = torch.Generator(device).manual_seed(seed)
+        bound = module.weight[0].numel() ** -0.5  # weights and biases alike: 1 / √(inputs of one output)
+        for parameter in module.parameters():
+            parameter.uniform_(-bound, bound, generator=generator)
+    elif hasattr(module, "reset_parameters"):  # normalisations: ones and zeros
+        module.reset_parameters()
 
 
 def tokens_of(x: Tensor) -> Tensor:
@@ -37,7 +68,8 @@ class SinusoidalEmbedding(nn.Module):
     def __init__(self, embed_dim: int, zero: bool = False):
         super().__init__()
         half = embed_dim // 8
-        frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32))
+        steps = torch.arange(half, dtype=torch.float32, device="cpu")  # known even to a model made without memory
+        frequencies = torch.exp(-math.log(10000) / half * steps)
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.fc1 = nn.Linear(embed_dim // 4, embed_dim)
         self.fc2 = nn.Linear(embed_dim, embed_dim)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mdm_kernels import GroupNormSiLU
 from mdm_models.config import UNetConfig
+from mdm_models.inputs import check_inputs
 from mdm_models.layers import (
     AttentionBlock,
     Downsample,
@@ -21,6 +22,7 @@ from mdm_models.layers import (
     TemporalAttentionBlock,
     TextConditioning,
     Upsample,
+    materialise,
     zero_init,
 )
 
@@ -166,7 +168,7 @@ class UNet(nn.Module):
         micro: dict[str, Tensor] | None = None,
     ) -> list[Tensor]:
         micro = micro or {}
-        _check_inputs(self.config, x, time, context, context_mask, micro)
+        check_inputs(self.config, x, time, context, context_mask, micro)
         weight = self.conv_in.weight
         x = [level.to(weight.dtype) for level in x]
         condition = Condition(time, micro)
@@ -241,7 +243,7 @@ class NestedUNet(UNet):
     """A UNet with another UNet, nested or not, in place of its middle blocks."""
 
     def _build_middle(self, config: UNetConfig) -> None:
-        self.inner = build_model(config.inner)
+        self.inner = _unet(config.inner)
         width, inner_width = config.channels[-1], config.inner.channels[0]
         self.in_adapter = zero_init(nn.Conv2d(width, inner_width, 3, padding=1)) if config.in_adapter else None
         self.out_adapter = zero_init(nn.Conv2d(inner_width, width, 3, padding=1))
@@ -274,80 +276,18 @@ class NestedUNet(UNet):
         return grid.reshape(rows, -1, height, width)
 
 
+def _unet(config: UNetConfig) -> UNet:
+    return UNet(config) if config.inner is None else NestedUNet(config)
+
+
+def empty_model(config: UNetConfig) -> UNet:
+    """The model of a config with parameters that have no memory yet (on the meta device), in channels_last format: to be
+    given their first values by `materialise`, or those of a state dict."""
+    with torch.device("meta"):
+        return _unet(config).to(memory_format=torch.channels_last)
+
+
 def build_model(config: UNetConfig) -> UNet:
-    """The model of a config, freshly initialised, its convolutions in channels_last memory."""
-    model = UNet(config) if config.inner is None else NestedUNet(config)
-    return model.to(memory_format=torch.channels_last)
-
-
-def _check_inputs(config: UNetConfig, x, time, context, context_mask, micro) -> None:
-    levels = config.levels
-    if len(x) != len(levels):
-        raise ValueError(
-            f"x has {len(x)} tensors; this model takes {len(levels)}, one a level, highest resolution first"
-        )
-    batch = x[-1].shape[0]
-    dims = 5 if config.is_video else 4
-    for i, (level, tensor) in enumerate(zip(levels, x, strict=True)):
-        shape = tuple(tensor.shape)
-        if tensor.dim() != dims and not (i == len(levels) - 1 and tensor.dim() == 4):
-            layout = "(B, C, T, H, W)" if dims == 5 else "(B, C, H, W)"
-            raise ValueError(f"x[{i}] has shape {shape}; it must be {layout}")
-        if shape[1] != config.image_channels:
-            raise ValueError(f"x[{i}] has shape {shape}; this model takes {config.image_channels} channels")
-        if shape[0] > x[i + 1].shape[0] if i + 1 < len(x) else False:
-            raise ValueError(f"x[{i}] has {shape[0]} rows, more than the {x[i + 1].shape[0]} of the level inside it")
-        _check_size(i, level, shape)
-        if i and _size(shape) != (expected := _inner_size(levels[i - 1], tuple(x[i - 1].shape))):
-            raise ValueError(
-                f"x[{i}] has shape {shape}; with x[{i - 1}] as given its (frames, height, width) must be {expected}"
-            )
-    if tuple(time.shape) != (batch,):
-        raise ValueError(
-            f"time has shape {tuple(time.shape)}; it must be ({batch},), one a sample of the lowest resolution"
-        )
-    _check_context(config.innermost, batch, context, context_mask)
-    known = {name for level in levels for name, _ in level.micro}
-    for name, value in micro.items():
-        if name not in known:
-            raise ValueError(f"micro has {name!r}; this model knows {', '.join(sorted(known)) or 'none'}")
-        if tuple(value.shape) != (batch,):
-            raise ValueError(f"micro[{name!r}] has shape {tuple(value.shape)}; it must be ({batch},)")
-
-
-def _size(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """(frames, height, width) of an image's or a clip's shape."""
-    return (shape[2] if len(shape) == 5 else 1, *shape[-2:])
-
-
-def _inner_size(outer: UNetConfig, shape: tuple[int, ...]) -> tuple[int, int, int]:
-    time, space = outer.nest_stride
-    frames, height, width = _size(shape)
-    return frames // time, height // space, width // space
-
-
-def _check_size(i: int, level: UNetConfig, shape: tuple[int, ...]) -> None:
-    frames, height, width = _size(shape)
-    ratio = 2 ** (len(level.channels) - 1)
-    if level.kind == "time":
-        if frames % ratio:
-            raise ValueError(f"x[{i}] has shape {shape}; its number of frames must be a multiple of {ratio}")
-        if any(level.temporal_attention) and (height % 2 or width % 2):
-            raise ValueError(f"x[{i}] has shape {shape}; temporal attention needs an even height and width")
-    elif height % ratio or width % ratio:
-        raise ValueError(f"x[{i}] has shape {shape}; its height and width must be multiples of {ratio}")
-    if level.inner is None and frames != 1:
-        raise ValueError(f"x[{i}] has shape {shape}; the innermost level sees one frame")
-
-
-def _check_context(innermost: UNetConfig, batch: int, context: Tensor | None, mask: Tensor | None) -> None:
-    if not innermost.context_dim:
-        if context is not None:
-            raise ValueError("context was given to an unconditional model")
-        return
-    if context is None:
-        raise ValueError(f"context is missing; this model takes (B, S, {innermost.context_dim}) text features")
-    if context.dim() != 3 or context.shape[0] != batch or context.shape[2] != innermost.context_dim:
-        raise ValueError(f"context has shape {tuple(context.shape)}; it must be ({batch}, S, {innermost.context_dim})")
-    if mask is not None and mask.shape != context.shape[:2]:
-        raise ValueError(f"context_mask has shape {tuple(mask.shape)}; it must be {tuple(context.shape[:2])}")
+    """The model of a config, freshly initialised on torch's default device, in channels_last memory."""
+    model, device = empty_model(config), torch.get_default_device()
+    return model.to(device) if device.type == "meta" else materialise(model, device)
