@@ -59,7 +59,7 @@ def test_no_captions_give_no_rows(encoder):
 
 @pytest.mark.parametrize("captions", ["a cat", [None], [b"a cat"]])
 def test_captions_that_are_no_list_of_strings_are_refused(encoder, captions):
-    with pytest.raises(TypeError, match="captions"):
+    with pytest.raises(TypeError, match="prompts"):
         encoder.tokenize(captions)
 
 

@@ -1,9 +1,4 @@
-"""Captions → tokens → features for cross-attention.
-
-An encoder is an nn.Module with `tokenize(captions) → tokens (B, S) int64`, `forward(tokens) → features (B, S, width),
-mask (B, S) bool` (True where there is text) and the attribute `width`. "" is a caption like any other: its start and
-end tokens make the unconditional features that guidance needs.
-"""
+"""A text encoder that is trained along with the model."""
 
 import functools
 
@@ -11,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from mdm_models.layers import TextSelfAttention
+from mdm_models.text.interface import check_prompts
+from mdm_models.text.tokens import up_to_end
 
 
 @functools.cache
@@ -23,7 +20,8 @@ def _tokenizer():
 class TransformerTextEncoder(nn.Module):
     """A small transformer over open_clip's byte-pair tokens, trained along with the model. Works offline.
 
-    forward: tokens (B, S) int64, S ≤ max_tokens → features (B, S, width), mask (B, S) bool.
+    A `TextEncoder`, except that every prompt has max_tokens tokens; forward also takes the tokens (B, S) int64 that
+    `tokenize` makes of the prompts, which is what data parallelism can hand to a replica.
     """
 
     def __init__(self, width: int, layers: int = 4, num_heads: int = 8, max_tokens: int = 32):
@@ -31,7 +29,7 @@ class TransformerTextEncoder(nn.Module):
         if width % num_heads:
             raise ValueError(f"width is {width}; it must be a multiple of num_heads {num_heads}")
         if max_tokens < 3:
-            raise ValueError(f"max_tokens is {max_tokens}; a caption needs at least 3 with its start and end")
+            raise ValueError(f"max_tokens is {max_tokens}; a prompt needs at least 3 with its start and end")
         self.width = width
         self.max_tokens = max_tokens
         self.end_token = _tokenizer().eot_token_id
@@ -42,22 +40,21 @@ class TransformerTextEncoder(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.01)
 
-    def tokenize(self, captions: list[str]) -> Tensor:
-        """(B,) captions → (B, max_tokens) int64: start, text, end, zeros. Long captions are cut before the end."""
-        if isinstance(captions, str) or not all(isinstance(caption, str) for caption in captions):
-            raise TypeError("captions must be a list of strings")
-        if not captions:
+    def tokenize(self, prompts: list[str]) -> Tensor:
+        """(B,) prompts → (B, max_tokens) int64: start, text, end, zeros. Long prompts are cut before the end."""
+        check_prompts(prompts)
+        if not prompts:
             return torch.zeros(0, self.max_tokens, dtype=torch.int64)
-        return _tokenizer()(list(captions), self.max_tokens)
+        return _tokenizer()(list(prompts), self.max_tokens)
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, prompts: list[str] | Tensor) -> tuple[Tensor, Tensor]:
+        tokens = prompts if isinstance(prompts, Tensor) else self.tokenize(prompts).to(self.positions.device)
         mask = self.mask(tokens)
         x = self.embedding(tokens) + self.positions[: tokens.shape[1]]
         for layer in self.layers:
             x = layer(x, mask)
-        return self.norm(x), mask
+        return self.norm(x).masked_fill(~mask[..., None], 0), mask
 
     def mask(self, tokens: Tensor) -> Tensor:
         """(B, S) bool, True up to the end token; padding has the number of "!", so it cannot be told by value."""
-        ended = (tokens == self.end_token).cumsum(dim=1)
-        return (ended == 0) | (tokens == self.end_token)
+        return up_to_end(tokens, self.end_token)

@@ -1,0 +1,152 @@
+"""Encode the captions of WebDataset shards once, so that training need not run the text encoder.
+
+    python -m mdm_models.precompute DATA/*.tar --encoder flan-t5-xl --out FEATURES --device cuda --dtype bf16
+
+writes FEATURES/SHARD.safetensors for every shard, and the features of the empty prompt; `mdm_models.text` reads them
+back with `PrecomputedText`. The same command again goes on where it was stopped: shards that are done are left alone.
+Several processes can share a data set by taking different shards.
+"""
+
+import argparse
+import itertools
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from webdataset.tariterators import base_plus_ext
+
+from mdm_models.text import FrozenTextEncoder, load_text_encoder
+from mdm_models.text.interface import EncoderIdentity
+from mdm_models.text.precomputed import UNCONDITIONAL, FeatureFile, file_of, write_features
+from mdm_models.training.data import caption_of
+from mdm_models.training.errors import DataError
+from mdm_models.training.media import BadSample
+from mdm_models.training.shards import expand, scan
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+FIRST = "the empty prompt"
+
+
+def precompute(shards: list[str], encoder: FrozenTextEncoder, out: Path, batch_size: int) -> None:
+    """Write the features of every shard's captions into the folder `out`, which is made if need be.
+
+    A sample without a usable caption is named and left out. The features of one shard are held in memory until they
+    are written: 2 · width bytes a token. Raises DataError for a shard that cannot be used, ValueError if `out` holds
+    features of another encoder or if features are not finite.
+    """
+    targets = {UNCONDITIONAL: FIRST}
+    for path in shards:
+        if (other := targets.setdefault(file_of(path), path)) != path:
+            raise DataError(f"shards {other} and {path} have the same name; their features need different folders")
+    out.mkdir(parents=True, exist_ok=True)
+    identity = encoder.identity
+    for number, (name, path) in enumerate(targets.items()):
+        shard_bytes = 0 if path == FIRST else Path(path).stat().st_size
+        if _is_done(out / name, identity, shard_bytes):
+            continue
+        captions = {"": ""} if path == FIRST else _captions(path)
+        title = FIRST if path == FIRST else f"{Path(path).name} ({number}/{len(shards)})"
+        write_features(out / name, _encoded(captions, encoder, batch_size, title), identity, shard_bytes)
+
+
+def _is_done(target: Path, identity: EncoderIdentity, shard_bytes: int) -> bool:
+    """Whether the features are there, whole, and of the shard as it is now. Raises ValueError if of another encoder.
+
+    Files are renamed into place when they are whole and on disk, so their contents are not read again.
+    """
+    if not target.exists():
+        return False
+    try:
+        file = FeatureFile(target)
+    except ValueError:
+        tqdm.write(f"{target} is damaged and is written again")
+        return False
+    if file.identity != identity:
+        raise ValueError(f"{target} has features of {file.identity}, not of {identity}; choose another --out")
+    if file.shard_bytes != shard_bytes:
+        tqdm.write(f"{target} is of a shard of another size and is written again")
+    return file.shard_bytes == shard_bytes
+
+
+def _captions(path: str) -> dict[str, str]:
+    """Key → caption of every sample that has one. Raises DataError."""
+    shard = scan(path)
+    if shard.damage:
+        tqdm.write(f"shard {path} {shard.damage}; the {len(shard.bounds) - 1} samples before are used")
+    captions: dict[str, str] = {}
+    for key, files in _samples(path, end=int(shard.bounds[-1])):
+        if key in captions:
+            raise DataError(f"shard {path} has two samples of the key {key}; their features could not be told apart")
+        try:
+            captions[key] = caption_of(files)
+        except BadSample as bad:
+            tqdm.write(f"skipped {key} in {path}: {bad.reason}" + (f" ({bad.detail})" if bad.detail else ""))
+    return captions
+
+
+def _samples(path: str, end: int) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key and text files (suffix → bytes) of every sample before byte `end`; images and clips are not read."""
+    with tarfile.open(path, "r:") as tar:
+        members = itertools.takewhile(lambda member: member.offset < end, tar)
+        files = (member for member in members if member.isreg() and base_plus_ext(member.name)[0] is not None)
+        for key, sample in itertools.groupby(files, lambda member: base_plus_ext(member.name)[0]):
+            suffixes = {base_plus_ext(member.name)[1].lower(): member for member in sample}
+            yield key, {s: tar.extractfile(suffixes[s]).read() for s in ("txt", "json") if s in suffixes}
+
+
+def _encoded(captions: dict[str, str], encoder: FrozenTextEncoder, batch_size: int, title: str) -> dict[str, Tensor]:
+    """Key → features (tokens, width) bfloat16. Captions of like length share a batch, so that little is padding."""
+    keys = sorted(captions, key=lambda key: len(captions[key]), reverse=True)  # the largest batch first: fail early
+    features: dict[str, Tensor] = {}
+    with tqdm(total=len(keys), desc=title, unit=" captions", dynamic_ncols=True) as bar:
+        for start in range(0, len(keys), batch_size):
+            batch = keys[start : start + batch_size]
+            rows, mask = encoder([captions[key] for key in batch])
+            if not rows.isfinite().all():
+                raise ValueError(f"{encoder.name} gives features that are not finite in {rows.dtype}; try --dtype bf16")
+            rows, lengths = rows.bfloat16().cpu(), mask.sum(dim=1).tolist()
+            features |= {key: row[:n].clone() for key, row, n in zip(batch, rows, lengths, strict=True)}
+            bar.update(len(batch))
+    return features
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m mdm_models.precompute", description=__doc__, formatter_class=form)
+    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tar files, folders of them, or patterns")
+    parser.add_argument("--encoder", required=True, metavar="DIR", help="directory or hub id of the text encoder")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the features")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="captions at once (default: 64)")
+    parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="longest caption (default: 128)")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the encoder's weights (default: fp32)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    options = parser.parse_args(arguments)
+    if options.batch_size < 1:
+        parser.error(f"--batch-size {options.batch_size}: must be at least 1")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    try:
+        shards = expand(options.shards)
+        dtype = DTYPES[options.dtype]
+        encoder = load_text_encoder(options.encoder, max_tokens=options.max_tokens, dtype=dtype, device=options.device)
+        if not isinstance(encoder, FrozenTextEncoder):
+            raise ValueError(f"{options.encoder} is no network; --encoder takes a directory of T5, CLIP or another one")
+        precompute(shards, encoder, options.out, options.batch_size)
+    except (DataError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

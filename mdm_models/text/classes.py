@@ -1,0 +1,50 @@
+"""Class labels as text: what a class-conditional model takes in place of a caption."""
+
+import difflib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mdm_models.text.interface import check_prompts
+
+
+class ClassLabels:
+    """Prompts that name a class → its one-hot vector as one token: features (B, 1, classes) float32, mask all True.
+
+    classes: how many there are (1000 for ImageNet, the width of mdm_c2i_256), or their names in order. A prompt is a
+    class's number ("207") or, where there are names, a name. "" is no class, the vector of zeros: what then remains of
+    the token is the bias of the model's projection, which learns to stand for it.
+    """
+
+    max_tokens = 1
+
+    def __init__(self, classes: int | Sequence[str], *, dtype: torch.dtype = torch.float32, device: str = "cpu"):
+        names = [] if isinstance(classes, int) else [name.strip() for name in classes]
+        self.width = classes if isinstance(classes, int) else len(names)
+        if self.width < 1:
+            raise ValueError(f"classes is {classes!r}; there must be at least one")
+        self.numbers = {name.lower(): number for number, name in reversed(list(enumerate(names)))}  # the first counts
+        self.dtype = dtype
+        self.device = device
+
+    def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """Raises ValueError for a prompt that names no class."""
+        check_prompts(prompts)
+        features = torch.zeros(len(prompts), 1, self.width, dtype=self.dtype)
+        for row, prompt in enumerate(prompts):
+            if prompt:
+                features[row, 0, self.number(prompt)] = 1
+        mask = torch.ones(len(prompts), 1, dtype=torch.bool)
+        return features.to(self.device), mask.to(self.device)
+
+    def number(self, prompt: str) -> int:
+        """The number of the class that a prompt names. Raises ValueError."""
+        name = prompt.strip().lower()
+        if name in self.numbers:
+            return self.numbers[name]
+        if name.isdecimal() and int(name) < self.width:
+            return int(name)
+        near = difflib.get_close_matches(name, self.numbers, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"a class is named by a number from 0 to {self.width - 1}"
+        raise ValueError(f"no class {prompt!r}; {hint}")

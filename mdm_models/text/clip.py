@@ -1,0 +1,87 @@
+"""Text towers of open_clip."""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mdm_models.text.frozen import FrozenTextEncoder, loading
+from mdm_models.text.tokens import up_to_end
+
+CONFIG = "open_clip_config.json"
+WEIGHTS = ("*.safetensors", "*.bin", "*.pth")
+
+
+class OpenClipTextEncoder(FrozenTextEncoder):
+    """The token features of an open_clip text tower before pooling and projection, its final LayerNorm applied.
+
+    tower: an `open_clip.transformer.TextTransformer`; tokenizer: the one of `open_clip.get_tokenizer`. The tower always
+    sees its whole context, padded as in its training.
+    """
+
+    def __init__(self, name: str, tower: nn.Module, tokenizer, max_tokens: int = 128):
+        if max_tokens < 3:
+            raise ValueError(f"max_tokens is {max_tokens}; {name} needs at least 3, with its start and end")
+        super().__init__(name, tower, width=tower.width, max_tokens=min(max_tokens, tower.context_length))
+        self.tokenizer = tokenizer
+        words = getattr(tokenizer, "tokenizer", None)  # a transformers tokenizer inside, or open_clip's own
+        self.end_token = words.eos_token_id if words else tokenizer.eot_token_id  # None: no token ends a text
+        self.pad_token = words.pad_token_id if words else None  # None: cannot be told from text
+
+    @classmethod
+    def load(cls, path_or_id: str, max_tokens: int, dtype: torch.dtype, device: str) -> "OpenClipTextEncoder":
+        """From a directory as open_clip saves it, without network, or from the hub by "hf-hub:" and its id.
+
+        Raises ValueError in one line.
+        """
+        folder = Path(path_or_id)
+        is_folder = folder.is_dir()
+        name = f"local-dir:{path_or_id}" if is_folder else path_or_id
+        remedy = (
+            f"the directory needs {CONFIG} and the weights as open_clip saves them"
+            if is_folder
+            else "if there is no network, download it elsewhere and give its directory"
+        )
+        with loading(path_or_id, remedy):
+            import open_clip
+
+            if is_folder:
+                _check(folder)
+            model = open_clip.create_model(name, force_custom_text=True, require_pretrained=True, weights_only=True)
+            tokenizer = open_clip.get_tokenizer(name)
+        return cls(path_or_id, model.text.to(device, dtype), tokenizer, max_tokens)
+
+    def tokenize(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        tokens = self.tokenizer(prompts, self.max_tokens)
+        mask = self._mask(tokens)
+        full = [prompt for prompt, row in zip(prompts, mask, strict=True) if row.all()]
+        if full:
+            longer = self._mask(self.tokenizer(full, self.max_tokens + 1))[:, -1]
+            for prompt, was_cut in zip(full, longer.tolist(), strict=True):
+                if was_cut:
+                    self.warn_truncated(prompt)
+        padding = (0, self.network.context_length - self.max_tokens)
+        return F.pad(tokens, padding, value=self.pad_token or 0), F.pad(mask, padding, value=False)
+
+    def _mask(self, tokens: Tensor) -> Tensor:
+        if self.end_token is None:
+            return tokens != self.pad_token
+        mask = up_to_end(tokens, self.end_token)
+        return mask if self.pad_token in (None, self.end_token) else mask & (tokens != self.pad_token)
+
+    def features(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        last = self.network.forward_intermediates(
+            tokens, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC"
+        )
+        return last["text_intermediates"][0]
+
+
+def _check(folder: Path) -> None:
+    """What open_clip would answer by random weights or by looking on the hub."""
+    if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
+        raise ValueError(f"there are no weights (none of {', '.join(WEIGHTS)})")
+    text = json.loads((folder / CONFIG).read_text())["model_cfg"]["text_cfg"]
+    if "hf_model_name" in text:
+        raise ValueError(f"its text tower is {text['hf_model_name']} of Hugging Face: load that by its own directory")

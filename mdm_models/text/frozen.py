@@ -1,0 +1,96 @@
+"""What the encoders that come with weights of their own share: they are never trained, and loading one can fail."""
+
+import contextlib
+import hashlib
+import pickle
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mdm_models.text.interface import EncoderIdentity, check_prompts
+
+PROBED = 16  # leading values of each parameter that make the digest: reading all of flan-t5-xl would take seconds
+
+
+class FrozenTextEncoder(nn.Module):
+    """A pretrained network that turns prompts into token features: always in evaluation mode, never with gradients.
+
+    A subclass says how prompts become tokens and tokens become features. See `TextEncoder` for what a call returns;
+    features have the dtype and the device of the network, and .to() moves it like any module.
+    """
+
+    def __init__(self, name: str, network: nn.Module, width: int, max_tokens: int):
+        super().__init__()
+        self.name = name
+        self.network = network.requires_grad_(False)
+        self.width = width
+        self.max_tokens = max_tokens
+        self._warned = False
+        self.eval()
+
+    def tokenize(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """At least one prompt → tokens (B, S) int64, mask (B, S) bool: at most max_tokens of a row are True, all of
+        them on its left."""
+        raise NotImplementedError
+
+    def features(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """(B, S), (B, S) → (B, S, width)."""
+        raise NotImplementedError
+
+    def forward(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        check_prompts(prompts)
+        parameter = next(self.network.parameters())
+        if not prompts:
+            return parameter.new_zeros(0, 0, self.width), parameter.new_zeros(0, 0, dtype=torch.bool)
+        tokens, mask = (tensor.to(parameter.device) for tensor in self.tokenize(prompts))
+        with torch.no_grad():
+            features = self.features(tokens, mask)
+        longest = int(mask.sum(dim=1).max())
+        features, mask = features[:, :longest], mask[:, :longest]
+        return features.masked_fill(~mask[..., None], 0), mask
+
+    def train(self, mode: bool = True) -> "FrozenTextEncoder":
+        """Stays in evaluation mode, whatever the model that holds it does."""
+        return super().train(False)
+
+    @property
+    def identity(self) -> EncoderIdentity:
+        digest = hashlib.sha256()
+        for name, parameter in sorted(self.network.named_parameters()):
+            digest.update(f"{name} {tuple(parameter.shape)} ".encode())
+            probe = parameter.detach().flatten()[:PROBED].to("cpu", torch.bfloat16)
+            digest.update(probe.view(torch.int16).numpy().tobytes())
+        return EncoderIdentity(self.name, self.width, self.max_tokens, digest.hexdigest()[:16])
+
+    def warn_truncated(self, prompt: str) -> None:
+        """Say once that a prompt was cut."""
+        if self._warned:
+            return
+        self._warned = True
+        start = prompt if len(prompt) <= 60 else prompt[:60] + "…"
+        warnings.warn(
+            f"the prompt {start!r} is longer than the {self.max_tokens} tokens of {self.name} and was cut; "
+            "further long prompts will be cut without a warning",
+            stacklevel=2,
+        )
+
+
+@contextlib.contextmanager
+def loading(name: str, remedy: str) -> Iterator[None]:
+    """Turn what libraries raise for missing, damaged or hostile files into a ValueError of one line."""
+    try:
+        yield
+    except ImportError as error:
+        raise ValueError(f"text encoder {name}: {_first_line(error)}; pip install the package that it names") from error
+    except pickle.UnpicklingError as error:
+        reason = "its pickled weights hold more than tensors and were not run; get weights in safetensors format"
+        raise ValueError(f"text encoder {name}: {reason}") from error
+    except Exception as error:  # the libraries raise anything: SafetensorError, OSError, KeyError, JSONDecodeError...
+        raise ValueError(f"text encoder {name}: {_first_line(error)}; {remedy}") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".:;") if lines else type(error).__name__

@@ -1,0 +1,132 @@
+"""Text features on disk: encoded once, read by key ever after, without the encoder.
+
+A folder holds, for every shard of the data set, SHARD.safetensors with
+
+    features  (tokens, width) bfloat16   the features of all samples, one after the other, without padding
+    ends      (samples,) int64           where in `features` each sample ends
+    keys      (samples, length) uint8    their keys in UTF-8, padded by zeros, in byte order
+
+and the encoder and the shard's size in the metadata. unconditional.safetensors has the same form and the one key "".
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from mdm_models.text.interface import EncoderIdentity, check_prompts
+
+UNCONDITIONAL = "unconditional.safetensors"
+
+
+class FeatureFile:
+    """One file of features, mapped into memory: nothing is read but what is asked for.
+
+    Raises ValueError in one line if it is missing, damaged, or none of ours.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata()
+                self.features, self.ends = file.get_tensor("features"), file.get_tensor("ends")
+                keys = file.get_tensor("keys").numpy()
+            self.identity = EncoderIdentity(**json.loads(metadata["encoder"]))
+            self.shard_bytes = int(metadata["shard_bytes"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            reason = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({error})"
+            raise ValueError(f"text features {path} are {reason}; run python -m mdm_models.precompute again") from None
+        self.keys = np.ascontiguousarray(keys).view(f"S{keys.shape[1]}")[:, 0]
+
+    def __getitem__(self, key: str) -> Tensor:
+        """(tokens, width) bfloat16 of the sample `key`. Raises KeyError."""
+        name = key.encode()
+        row = int(np.searchsorted(self.keys, name))
+        if row == len(self.keys) or self.keys[row] != name:
+            raise KeyError(key)
+        start = int(self.ends[row - 1]) if row else 0
+        return self.features[start : int(self.ends[row])]
+
+
+def write_features(path: Path, features: dict[str, Tensor], identity: EncoderIdentity, shard_bytes: int) -> None:
+    """Write key → features (tokens, width); the file is there whole or not at all."""
+    order = sorted(features, key=str.encode)
+    keys = np.array([key.encode() for key in order])
+    keys = keys.view(np.uint8).reshape(len(order), -1) if keys.itemsize else np.zeros((len(order), 1), np.uint8)
+    tensors = {
+        "features": torch.cat([torch.zeros(0, identity.width), *(features[key] for key in order)]).bfloat16(),
+        "ends": torch.tensor([len(features[key]) for key in order]).cumsum(dim=0),
+        "keys": torch.from_numpy(keys),
+    }
+    encoder = {name: getattr(identity, name) for name in ("name", "width", "max_tokens", "weights")}
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, {"encoder": json.dumps(encoder), "shard_bytes": str(shard_bytes)})
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def file_of(shard: str | Path) -> str:
+    """Name of the file that holds the features of a shard: clips-000.tar → clips-000.safetensors."""
+    return f"{Path(shard).stem}.safetensors"
+
+
+class PrecomputedText:
+    """A `TextEncoder` whose prompts are "SHARD/KEY", such as "clips-000/a17" for the sample a17 of clips-000.tar; ""
+    gives the features of the empty prompt, for guidance and for dropped captions.
+
+    encoder: whose features they must be, by default whatever the folder holds; all of it must be of one encoder.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        encoder: EncoderIdentity | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ):
+        self.folder = Path(folder)
+        self.dtype = dtype
+        self.device = device
+        self._files: dict[str, FeatureFile] = {}
+        self.identity = encoder or FeatureFile(self.folder / UNCONDITIONAL).identity
+        self._file(UNCONDITIONAL)
+        self.width = self.identity.width
+        self.max_tokens = self.identity.max_tokens
+
+    def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """Raises ValueError for a sample that has no features or features of another encoder."""
+        check_prompts(prompts)
+        if not prompts:
+            empty = torch.zeros(0, 0, self.width, dtype=self.dtype, device=self.device)
+            return empty, empty.new_zeros(0, 0, dtype=torch.bool)
+        rows = [self._features(prompt) for prompt in prompts]
+        mask = torch.arange(max(map(len, rows))) < torch.tensor([len(row) for row in rows])[:, None]
+        return pad_sequence(rows, batch_first=True).to(self.device, self.dtype), mask.to(self.device)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_files": {}}  # a worker process maps the files anew: pickling would copy them
+
+    def _features(self, prompt: str) -> Tensor:
+        shard, _, key = prompt.partition("/")
+        file = self._file(f"{shard}.safetensors" if prompt else UNCONDITIONAL)
+        try:
+            return file[key]
+        except KeyError:
+            raise ValueError(f"text features {file.path} have no sample {key!r}; was its caption unusable?") from None
+
+    def _file(self, name: str) -> FeatureFile:
+        if name not in self._files:
+            file = FeatureFile(self.folder / name)
+            if file.identity != self.identity:
+                raise ValueError(f"text features {file.path} are of {file.identity}, not of {self.identity}")
+            self._files[name] = file
+        return self._files[name]
