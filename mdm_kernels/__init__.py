@@ -3,6 +3,7 @@
 On CUDA and ROCm tensors they run the kernels, on CPU tensors their PyTorch references; `set_backend` chooses otherwise.
 """
 
+from mdm_kernels.accelerate import accelerate
 from mdm_kernels.attention import flash_attention, scaled_dot_product_attention, self_cross_attention
 from mdm_kernels.backend import set_backend, use_backend
 from mdm_kernels.group_norm import GroupNormSiLU, group_norm_silu
@@ -11,6 +12,7 @@ from mdm_kernels.temporal import temporal_attention
 
 __all__ = [
     "GroupNormSiLU",
+    "accelerate",
     "flash_attention",
     "group_norm_silu",
     "multires_loss",

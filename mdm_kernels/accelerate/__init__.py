@@ -1,0 +1,5 @@
+"""Swaps the fused ops into a model that somebody else wrote: diffusers UNets, nn.Sequential, any nn.GroupNorm."""
+
+from mdm_kernels.accelerate.swap import accelerate
+
+__all__ = ["accelerate"]

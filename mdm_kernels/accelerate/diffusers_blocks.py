@@ -1,0 +1,102 @@
+"""diffusers' residual block and attention on the fused ops. Imports diffusers: only for models that come from it.
+
+The block is a subclass that adds nothing to its base but a forward, so that an instance can change between the two.
+Written for diffusers 0.42.
+"""
+
+from dataclasses import dataclass
+
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor
+
+from mdm_kernels.accelerate.fused import norm_silu, runs_as_one
+from mdm_kernels.attention import scaled_dot_product_attention
+
+
+class FusedResnetBlock2D(ResnetBlock2D):
+    """ResnetBlock2D with GroupNorm, the time embedding's scale and shift where it has them, and SiLU as one op."""
+
+    def forward(self, input_tensor: Tensor, temb: Tensor | None, *args, **kwargs) -> Tensor:
+        """input_tensor (N, C, H, W), temb (N, D) or None → (N, C_out, H', W'); other arguments are the base's."""
+        fused = all(runs_as_one(norm, self.nonlinearity) for norm in (self.norm1, self.norm2))
+        films = self.time_embedding_norm == "scale_shift"
+        if args or kwargs or not fused or (films and temb is None):
+            return super().forward(input_tensor, temb, *args, **kwargs)
+
+        x, h = self._resampled(input_tensor, norm_silu(self.norm1, input_tensor))
+        h = self.conv1(h)
+        if self.time_emb_proj is not None:
+            temb = self.time_emb_proj(temb if self.skip_time_act else self.nonlinearity(temb))  # (N, C_out or 2·C_out)
+        if films:
+            scale, shift = temb.chunk(2, dim=1)
+            h = norm_silu(self.norm2, h, scale, shift)
+        else:
+            h = norm_silu(self.norm2, h if temb is None else h + temb[:, :, None, None])
+        h = self.conv2(self.dropout(h))
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut(x.contiguous() if self.training else x)  # as the base: a stride that DDP expects
+        return (x + h) / self.output_scale_factor
+
+    def _resampled(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The input of the block and its normalised input, both at the resolution of the block's output."""
+        if self.upsample is not None:
+            return self.upsample(x), self.upsample(h)
+        if self.downsample is not None:
+            return self.downsample(x), self.downsample(h)
+        return x, h
+
+
+@dataclass(frozen=True)
+class FlashAttnProcessor:
+    """Attention as AttnProcessor2_0 and AttnProcessor compute it, by `scaled_dot_product_attention` of this library.
+
+    That is the fused kernel without a mask, and torch's function with one: diffusers' masks are added to the logits.
+    """
+
+    scale: float | None
+    """factor of the logits; None: 1/√(head width)"""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """hidden_states (B, L, C) or (B, C, H, W) → the same shape; encoder_hidden_states (B, S, C_text) are the keys
+        if given; attention_mask (B or B·heads, 1 or L, S) is added to the logits; temb goes to a spatial norm."""
+        residual = hidden_states
+        if attn.spatial_norm is not None:
+            hidden_states = attn.spatial_norm(hidden_states, temb)
+        image_shape = hidden_states.shape if hidden_states.ndim == 4 else None
+        if image_shape is not None:
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)
+        keys_from = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        batch, keys, _ = keys_from.shape
+        if attention_mask is not None:
+            attention_mask = attn.prepare_attention_mask(attention_mask, keys, batch)
+            attention_mask = attention_mask.unflatten(0, (batch, attn.heads))  # (B, heads, 1 or L, S)
+
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        if encoder_hidden_states is None:
+            keys_from = hidden_states
+        elif attn.norm_cross:
+            keys_from = attn.norm_encoder_hidden_states(encoder_hidden_states)
+
+        projections = attn.to_q(hidden_states), attn.to_k(keys_from), attn.to_v(keys_from)
+        query, key, value = (x.unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in projections)
+        query = query if attn.norm_q is None else attn.norm_q(query)
+        key = key if attn.norm_k is None else attn.norm_k(key)
+        h = scaled_dot_product_attention(query, key, value, attention_mask, scale=self.scale)
+        h = h.transpose(1, 2).flatten(2).to(query.dtype)
+
+        project, dropout = attn.to_out
+        h = dropout(project(h))
+        if image_shape is not None:
+            h = h.transpose(1, 2).reshape(image_shape)
+        if attn.residual_connection:
+            h = h + residual
+        return h / attn.rescale_output_factor
