@@ -38,6 +38,13 @@ def check_ints(**arguments: int) -> None:
             raise TypeError(f"{name} is {type(value).__name__}; it must be an int")
 
 
+def check_bools(**arguments: bool) -> None:
+    """Every argument is True or False."""
+    for name, value in arguments.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} is {type(value).__name__}; it must be a bool")
+
+
 def check_numbers(**arguments: float) -> None:
     """Every argument is an integer or a real number, and no bool."""
     for name, value in arguments.items():

@@ -15,25 +15,23 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import function as autograd_function
 
+from mdm_kernels import arguments
+from mdm_kernels.library import define as define
+
 BACKENDS = ("auto", "triton", "torch")
-
-
-def _checked(name: str, source: str) -> str:
-    if name not in BACKENDS:
-        raise ValueError(f"{source} is {name!r}; it must be one of {', '.join(BACKENDS)}")
-    return name
-
 
 # Module globals, not context variables: autograd recomputes checkpointed layers in threads of its own, which must see
 # the same choice, and torch.compile guards on a global where it cannot trace a context variable (torch 2.11).
-_backend = _checked(os.environ.get("MDM_KERNELS_BACKEND", "auto"), "MDM_KERNELS_BACKEND")
+_backend = os.environ.get("MDM_KERNELS_BACKEND", "auto")
+arguments.check_choice("MDM_KERNELS_BACKEND", _backend, BACKENDS)
 _recorder: Callable | None = None
 
 
 def set_backend(name: str) -> None:
     """Choose the implementation for the whole process: "auto", "triton" or "torch"."""
     global _backend
-    _backend = _checked(name, "backend")
+    arguments.check_choice("backend", name, BACKENDS)
+    _backend = name
 
 
 @contextlib.contextmanager
@@ -103,27 +101,6 @@ def recording(record: Callable[[object, tuple, dict], None]) -> Iterator[None]:
         yield
     finally:
         _recorder = None
-
-
-library = torch.library.Library("mdm_kernels", "DEF")
-
-
-def define(schema: str) -> Callable[[Callable], Callable]:
-    """Decorator: register a launching function as `torch.ops.mdm_kernels.<name>`, for every device and for fakes.
-
-    One function serves both: it allocates its results, returns them if `shapes_only`, and launches otherwise, so that
-    a fake result can never differ in shape, stride or dtype from the real one.
-    """
-
-    def register(function: Callable) -> Callable:
-        name = schema.split("(")[0]
-        library.define(schema)
-        for key in ("CPU", "CUDA"):
-            library.impl(name, function, key)
-        torch.library.register_fake(f"mdm_kernels::{name}", function, lib=library)
-        return function
-
-    return register
 
 
 def once_differentiable(backward: Callable) -> Callable:

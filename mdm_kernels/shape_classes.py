@@ -32,11 +32,12 @@ def multires_class(
     *shape: int,
     strides: list[tuple[int, int]],
     seed: int | None = 1,
+    device_seed: bool = False,
     dtype=torch.float32,
     pred_dtype=torch.bfloat16,
     channels_last=True,
 ) -> None:
-    """multires_noise and multires_loss, forward and backward; with no seed, the noise is given."""
+    """multires_noise and multires_loss, forward and backward; with no seed of either kind, the noise is given."""
     from . import multires
 
     images = meta(*shape, dtype=dtype)
@@ -45,7 +46,8 @@ def multires_class(
     noise = [multires.reference.level_image(images, stride).to(dtype) for stride in strides]
     last = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
     preds = [eps.to(pred_dtype, memory_format=last if channels_last else torch.contiguous_format) for eps in noise]
-    source = ([], seed) if seed is not None else (noise, None)
+    seeded = seed is not None or device_seed
+    source = ([] if seeded else noise, seed, meta(1, dtype=torch.int64) if device_seed else None)
     spaces_and_weights = ("v", "eps", [1.0] * len(strides))
     ops.multires_noise(images, alpha_bars, times, spaces, *source)
     loss, residuals = ops.multires_loss_forward(
@@ -91,6 +93,9 @@ SHAPE_CLASSES: dict[str, Callable[[], None]] = {
         group_norm_class, 16, 128, 128, 128, dtype=torch.float16, film=True, frames=16
     ),
     "multires 256² + 64²": functools.partial(multires_class, 2, 3, 256, 256, strides=[(1, 1), (1, 4)]),
+    "multires 256² + 64², seed in memory": functools.partial(
+        multires_class, 2, 3, 256, 256, strides=[(1, 1), (1, 4)], seed=None, device_seed=True
+    ),
     "multires 1024² + 256² + 64²": functools.partial(
         multires_class, 2, 3, 1024, 1024, strides=[(1, 1), (1, 4), (1, 16)], dtype=torch.bfloat16
     ),

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mdm_kernels import arguments, backend
 
-MAX_HEAD_WIDTH = 128
+MAX_HEAD_WIDTH = 128  # of the kernels; the references take any
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # of the kernels; the references take float64 too
 
 
@@ -24,19 +24,23 @@ def check_alike(**tensors: Tensor) -> None:
 
 
 def check_head_width(head_width: int, name: str, shape: torch.Size) -> None:
-    if not 1 <= head_width <= MAX_HEAD_WIDTH:
-        raise ValueError(f"{name} has shape {tuple(shape)}, heads {head_width} wide; 1 to {MAX_HEAD_WIDTH} is possible")
+    if head_width < 1:
+        raise ValueError(f"{name} has shape {tuple(shape)}, heads {head_width} wide; they must be at least 1 wide")
 
 
-def check_key_mask(key_mask: Tensor, batch: int, keys: int, device: torch.device) -> None:
+def check_key_mask(key_mask: Tensor, **keys: Tensor) -> None:
+    """`key_mask` (batch, tokens) fits the one tensor `keys` (batch, …, tokens, channels)."""
+    ((name, tensor),) = keys.items()
+    expected = tensor.shape[0], tensor.shape[-2]
     if key_mask.dtype != torch.bool:
         raise TypeError(f"key_mask has dtype {key_mask.dtype}; it must be torch.bool, True where a key is attended to")
-    if key_mask.shape != (batch, keys):
+    if key_mask.shape != expected:
         raise ValueError(
-            f"key_mask has shape {tuple(key_mask.shape)}; it must be (batch, number of keys) = {(batch, keys)}"
+            f"key_mask has shape {tuple(key_mask.shape)}; with {name} {tuple(tensor.shape)} it must be "
+            f"(batch, number of keys) = {expected}"
         )
-    if key_mask.device != device:
-        raise ValueError(f"key_mask is on {key_mask.device}; it must be on {device} like the keys")
+    if key_mask.device != tensor.device:
+        raise ValueError(f"key_mask is on {key_mask.device}; it must be on {name}'s device, {tensor.device}")
 
 
 def split_heads(name: str, x: Tensor, parts: int, num_heads: int) -> int:
@@ -56,3 +60,49 @@ def split_heads(name: str, x: Tensor, parts: int, num_heads: int) -> int:
 
 def mask_strides(key_mask: Tensor | None) -> tuple[int, ...]:
     return (0, 0) if key_mask is None else key_mask.stride()
+
+
+def check_torch_arguments(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float, is_causal: bool, gqa: bool
+) -> None:
+    """What torch's scaled_dot_product_attention asks of the shapes, dtypes and devices that it is given.
+
+    torch's own errors are of several types and often do not say which argument is meant.
+    """
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        shape = f"{name} has shape {tuple(x.shape)}"
+        if x.dim() < 2 + gqa:
+            raise ValueError(f"{shape}; it must be (..., {'heads, ' if gqa else ''}tokens, head width)")
+        if gqa and (x.shape[-3] == 0 or query.shape[-3] % x.shape[-3]):
+            raise ValueError(f"{shape}; with enable_gqa its heads must divide those of query {tuple(query.shape)}")
+        if x.dtype not in (*DTYPES, torch.float64):
+            raise TypeError(f"{name} has dtype {x.dtype}; it must be float16, bfloat16, float32 or float64")
+        if x.dtype != query.dtype:
+            raise TypeError(f"{name} has dtype {x.dtype}; it must be query's, {query.dtype}")
+        if x.device != query.device:
+            raise ValueError(f"{name} is on {x.device}; it must be on query's device, {query.device}")
+    sizes = f"with query {tuple(query.shape)}, key {tuple(key.shape)} and value {tuple(value.shape)}"
+    if key.shape[-1] != query.shape[-1] or value.shape[-2] != key.shape[-2]:
+        raise ValueError(f"query and key must have one head width, key and value as many tokens; not so {sizes}")
+    leading = [x.shape[: -2 - gqa] + query.shape[-3:-2] * gqa for x in (query, key, value)]
+    logits = (*_broadcast(f"the leading sizes must broadcast; they do not {sizes}", *leading), query.shape[-2], key.shape[-2])
+    if not 0 <= dropout_p <= 1:
+        raise ValueError(f"dropout_p is {dropout_p}; it must be in 0…1")
+    if attn_mask is None:
+        return
+    if is_causal:
+        raise ValueError("attn_mask and is_causal exclude each other; give one of them")
+    if attn_mask.dtype not in (torch.bool, torch.float32, query.dtype):
+        raise TypeError(f"attn_mask has dtype {attn_mask.dtype}; it must be torch.bool, torch.float32 or query's")
+    if attn_mask.device != query.device:
+        raise ValueError(f"attn_mask is on {attn_mask.device}; it must be on query's device, {query.device}")
+    rule = f"attn_mask has shape {tuple(attn_mask.shape)}; it must broadcast to {logits}, {sizes}"
+    if attn_mask.dim() < 2 or _broadcast(rule, attn_mask.shape, logits) != logits:
+        raise ValueError(rule)
+
+
+def _broadcast(rule: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
+    try:
+        return tuple(torch.broadcast_shapes(*shapes))
+    except RuntimeError:
+        raise ValueError(rule) from None

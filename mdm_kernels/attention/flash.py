@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mdm_kernels import backend
+from mdm_kernels import arguments, backend
 from mdm_kernels.attention import checks, reference, tiling
+from mdm_kernels.library import Derivative, below_autograd, define, register_derivative
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> None:
@@ -17,16 +18,16 @@ def _check(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> None:
     for name, x in (("k", k), ("v", v)):
         if x.shape != (batch, heads, keys, width):
             raise ValueError(
-                f"{name} has shape {tuple(x.shape)}; with q {tuple(q.shape)} it must be "
+                f"{name} has shape {tuple(x.shape)}; with q {tuple(q.shape)} and k {tuple(k.shape)} it must be "
                 f"(batch, heads, number of keys, head width) = {(batch, heads, keys, width)}"
             )
     checks.check_alike(q=q, k=k, v=v)
     checks.check_head_width(width, "q", q.shape)
     if key_mask is not None:
-        checks.check_key_mask(key_mask, batch, keys, k.device)
+        checks.check_key_mask(key_mask, k=k)
 
 
-@backend.define(
+@define(
     "flash_attention_forward(Tensor q, Tensor k, Tensor v, Tensor? key_mask, float scale) -> (Tensor, Tensor)"
 )
 def _forward(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
@@ -54,7 +55,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, scale: fl
     return out, lse
 
 
-@backend.define(
+@define(
     "flash_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? key_mask, Tensor out, Tensor lse, "
     "float scale) -> (Tensor, Tensor, Tensor)"
 )
@@ -95,20 +96,24 @@ def _backward(
     return dq, dk, dv
 
 
-class _FlashAttention(torch.autograd.Function):
+class _FlashAttention(Derivative):
     @staticmethod
     def forward(ctx, q, k, v, key_mask, scale):
-        out, lse = torch.ops.mdm_kernels.flash_attention_forward(q, k, v, key_mask, scale)
+        out, lse = below_autograd(_forward, q, k, v, key_mask, scale)
         ctx.save_for_backward(q, k, v, key_mask, out, lse)
         ctx.scale = scale
-        return out
+        ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)
+        return out, lse
 
     @staticmethod
-    @backend.once_differentiable
-    def backward(ctx, grad):
-        q, k, v, key_mask, out, lse = ctx.saved_tensors
-        grads = torch.ops.mdm_kernels.flash_attention_backward(grad, q, k, v, key_mask, out, lse, ctx.scale)
-        return (*grads, None, None)
+    def backward(ctx, grad, _):
+        if grad is None:
+            return (None,) * 5
+        return (*_backward(grad, *ctx.saved_tensors, ctx.scale), None, None)
+
+
+register_derivative(_forward, _FlashAttention.apply)
 
 
 def flash_attention(
@@ -116,19 +121,24 @@ def flash_attention(
 ) -> Tensor:
     """softmax(scale · q kᵀ) v with accumulation in float32, in O(L) memory.
 
-    q (B, H, L, D), k and v (B, H, S, D), any strides, float16, bfloat16 or float32 (float64 on the "torch" backend),
-    D ≤ 128; key_mask (B, S) bool, True = attend; scale > 0, 1/√D unless given. → (B, H, L, D) in q's dtype and
-    memory order. A row that may attend to no key gives 0 and passes no gradient on. Under autocast the inputs are
-    cast. Raises ValueError or TypeError naming the argument whose shape, dtype or device does not fit.
+    q (B, H, L, D), k and v (B, H, S, D), any strides, float16, bfloat16 or float32 (float64 on the "torch" backend);
+    key_mask (B, S) bool, True = attend; scale > 0, 1/√D unless given. → (B, H, L, D) in q's dtype and memory order. A
+    row that may attend to no key gives 0 and passes no gradient on. Under autocast the inputs are cast. Heads more than
+    128 wide run the reference on every device. Raises ValueError or TypeError naming the argument whose shape, dtype or
+    device does not fit; second derivatives raise RuntimeError where the kernel runs.
     """
+    arguments.check_tensors(q=q, k=k, v=v)
+    arguments.check_optional_tensors(key_mask=key_mask)
     q, k, v = backend.autocast(q, k, v)
     _check(q, k, v, key_mask)
-    scale = q.shape[3] ** -0.5 if scale is None else float(scale)
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    arguments.check_numbers(scale=scale)
     if not scale > 0:
         raise ValueError(f"scale is {scale}; it must be positive")
-    if not backend.runs_triton(q):
+    if q.shape[3] > checks.MAX_HEAD_WIDTH or not backend.runs_triton(q):
         return reference.flash_attention(q, k, v, key_mask, scale)
-    return _FlashAttention.apply(q, k, v, key_mask, scale)
+    out, _ = _forward(q, k, v, key_mask, scale)
+    return out
 
 
 def scaled_dot_product_attention(
@@ -144,12 +154,19 @@ def scaled_dot_product_attention(
     """torch's function of this name, through `flash_attention` where that computes the same; otherwise torch's own.
 
     The kernel takes (B, H, L, D) tensors of one dtype with D ≤ 128, without dropout or causality, and no mask or a
-    boolean one that is the same for all heads and queries: (B or 1, 1, 1, S).
+    boolean one that is the same for all heads and queries: (B or 1, 1, 1, S). Raises ValueError or TypeError naming the
+    argument whose shape, dtype or device does not fit.
     """
+    arguments.check_tensors(query=query, key=key, value=value)
+    arguments.check_optional_tensors(attn_mask=attn_mask)
+    arguments.check_numbers(dropout_p=dropout_p, scale=1.0 if scale is None else scale)
+    arguments.check_bools(is_causal=is_causal, enable_gqa=enable_gqa)
     positive = scale is None or scale > 0
     if positive and not dropout_p and not is_causal and _fits(query, key, value) and _is_key_mask(attn_mask, key):
         key_mask = None if attn_mask is None else attn_mask[:, 0, 0].expand(key.shape[0], -1)
         return flash_attention(query, key, value, key_mask=key_mask, scale=scale)
+    query, key, value = backend.autocast(query, key, value)
+    checks.check_torch_arguments(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa)
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )

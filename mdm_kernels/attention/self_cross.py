@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from mdm_kernels import backend
+from mdm_kernels import arguments, backend
 from mdm_kernels.attention import checks, reference, tiling
+from mdm_kernels.library import Derivative, below_autograd, define, register_derivative
 
 
 def _check(qkv: Tensor, context_kv: Tensor | None, num_heads: int, key_mask: Tensor | None) -> None:
@@ -22,10 +23,10 @@ def _check(qkv: Tensor, context_kv: Tensor | None, num_heads: int, key_mask: Ten
         )
     checks.check_alike(qkv=qkv, context_kv=context_kv)
     if key_mask is not None:
-        checks.check_key_mask(key_mask, batch, context_kv.shape[1], qkv.device)
+        checks.check_key_mask(key_mask, context_kv=context_kv)
 
 
-@backend.define(
+@define(
     "self_cross_attention_forward(Tensor qkv, Tensor context_kv, Tensor? key_mask, int num_heads) -> (Tensor, Tensor)"
 )
 def _forward(qkv: Tensor, context_kv: Tensor, key_mask: Tensor | None, num_heads: int) -> tuple[Tensor, Tensor]:
@@ -54,7 +55,7 @@ def _forward(qkv: Tensor, context_kv: Tensor, key_mask: Tensor | None, num_heads
     return out, lse
 
 
-@backend.define(
+@define(
     "self_cross_attention_backward(Tensor grad, Tensor qkv, Tensor context_kv, Tensor? key_mask, Tensor out, "
     "Tensor lse, int num_heads) -> (Tensor, Tensor)"
 )
@@ -97,20 +98,24 @@ def _backward(
     return dqkv, dcontext
 
 
-class _SelfCrossAttention(torch.autograd.Function):
+class _SelfCrossAttention(Derivative):
     @staticmethod
     def forward(ctx, qkv, context_kv, key_mask, num_heads):
-        out, lse = torch.ops.mdm_kernels.self_cross_attention_forward(qkv, context_kv, key_mask, num_heads)
+        out, lse = below_autograd(_forward, qkv, context_kv, key_mask, num_heads)
         ctx.save_for_backward(qkv, context_kv, key_mask, out, lse)
         ctx.num_heads = num_heads
-        return out
+        ctx.mark_non_differentiable(lse)
+        ctx.set_materialize_grads(False)
+        return out, lse
 
     @staticmethod
-    @backend.once_differentiable
-    def backward(ctx, grad):
-        saved = ctx.saved_tensors
-        dqkv, dcontext = torch.ops.mdm_kernels.self_cross_attention_backward(grad, *saved, ctx.num_heads)
-        return dqkv, dcontext, None, None
+    def backward(ctx, grad, _):
+        if grad is None:
+            return (None,) * 4
+        return (*_backward(grad, *ctx.saved_tensors, ctx.num_heads), None, None)
+
+
+register_derivative(_forward, _SelfCrossAttention.apply)
 
 
 def self_cross_attention(
@@ -120,14 +125,18 @@ def self_cross_attention(
 
     qkv (B, L, 3C): channels hold q, k, v, each (num_heads, D); context_kv (B, S, 2C): k_c, v_c; any strides, so that
     the result of a 1×1 convolution in either memory format needs no copy; float16, bfloat16 or float32 (float64 on
-    the "torch" backend), D ≤ 128; key_mask (B, S) bool, True = attend, for the context alone: a row of it without any
-    True makes the second term 0. → (B, L, C) in qkv's dtype and memory order. Under autocast the inputs are cast.
-    Raises ValueError or TypeError naming the argument whose shape, dtype or device does not fit.
+    the "torch" backend); key_mask (B, S) bool, True = attend, for the context alone: a row of it without any True makes
+    the second term 0. → (B, L, C) in qkv's dtype and memory order. Under autocast the inputs are cast. Heads more than
+    128 wide run the reference on every device. Raises ValueError or TypeError naming the argument whose shape, dtype or
+    device does not fit; second derivatives raise RuntimeError where the kernel runs.
     """
+    arguments.check_tensors(qkv=qkv)
+    arguments.check_optional_tensors(context_kv=context_kv, key_mask=key_mask)
     qkv, context_kv = backend.autocast(qkv, context_kv)
     _check(qkv, context_kv, num_heads, key_mask)
-    if not backend.runs_triton(qkv):
+    if qkv.shape[2] // (3 * num_heads) > checks.MAX_HEAD_WIDTH or not backend.runs_triton(qkv):
         return reference.self_cross_attention(qkv, context_kv, num_heads, key_mask)
     if context_kv is None:
         context_kv = qkv.new_zeros(qkv.shape[0], 0, 2 * qkv.shape[2] // 3)  # a context of no tokens adds nothing
-    return _SelfCrossAttention.apply(qkv, context_kv, key_mask, num_heads)
+    out, _ = _forward(qkv, context_kv, key_mask, num_heads)
+    return out

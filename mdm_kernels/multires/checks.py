@@ -19,8 +19,6 @@ def checked_strides(images: Tensor, strides: Sequence[Stride]) -> list[tuple[int
         raise ValueError(f"images has shape {tuple(images.shape)}; it must be (B, C, H, W) or (B, C, T, H, W)")
     if images.dtype not in DTYPES:
         raise TypeError(f"images is {images.dtype}; it must be float32, float16, bfloat16 or float64")
-    if images[:1].numel() >= 2**31:
-        raise ValueError(f"images has shape {tuple(images.shape)}; one sample must hold fewer than 2³¹ elements")
     if not isinstance(strides, list | tuple):
         raise TypeError(f"strides is {type(strides).__name__}; it must be a list of one stride a level")
     if len(strides) == 0:
@@ -36,7 +34,7 @@ def checked_strides(images: Tensor, strides: Sequence[Stride]) -> list[tuple[int
         if images.dim() == 4 and time != 1:
             raise ValueError(f"strides has {pair} for images of shape {tuple(images.shape)}; without frames, time is 1")
         if frames % time or images.shape[-2] % space or images.shape[-1] % space:
-            raise ValueError(f"images has shape {tuple(images.shape)}; its T, H, W must divide by the stride {pair}")
+            raise ValueError(f"images has shape {tuple(images.shape)}; its T, H, W must divide by strides[{i}] = {pair}")
     return pairs
 
 
@@ -60,22 +58,34 @@ def check_alpha_bars(images: Tensor, alpha_bars: Tensor, levels: int) -> None:
 
 
 def check_noise(
-    images: Tensor, strides: list[tuple[int, int]], noise: Sequence[Tensor] | None, seed: int | None
+    images: Tensor, strides: list[tuple[int, int]], noise: Sequence[Tensor] | None, seed: int | Tensor | None
 ) -> None:
-    """Exactly one of `noise` and `seed`; tensors of the levels' shapes, or an integer below 2⁶³."""
+    """Exactly one of `noise` and `seed`; tensors of the levels' shapes, or a seed (`_check_seed`)."""
     if (noise is None) == (seed is None):
         raise ValueError("give either noise or seed, and not both")
     if seed is not None:
-        if isinstance(seed, bool) or not isinstance(seed, (int, torch.SymInt)):
-            raise TypeError(f"seed is {type(seed).__name__}; it must be an int")
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"seed is {seed}; it must be at least 0 and below 2⁶³")
+        _check_seed(seed, images)
         return
     arguments.check_tensor_lists(noise=noise)
     if len(noise) != len(strides):
         raise ValueError(f"noise has {len(noise)} tensors; it must hold one for each of the {len(strides)} strides")
     for i, (eps, stride) in enumerate(zip(noise, strides, strict=True)):
         _check_level(f"noise[{i}]", eps, level_shape(images, stride), images)
+
+
+def _check_seed(seed: int | Tensor, images: Tensor) -> None:
+    """An integer in 0…2⁶³−1, or a tensor of one, whose value is not looked at: that would stall a GPU."""
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64:
+            raise TypeError(f"seed is a tensor of {seed.dtype}; it must be an int or a tensor of torch.int64")
+        if seed.numel() != 1:
+            raise ValueError(f"seed has shape {tuple(seed.shape)}; it must hold one element")
+        _check_device("seed", seed, images)
+        return
+    if isinstance(seed, bool) or not isinstance(seed, (int, torch.SymInt)):
+        raise TypeError(f"seed is {type(seed).__name__}; it must be an int, or a tensor of one int64")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed}; it must be at least 0 and below 2⁶³")
 
 
 def check_no_gradient(**tensors: Tensor | Sequence[Tensor] | None) -> None:
@@ -103,7 +113,13 @@ def checked_rows(
     if len(rows) != len(strides) or not all(0 <= count <= batch for count in rows):
         raise ValueError(f"rows is {rows}; it must hold {len(strides)} counts, each in 0…{batch}")
     for i, (pred, stride, count) in enumerate(zip(preds, strides, rows, strict=True)):
-        _check_level(f"preds[{i}]", pred, (count, *level_shape(images, stride)[1:]), images)
+        shape = (count, *level_shape(images, stride)[1:])
+        if tuple(pred.shape) != shape:
+            raise ValueError(
+                f"preds[{i}] has shape {tuple(pred.shape)}; with images {tuple(images.shape)} and rows {rows} it must "
+                f"be {shape}"
+            )
+        _check_level(f"preds[{i}]", pred, shape, images)
     return rows
 
 

@@ -40,7 +40,7 @@ def tile_position(T, H, W, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
 @triton.jit
 def element(sample, c, t, h, w, C, T, H, W, CHANNELS_LAST: tl.constexpr):
     """Where (sample, c, t, h, w) lies in a dense tensor: an int64 to the frame, and an int32 within it, which is enough
-    for samples of fewer than 2³¹ elements and leaves registers for the noise."""
+    for frames of fewer than 2³¹ elements (`levels.fits`) and leaves registers for the noise."""
     if CHANNELS_LAST:
         offset = (sample * T + t) * H * W * C + ((h * W + w) * C + c)
     else:
@@ -78,6 +78,17 @@ def box_muller(bits0, bits1):
 
 
 @triton.jit
+def philox_key(seed_ptr, key_low, key_high):
+    """The key's two words: those of a seed in memory if there is one, else those given."""
+    if seed_ptr is not None:
+        seed = tl.load(seed_ptr)
+        low, high = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    else:
+        low, high = key_low.to(tl.uint32), key_high.to(tl.uint32)
+    return low, high
+
+
+@triton.jit
 def philox_normal(key_low, key_high, level, sample, row, group):
     """The noise of `reference.philox_normal` in a tile: row (c·T + t)·H + h [BLOCK_H, 1], group ⌊w/4⌋ [1, BLOCK_W/4] →
     [BLOCK_H, BLOCK_W]. One Philox call makes four neighbouring columns."""
@@ -86,8 +97,8 @@ def philox_normal(key_low, key_high, level, sample, row, group):
         row.to(tl.uint32),
         sample.to(tl.uint32),
         level.to(tl.uint32),
-        key_low.to(tl.uint32),
-        key_high.to(tl.uint32),
+        key_low,
+        key_high,
     )
     normal0, normal1 = box_muller(bits0, bits1)
     normal2, normal3 = box_muller(bits2, bits3)
@@ -129,7 +140,7 @@ def store_pooled(
 
 @triton.jit(do_not_specialize=["key_low", "key_high"])
 def noise_level(
-    image_ptr, noise_ptr, alpha_bar_ptr, x_t_ptr, pooled_ptr, key_low, key_high, level, C, T, H, W,
+    image_ptr, noise_ptr, alpha_bar_ptr, x_t_ptr, pooled_ptr, seed_ptr, key_low, key_high, level, C, T, H, W,
     SEEDED: tl.constexpr, CHANNELS_LAST: tl.constexpr, POOL: tl.constexpr, TIME_RATIO: tl.constexpr,
     SPACE_RATIO: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
@@ -138,6 +149,7 @@ def noise_level(
     h = top + tl.arange(0, BLOCK_H)[:, None]
     w = left + tl.arange(0, BLOCK_W)[None, :]
     inside = (h < H) & (w < W)
+    key_low, key_high = philox_key(seed_ptr, key_low, key_high)
     alpha_bar = tl.load(alpha_bar_ptr + sample)
     signal, sigma = tl.sqrt(alpha_bar), tl.sqrt(1.0 - alpha_bar)
     for c in range(C):
@@ -176,8 +188,8 @@ def loss_factor(alpha_bar, PREDICTION: tl.constexpr, LOSS_TARGET: tl.constexpr, 
 
 @triton.jit(do_not_specialize=["key_low", "key_high", "rows", "partials", "first_partial"])
 def loss_level(
-    pred_ptr, image_ptr, noise_ptr, alpha_bar_ptr, residual_ptr, pooled_ptr, partial_ptr, key_low, key_high, level,
-    rows, scale, partials, first_partial, C, T, H, W,
+    pred_ptr, image_ptr, noise_ptr, alpha_bar_ptr, residual_ptr, pooled_ptr, partial_ptr, seed_ptr, key_low, key_high,
+    level, rows, scale, partials, first_partial, C, T, H, W,
     SEEDED: tl.constexpr, PREDICTION: tl.constexpr, LOSS_TARGET: tl.constexpr, SMALLEST_DENOMINATOR: tl.constexpr,
     WITH_RESIDUAL: tl.constexpr, IMAGE_LAST: tl.constexpr, PRED_LAST: tl.constexpr,
     POOL: tl.constexpr, TIME_RATIO: tl.constexpr, SPACE_RATIO: tl.constexpr,
@@ -190,6 +202,7 @@ def loss_level(
     w = left + tl.arange(0, BLOCK_W)[None, :]
     inside = (h < H) & (w < W)
     predicted = sample < rows
+    key_low, key_high = philox_key(seed_ptr, key_low, key_high)
     alpha_bar = tl.load(alpha_bar_ptr + sample)
     squared_error = tl.zeros((BLOCK_H, BLOCK_W), tl.float32)
     for c in range(C):
@@ -224,9 +237,9 @@ def residual_gradient(
     PREDICTION: tl.constexpr, LOSS_TARGET: tl.constexpr, SMALLEST_DENOMINATOR: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """gradient = 2 · scale · factor · upstream · residual, for samples of `elements` numbers each."""
-    blocks = tl.cdiv(elements, BLOCK)
+    blocks = (elements - 1) // BLOCK + 1  # tl.cdiv would overflow just below 2³¹
     sample = (tl.program_id(0) // blocks).to(tl.int64)
-    column = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    column = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     alpha_bar = tl.load(alpha_bar_ptr + sample)
     factor = loss_factor(alpha_bar, PREDICTION, LOSS_TARGET, SMALLEST_DENOMINATOR)
     slope = 2.0 * scale * factor * tl.load(upstream_ptr + sample)

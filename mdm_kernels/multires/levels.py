@@ -88,6 +88,12 @@ def philox_key(seed: int | None) -> tuple[int, int]:
     return tuple(word - 2**32 if word >= 2**31 else word for word in words)
 
 
-def has_float64(*tensors: Tensor) -> bool:
-    """Whether any is float64, which only the reference computes in."""
-    return any(tensor.dtype == torch.float64 for tensor in tensors)
+def split_seed(seed: int | Tensor | None) -> tuple[int | None, Tensor | None]:
+    """A seed as the ops take it: the integer, or the tensor that the kernels read it from."""
+    return (None, seed) if isinstance(seed, Tensor) else (seed, None)
+
+
+def fits(images: Tensor, *others: Tensor) -> bool:
+    """Whether the kernels compute this: nothing in float64, and no frame of 2³¹ elements."""
+    frame = images.shape[1] * images.shape[-2] * images.shape[-1]
+    return frame < 2**31 and all(tensor.dtype != torch.float64 for tensor in (images, *others))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mdm_kernels import backend
+from mdm_kernels.library import Derivative, below_autograd, define, register_derivative
 from mdm_kernels.multires import reference
 from mdm_kernels.multires.checks import (
     Stride,
@@ -17,13 +18,13 @@ from mdm_kernels.multires.checks import (
     checked_strides,
     checked_weights,
 )
-from mdm_kernels.multires.levels import dense_format, has_float64, is_channels_last, philox_key, plan_levels
+from mdm_kernels.multires.levels import dense_format, fits, is_channels_last, philox_key, plan_levels, split_seed
 
 
-@backend.define(
+@define(
     "multires_loss_forward(Tensor[] preds, Tensor images, Tensor alpha_bars, int[] time_strides, int[] space_strides, "
-    "Tensor[] noise, SymInt? seed, str prediction, str loss_target, float[] weights, bool with_residuals) "
-    "-> (Tensor, Tensor[])"
+    "Tensor[] noise, SymInt? seed, Tensor? device_seed, str prediction, str loss_target, float[] weights, "
+    "bool with_residuals) -> (Tensor, Tensor[])"
 )
 def _loss_forward(
     preds: list[Tensor],
@@ -33,6 +34,7 @@ def _loss_forward(
     space_strides: list[int],
     noise: list[Tensor],
     seed: int | None,
+    device_seed: Tensor | None,
     prediction: str,
     loss_target: str,
     weights: list[float],
@@ -66,6 +68,7 @@ def _loss_forward(
             residuals[i] if with_residuals else None,
             level.pooled,
             partials,
+            device_seed,
             *philox_key(seed),
             reference.level_word(strides[i]),
             pred.shape[0],
@@ -93,7 +96,7 @@ def _loss_forward(
     return partials.sum(1), residuals
 
 
-@backend.define(
+@define(
     "multires_loss_backward(Tensor[] residuals, Tensor upstream, Tensor alpha_bars, str prediction, str loss_target, "
     "float[] weights) -> Tensor[]"
 )
@@ -132,28 +135,38 @@ def _loss_backward(
     return gradients
 
 
-class _MultiresLoss(torch.autograd.Function):
-    """The loss as a function of the predictions; the tensors are preds, then noise if it is given."""
+class _MultiresLoss(Derivative):
+    """The loss and the residuals as functions of the predictions; `arguments` are the other ones of the op."""
 
     @staticmethod
-    def forward(ctx, images, alpha_bars, strides, seed, prediction, loss_target, weights, *tensors):
-        levels = len(strides)
-        times, spaces = map(list, zip(*strides, strict=True))
-        loss, residuals = torch.ops.mdm_kernels.multires_loss_forward(
-            list(tensors[:levels]), images, alpha_bars, times, spaces, list(tensors[levels:]), seed,
-            prediction, loss_target, weights, True,
-        )  # fmt: skip
+    def forward(ctx, arguments, *preds):
+        loss, residuals = below_autograd(_loss_forward, list(preds), *arguments, True)
+        _, alpha_bars, *_, prediction, loss_target, weights = arguments
         ctx.save_for_backward(alpha_bars, *residuals)
         ctx.spaces = prediction, loss_target, weights
-        ctx.other_tensors = len(tensors) - levels
-        return loss
+        ctx.set_materialize_grads(False)
+        return loss, *residuals
 
     @staticmethod
-    @backend.once_differentiable
-    def backward(ctx, upstream):
+    def backward(ctx, upstream, *residual_gradients):
         alpha_bars, *residuals = ctx.saved_tensors
-        gradients = torch.ops.mdm_kernels.multires_loss_backward(residuals, upstream, alpha_bars, *ctx.spaces)
-        return (*[None] * 7, *gradients, *[None] * ctx.other_tensors)
+        gradients = residual_gradients
+        if upstream is not None:
+            gradients = _loss_backward(residuals, upstream, alpha_bars, *ctx.spaces)
+            pairs = zip(gradients, residual_gradients, strict=True)  # a residual changes as its prediction does
+            gradients = [gradient if more is None else gradient + more for gradient, more in pairs]
+        return None, *gradients
+
+
+def _differentiable_loss(preds, images, alpha_bars, *arguments):
+    """The op where a gradient is wanted: it keeps the residuals, whether or not the caller asked for them."""
+    check_no_gradient(images=images, alpha_bars=alpha_bars, noise=arguments[2])
+    *arguments, with_residuals = arguments
+    loss, *residuals = _MultiresLoss.apply((images, alpha_bars, *arguments), *preds)
+    return loss, residuals if with_residuals else []
+
+
+register_derivative(_loss_forward, _differentiable_loss)
 
 
 def multires_loss(
@@ -163,7 +176,7 @@ def multires_loss(
     strides: Sequence[Stride],
     noise: Sequence[Tensor] | None = None,
     *,
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
     prediction: str = "v",
     loss_target: str = "eps",
     weights: Sequence[float] | None = None,
@@ -187,14 +200,10 @@ def multires_loss(
     rows = checked_rows(images, strides, preds, rows)
     weights = checked_weights(weights, len(strides))
     check_no_gradient(images=images, alpha_bars=alpha_bars, noise=noise)
-    if backend.runs_triton(images) and not has_float64(images, *preds):
-        if torch.is_grad_enabled() and any(pred.requires_grad for pred in preds):
-            return _MultiresLoss.apply(
-                images, alpha_bars, strides, seed, prediction, loss_target, weights, *preds, *(noise or [])
-            )
+    if fits(images, *preds) and backend.runs_triton(images):
         times, spaces = map(list, zip(*strides, strict=True))
-        loss, _ = torch.ops.mdm_kernels.multires_loss_forward(
-            list(preds), images, alpha_bars, times, spaces, list(noise or []), seed,
+        loss, _ = _loss_forward(
+            list(preds), images, alpha_bars, times, spaces, list(noise or []), *split_seed(seed),
             prediction, loss_target, weights, False,
         )  # fmt: skip
         return loss

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mdm_kernels import backend
+from mdm_kernels.library import define
 from mdm_kernels.multires import reference
 from mdm_kernels.multires.checks import (
     Stride,
@@ -15,12 +16,12 @@ from mdm_kernels.multires.checks import (
     checked_strides,
     level_shape,
 )
-from mdm_kernels.multires.levels import dense_format, has_float64, is_channels_last, philox_key, plan_levels
+from mdm_kernels.multires.levels import dense_format, fits, is_channels_last, philox_key, plan_levels, split_seed
 
 
-@backend.define(
+@define(
     "multires_noise(Tensor images, Tensor alpha_bars, int[] time_strides, int[] space_strides, Tensor[] noise, "
-    "SymInt? seed) -> Tensor[]"
+    "SymInt? seed, Tensor? device_seed) -> Tensor[]"
 )
 def _noise(
     images: Tensor,
@@ -29,6 +30,7 @@ def _noise(
     space_strides: list[int],
     noise: list[Tensor],
     seed: int | None,
+    device_seed: Tensor | None,
 ) -> list[Tensor]:
     """x_t of every level in the images' dtype and memory format; noise is empty where a seed stands for it."""
     strides = list(zip(time_strides, space_strides, strict=True))
@@ -51,6 +53,7 @@ def _noise(
             alpha_bars[i],
             x_t[i],
             level.pooled,
+            device_seed,
             *philox_key(seed),
             reference.level_word(strides[i]),
             level.channels,
@@ -75,7 +78,7 @@ def multires_noise(
     strides: Sequence[Stride],
     noise: Sequence[Tensor] | None = None,
     *,
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
 ) -> list[Tensor]:
     """x_t = √ᾱ·x + √(1−ᾱ)·ε at every level, x being the image at that level's resolution.
 
@@ -83,7 +86,8 @@ def multires_noise(
     (time, space): the level keeps every `time`-th frame and averages `space`×`space` pixels; H, W and T must divide.
     alpha_bars (levels, B) float32. noise: one tensor a level, of its shape; or instead seed in 0…2⁶³−1, which stands
     for the noise that `reference.philox_normal` defines: the same in `multires_loss`, on every device and backend (to
-    float32 rounding), and never stored.
+    float32 rounding), and never stored. The seed is an int, or a tensor of one int64 on the images' device that the
+    kernel reads when it runs, so that a captured CUDA graph draws new noise after `seed.add_(1)`.
 
     Returns a list of x_t, one a level, in the images' dtype and memory format. Nothing is differentiated: an argument
     that requires a gradient raises ValueError, as do shapes that do not fit; wrong dtypes raise TypeError.
@@ -92,9 +96,9 @@ def multires_noise(
     check_alpha_bars(images, alpha_bars, len(strides))
     check_noise(images, strides, noise, seed)
     check_no_gradient(images=images, alpha_bars=alpha_bars, noise=noise)
-    if backend.runs_triton(images) and not has_float64(images):
+    if fits(images) and backend.runs_triton(images):
         times, spaces = map(list, zip(*strides, strict=True))
-        return torch.ops.mdm_kernels.multires_noise(images, alpha_bars, times, spaces, list(noise or []), seed)
+        return _noise(images, alpha_bars, times, spaces, list(noise or []), *split_seed(seed))
     if noise is None:
         noise = reference.seeded_noise(images, strides, seed)
     return reference.noised(images, alpha_bars, strides, noise)

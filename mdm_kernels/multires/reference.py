@@ -95,8 +95,8 @@ def _per_sample(values: Tensor, x: Tensor) -> Tensor:
     return values.to(x.dtype).view(-1, *[1] * (x.dim() - 1))
 
 
-def seeded_noise(images: Tensor, strides: list[tuple[int, int]], seed: int) -> list[Tensor]:
-    """The noise that an integer seed stands for, one tensor a level, in the working dtype."""
+def seeded_noise(images: Tensor, strides: list[tuple[int, int]], seed: int | Tensor) -> list[Tensor]:
+    """The noise that a seed (an int, or one int64 in a tensor) stands for, one tensor a level, in the working dtype."""
     noise = []
     for time, space in strides:
         frames = 1 if images.dim() == 4 else images.shape[2] // time
@@ -108,7 +108,11 @@ def seeded_noise(images: Tensor, strides: list[tuple[int, int]], seed: int) -> l
 
 
 def philox_normal(
-    shape: tuple[int, int, int, int, int], seed: int, stride: tuple[int, int], dtype: torch.dtype, device: torch.device
+    shape: tuple[int, int, int, int, int],
+    seed: int | Tensor,
+    stride: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Tensor:
     """Standard normal numbers (B, C, T, H, W) at places of a counter-based generator (Salmon et al. 2011).
 
@@ -126,7 +130,8 @@ def philox_normal(
     row = torch.arange(channels * frames * height, device=device).view(1, -1, 1)
     sample = torch.arange(batch, device=device).view(-1, 1, 1)
     level = torch.full((1, 1, 1), level_word(stride), device=device)
-    bits = philox_4x32((column, row, sample, level), (seed & 0xFFFFFFFF, seed >> 32))
+    seed = seed.reshape(()) if isinstance(seed, Tensor) else seed
+    bits = philox_4x32((column, row, sample, level), (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF))
     normal = torch.stack([*box_muller(bits[0], bits[1], dtype), *box_muller(bits[2], bits[3], dtype)], dim=-1)
     return normal.flatten(-2)[..., :width].reshape(shape)
 
@@ -136,7 +141,7 @@ def level_word(stride: tuple[int, int]) -> int:
     return 65536 * stride[0] + stride[1]
 
 
-def philox_4x32(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:
+def philox_4x32(counter: tuple[Tensor, ...], key: tuple[int | Tensor, int | Tensor]) -> tuple[Tensor, ...]:
     """Ten rounds of Philox-4x32 on four words that broadcast together; words are int64 tensors below 2³²."""
     low = 0xFFFFFFFF
     c0, c1, c2, c3 = counter

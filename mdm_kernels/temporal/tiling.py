@@ -4,6 +4,7 @@ Chosen by `python -m mdm_kernels.aot`: tiles of up to 2048 elements spill on no 
 of heads 64 wide, 32 of 128) are allowed too, although their backward pass spills some registers on some targets.
 """
 
+from mdm_kernels.attention.checks import MAX_HEAD_WIDTH
 from mdm_kernels.attention.tiling import power_of_two
 
 MAX_BYTES = 64 * 64 * 2  # of one tile; the backward pass holds several
@@ -18,9 +19,9 @@ def tile_shape(frames: int, head_width: int, itemsize: int) -> tuple[int, int]:
 
 
 def fits(frames: int, head_width: int, itemsize: int) -> bool:
-    """Whether a tile holds all frames of a position."""
+    """Whether a tile holds all frames of a position, in heads no wider than what was compiled ahead of time."""
     rows, width = tile_shape(frames, head_width, itemsize)
-    return rows * width * itemsize <= MAX_BYTES
+    return head_width <= MAX_HEAD_WIDTH and rows * width * itemsize <= MAX_BYTES
 
 
 def tile_options(frames: int, head_width: int, itemsize: int) -> dict[str, int]:

@@ -178,7 +178,7 @@ def test_a_second_derivative_is_an_error():
     q, k, v = (x.requires_grad_() for x in make_qkv(queries=3, keys=3, width=16))
     with use_backend("triton"):
         (dq,) = torch.autograd.grad(flash_attention(q, k, v).sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="cannot be differentiated"):
         dq.sum().backward()
 
 
@@ -195,7 +195,7 @@ def changed(**changes):
         (changed(v=torch.randn(2, 2, 8, 16)), ValueError, r"v has shape \(2, 2, 8, 16\).*\(2, 2, 7, 16\)"),
         (changed(k=torch.randn(2, 2, 7, 16).half()), TypeError, "k has dtype torch.float16.*q's, torch.float32"),
         (changed(**{name: torch.ones(2, 2, 5, 16).int() for name in "qkv"}), TypeError, "q has dtype torch.int32"),
-        (changed(**{n: torch.ones(2, 2, 5, 129) for n in "qkv"}), ValueError, "heads 129 wide; 1 to 128"),
+        (changed(**{n: torch.ones(2, 2, 5, 0) for n in "qkv"}), ValueError, "heads 0 wide"),
         (changed(v=torch.randn(2, 2, 7, 16, device="meta")), ValueError, "v is on meta.*cpu"),
         (changed(key_mask=torch.ones(2, 5, dtype=torch.bool)), ValueError, r"key_mask has shape \(2, 5\).*\(2, 7\)"),
         (changed(key_mask=torch.ones(2, 7)), TypeError, "key_mask has dtype torch.float32.*torch.bool"),

@@ -294,7 +294,7 @@ def test_second_derivatives_are_refused():
     with backend.use_backend("triton"):
         loss = multires_loss(preds, images, alpha_bars, strides, noise)
         gradient, _ = torch.autograd.grad(loss.square().sum(), preds, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="cannot be differentiated"):
         gradient.sum().backward()
 
 
@@ -303,7 +303,7 @@ def test_second_derivatives_are_refused_where_the_upstream_gradient_is_a_constan
     with backend.use_backend("triton"):
         loss = multires_loss(preds, images, alpha_bars, strides, noise)
         gradient, _ = torch.autograd.grad(loss.sum(), preds, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="cannot be differentiated"):
         gradient.sum().backward()
 
 
@@ -325,8 +325,9 @@ def test_ops_are_registered_correctly(seeded):
     preds, levels = [pred.detach() for pred in preds], ([1, 1], [1, 4])
     spaces = ("v", "eps", [1.0, 1.0])
     ops = torch.ops.mdm_kernels
-    torch.library.opcheck(ops.multires_noise, (images, alpha_bars, *levels, noise, seed))
-    torch.library.opcheck(ops.multires_loss_forward, (preds, images, alpha_bars, *levels, noise, seed, *spaces, True))
+    arguments = (images, alpha_bars, *levels, noise, seed, None)
+    torch.library.opcheck(ops.multires_noise, arguments)
+    torch.library.opcheck(ops.multires_loss_forward, (preds, *arguments, *spaces, True))
     torch.library.opcheck(ops.multires_loss_backward, (preds, torch.rand(2), alpha_bars, *spaces))
 
 
@@ -355,11 +356,10 @@ def test_compiles_in_one_graph_and_not_anew_for_every_seed(name):
 
 def test_bad_arguments_are_named():
     images, alpha_bars, strides, noise, preds = make_batch((2, 3, 8, 8))
-    clip, huge = randn(2, 3, 4, 8, 8), randn(2, 1, 1, 1).expand(2, 3, 2**15, 2**15)
+    clip = randn(2, 3, 4, 8, 8)
     cases = [
         (ValueError, "images has shape", lambda: multires_noise(images[0], alpha_bars, strides, noise)),
         (TypeError, "images is", lambda: multires_noise(images.int(), alpha_bars, strides, noise)),
-        (ValueError, "fewer than", lambda: multires_noise(huge, alpha_bars, strides, noise)),
         (ValueError, "strides is empty", lambda: multires_noise(images, alpha_bars, [], noise)),
         (ValueError, "strides has", lambda: multires_noise(images, alpha_bars, [1, 0], noise)),
         (ValueError, "without frames", lambda: multires_noise(images, alpha_bars, [1, (2, 4)], noise)),
