@@ -1,0 +1,54 @@
+"""Every kernel's gradient against differences of its own results (torch.autograd.gradcheck), without any reference.
+
+The kernels compute in float32. A step of 2⁻⁶ changes a result by far more than its rounding, some 2⁻²⁰, and the central
+difference is off by the third derivative times 2⁻¹⁴: what is left of either is below the tolerance.
+"""
+
+import pytest
+import torch
+
+from mdm_kernels import use_backend
+from mdm_kernels.group_norm import kernels as group_norm_kernels
+from tests.kernels import calls
+from tests.kernels.calls import Call, mapped, tensors_in
+
+TINY_CALLS = {
+    "group_norm": lambda: calls.group_norm(2, 2, 3, 1, groups=1, film_rows=1),
+    "group_norm, no activation": lambda: calls.group_norm(1, 4, 3, 1, activation=None, channels_last=False),
+    "group_norm, skip": lambda: calls.group_norm(1, 1, 3, 1, skip=3, film_rows=1),
+    "flash": lambda: calls.flash(queries=2, keys=3, width=3),
+    "self_cross": lambda: calls.self_cross(tokens=2, context=3, width=3),
+    "self alone": lambda: calls.self_cross(tokens=3, context=0, width=3, masked=False),
+    "temporal": lambda: calls.temporal(frames=3, positions=1, width=2),
+    "temporal, rotary": lambda: calls.temporal(frames=3, positions=1, width=2, rotary=True),
+    "multires_loss": lambda: calls.multires_loss(2, 1, 4, 2, strides=[1, 2], rows=[1, 2]),
+    "multires_loss, clips, noise given": lambda: calls.multires_loss(1, 1, 2, 2, 4, strides=[(1, 1), (2, 2)], seed=None),
+}
+
+
+def in_float64(call: Call):
+    """The call as a function of its differentiable tensors, all float64 outside, as gradcheck wants them."""
+
+    def function(*leaves):
+        remaining = iter(leaves)
+        changed = {name: mapped(lambda _: next(remaining).float(), call.arguments[name]) for name in call.differentiable}
+        return call.function(**call.arguments | changed).double()
+
+    leaves = [x for name in call.differentiable for x in tensors_in(call.arguments[name])]
+    return function, [x.double().requires_grad_() for x in leaves]
+
+
+def check(call: Call) -> None:
+    function, leaves = in_float64(call)
+    with use_backend("triton"):
+        assert torch.autograd.gradcheck(function, leaves, eps=2.0**-6, atol=2.0**-9, rtol=2.0**-9)
+
+
+@pytest.mark.parametrize("name", TINY_CALLS)
+def test_gradients_are_the_differences_of_results(name):
+    check(TINY_CALLS[name]())
+
+
+def test_gradients_of_tiled_groups_are_the_differences_of_results(monkeypatch):
+    monkeypatch.setattr(group_norm_kernels, "WHOLE_GROUP_BYTES", 0)
+    check(TINY_CALLS["group_norm"]())

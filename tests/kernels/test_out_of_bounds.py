@@ -1,0 +1,102 @@
+"""No kernel reads or writes outside its tensors: each of them lies in a buffer of NaN that must not reach a result and
+must still be there afterwards. Without a GPU the interpreter reads and writes real memory as well."""
+
+import contextlib
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mdm_kernels import backend
+from mdm_kernels.group_norm import kernels as group_norm_kernels
+from tests.kernels.calls import EVERY_OP
+
+GUARD = 2**15  # elements on each side of a tensor: more than a tile
+NAN = 255  # as every byte of an element, of any floating-point dtype
+
+
+class Guards:
+    """Makes tensors inside buffers of NaN, and tells whether those have changed."""
+
+    def __init__(self):
+        self.outsides: list[tuple[Tensor, Tensor]] = []
+
+    def place(self, x: Tensor) -> Tensor:
+        """x's values, in its strides, with GUARD elements of NaN on both sides and between rows that do not touch."""
+        span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
+        memory = torch.full(((span + 2 * GUARD) * x.itemsize,), NAN, dtype=torch.uint8, device=x.device)
+        outside = torch.ones(span + 2 * GUARD, dtype=torch.bool, device=x.device)
+        outside.as_strided(x.shape, x.stride(), GUARD).fill_(False)
+        self.outsides.append((memory, outside))
+        return memory.view(x.dtype).as_strided(x.shape, x.stride(), GUARD).copy_(x)
+
+    @contextlib.contextmanager
+    def allocating(self):
+        """Inside the block, PyTorch's allocations made from Python are placed too."""
+
+        def placing(allocate):
+            return lambda *args, **options: self.place(allocate(*args, **options))
+
+        with pytest.MonkeyPatch.context() as patch:
+            for owner, names in (
+                (torch, ("empty", "empty_like", "empty_strided", "zeros", "zeros_like")),
+                (torch.Tensor, ("new_empty", "new_zeros")),
+            ):
+                for name in names:
+                    patch.setattr(owner, name, placing(getattr(owner, name)))
+            yield
+
+    def assert_untouched(self) -> None:
+        for memory, outside in self.outsides:
+            assert (memory.view(len(outside), -1)[outside] == NAN).all()
+
+
+@pytest.fixture(params=["whole group", "tiles"])
+def path_of_group_norm(request, monkeypatch):
+    if request.param == "tiles":
+        monkeypatch.setattr(group_norm_kernels, "WHOLE_GROUP_BYTES", 0)
+
+
+def check(call) -> None:
+    expected = call.run("triton")
+    guards = Guards()
+    guarded = call.mapped(guards.place)
+    with guards.allocating():
+        actual = guarded.run("triton")
+    guards.assert_untouched()
+    for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        assert a.isfinite().all(), f"result {i}"
+        assert torch.equal(a, e), f"result {i}"
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY_OP if not name.startswith("group_norm")])
+def test_nothing_outside_is_read_or_written(name):
+    check(EVERY_OP[name]())
+
+
+@pytest.mark.usefixtures("path_of_group_norm")
+@pytest.mark.parametrize("name", [name for name in EVERY_OP if name.startswith("group_norm")])
+def test_group_norm_reads_and_writes_nothing_outside(name):
+    check(EVERY_OP[name]())
+
+
+@triton.jit
+def copy_tile(x_ptr, y_ptr, loaded, stored, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    x = tl.sum(tl.load(x_ptr + i, i < loaded, other=0.0)) + i
+    tl.store(y_ptr + i, x, i < stored)
+
+
+@pytest.mark.parametrize(("loaded", "stored", "fails"), [(5, 5, False), (6, 5, True), (5, 6, True)])
+def test_one_element_too_many_is_noticed(loaded, stored, fails):
+    guards = Guards()
+    x, y = guards.place(torch.ones(5)), guards.place(torch.zeros(5))
+    backend.launch(copy_tile, (1,), x, y, loaded, stored, BLOCK=8)
+    if stored > 5:
+        with pytest.raises(AssertionError):
+            guards.assert_untouched()
+    else:
+        guards.assert_untouched()
+        assert y.isnan().any() == fails
