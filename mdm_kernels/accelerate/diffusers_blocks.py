@@ -20,15 +20,15 @@ class FusedResnetBlock2D(ResnetBlock2D):
     def forward(self, input_tensor: Tensor, temb: Tensor | None, *args, **kwargs) -> Tensor:
         """input_tensor (N, C, H, W), temb (N, D) or None → (N, C_out, H', W'); other arguments are the base's."""
         fused = all(runs_as_one(norm, self.nonlinearity) for norm in (self.norm1, self.norm2))
-        films = self.time_embedding_norm == "scale_shift"
-        if args or kwargs or not fused or (films and temb is None):
+        embedded = (temb is None) == (self.time_emb_proj is None)
+        if args or kwargs or not fused or not embedded:
             return super().forward(input_tensor, temb, *args, **kwargs)
 
         x, h = self._resampled(input_tensor, norm_silu(self.norm1, input_tensor))
         h = self.conv1(h)
         if self.time_emb_proj is not None:
             temb = self.time_emb_proj(temb if self.skip_time_act else self.nonlinearity(temb))  # (N, C_out or 2·C_out)
-        if films:
+        if self.time_embedding_norm == "scale_shift":
             scale, shift = temb.chunk(2, dim=1)
             h = norm_silu(self.norm2, h, scale, shift)
         else:

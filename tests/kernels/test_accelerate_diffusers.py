@@ -1,0 +1,296 @@
+"""accelerate on diffusers' UNets, residual blocks and attention: same results, same training step, undo."""
+
+import copy
+import pickle
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+import mdm_kernels as mk
+from tests.kernels.accelerated import assert_same, output_and_gradients
+
+pytest.importorskip("diffusers")
+from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers.models.attention_processor import Attention, AttnProcessor, SlicedAttnProcessor
+from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
+
+CHANNELS = {"block_out_channels": (8, 16), "norm_num_groups": 2, "layers_per_block": 1, "sample_size": 8}
+UNCONDITIONAL = {
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": 4,
+}
+CONDITIONAL = {
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "attention_head_dim": 2,
+    "cross_attention_dim": 12,
+}
+FILM = {"resnet_time_scale_shift": "scale_shift"}
+
+
+def unet_2d(**config):
+    return randomised(UNet2DModel(**CHANNELS | UNCONDITIONAL | config))
+
+
+def unet_2d_condition(**config):
+    return randomised(UNet2DConditionModel(**CHANNELS | CONDITIONAL | config))
+
+
+def older_attention():
+    unet = unet_2d_condition()
+    unet.set_attn_processor(AttnProcessor())
+    return unet
+
+
+def randomised(module):
+    """With norms that do something: diffusers starts them all at weight 1 and bias 0."""
+    for norm in module.modules():
+        if isinstance(norm, nn.GroupNorm):
+            nn.init.normal_(norm.weight, 1.0, 0.3)
+            nn.init.normal_(norm.bias, 0.0, 0.3)
+    return module
+
+
+UNETS = {
+    "UNet2DModel": unet_2d,
+    "UNet2DModel with FiLM": lambda: unet_2d(**FILM),
+    "UNet2DModel that resamples in its residual blocks": lambda: unet_2d(
+        downsample_type="resnet", upsample_type="resnet", dropout=0.3, **FILM
+    ),
+    "UNet2DConditionModel": unet_2d_condition,
+    "UNet2DConditionModel with FiLM": lambda: unet_2d_condition(
+        resnet_skip_time_act=True, resnet_out_scale_factor=1.4, dropout=0.3, **FILM
+    ),
+    "UNet2DConditionModel with AttnProcessor": older_attention,
+    "UNet2DConditionModel without SiLU": lambda: unet_2d_condition(act_fn="gelu"),
+}
+
+
+def arguments(unet):
+    """Positional arguments of a call, and named ones: a batch of two, with a text mask where there is text."""
+    x = torch.randn(2, unet.config.in_channels, 8, 8)
+    time = torch.tensor([3, 700])
+    if isinstance(unet, UNet2DModel):
+        return (x, time), {}
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    return (x, time, torch.randn(2, 5, 12)), {"encoder_attention_mask": mask.bool()}
+
+
+def weights_after_a_step(unet, inputs, masks):
+    """Results of a call with their gradients, and the weights after one optimizer step."""
+    optimizer = torch.optim.SGD(unet.parameters(), lr=0.1)
+    results = output_and_gradients(unet, *inputs, **masks)
+    optimizer.step()
+    return results, {name: weight.detach().clone() for name, weight in unet.named_parameters()}
+
+
+@pytest.mark.parametrize("make_unet", UNETS.values(), ids=UNETS.keys())
+def test_a_training_step_stays_the_same(make_unet):
+    unet = make_unet().train()
+    accelerated = copy.deepcopy(unet)
+    inputs, masks = arguments(unet)
+    assert mk.accelerate(accelerated).swapped
+    results, weights = weights_after_a_step(accelerated, inputs, masks)
+    expected_results, expected_weights = weights_after_a_step(unet, inputs, masks)
+    assert_same(results, expected_results)
+    assert_same(weights, expected_weights)
+
+
+def test_results_stay_the_same_with_the_kernels():
+    unet = unet_2d_condition(**FILM)
+    inputs, masks = arguments(unet)
+    before = output_and_gradients(unet, *inputs, **masks)
+    mk.accelerate(unet)
+    with mk.use_backend("triton"):
+        assert_same(output_and_gradients(unet, *inputs, **masks), before)
+
+
+def test_bfloat16_errs_no_more_than_before():
+    exact = unet_2d(**FILM)
+    unet = copy.deepcopy(exact).bfloat16()
+    (x, time), _ = arguments(unet)
+    truth = exact(x, time).sample
+    before = (unet(x.bfloat16(), time).sample - truth).abs().max()
+    mk.accelerate(unet)
+    assert (unet(x.bfloat16(), time).sample - truth).abs().max() <= 2 * before
+
+
+def test_results_stay_the_same_with_gradient_checkpoints_and_channels_last():
+    unet = unet_2d_condition(**FILM).train().to(memory_format=torch.channels_last)
+    inputs, masks = arguments(unet)
+    before = output_and_gradients(unet, *inputs, **masks)
+    mk.accelerate(unet)
+    unet.enable_gradient_checkpointing()
+    assert_same(output_and_gradients(unet, *inputs, **masks), before)
+
+
+def test_torch_compile_without_graph_breaks():
+    unet = unet_2d_condition(**FILM).eval()
+    inputs, masks = arguments(unet)
+    before = unet(*inputs, **masks).sample
+    mk.accelerate(unet)
+    torch.compiler.reset()
+    compiled = torch.compile(unet, fullgraph=True, backend="aot_eager")
+    assert_same({"output": compiled(*inputs, **masks).sample}, {"output": before})
+
+
+def parts(entries):
+    return Counter(entry.part for entry in entries)
+
+
+def test_the_report_counts_every_part():
+    report = mk.accelerate(unet_2d(**FILM))
+    # residual blocks: one in each of two down stages, two in each of two up stages, two in the middle, whose attention
+    # has no norm of its own
+    assert parts(report.swapped) == {
+        "GroupNorm + SiLU": 8 + 1,  # and the output's
+        "GroupNorm + FiLM + SiLU": 8,
+        "GroupNorm": 3,
+        "Attention": 4,
+    }
+    assert report.left == []
+    report = mk.accelerate(unet_2d_condition())
+    # four transformers, each with self- and cross-attention
+    assert parts(report.swapped) == {"GroupNorm + SiLU": 17, "GroupNorm": 4, "Attention": 8}
+
+
+def test_what_is_left_is_reported_with_the_reason():
+    unet = unet_2d_condition(act_fn="mish")
+    first, *_ = unet.attn_processors
+    unet.set_attn_processor(dict.fromkeys(unet.attn_processors, AttnProcessor()) | {first: SlicedAttnProcessor(1)})
+    report = mk.accelerate(unet)
+    assert parts(report.left) == {"ResnetBlock2D": 8, "Attention": 1}
+    assert parts(report.swapped) == {"GroupNorm": 21, "Attention": 7}
+    table = str(report)
+    assert "its activation is Mish, not SiLU" in table
+    assert "its processor is SlicedAttnProcessor" in table
+
+
+def test_heads_wider_than_the_kernels_are_left():
+    attention = Attention(query_dim=8, heads=1, dim_head=160)
+    processor = attention.processor
+    (entry,) = mk.accelerate(attention).left
+    assert "160 wide" in entry.remark
+    assert attention.processor is processor
+
+
+class OwnBlock(ResnetBlock2D):
+    def forward(self, input_tensor, temb):
+        return super().forward(input_tensor, temb) + 1
+
+
+def conditional_norm_block():
+    return ResnetBlockCondNorm2D(in_channels=8, groups=4, temb_channels=12, time_embedding_norm="ada_group")
+
+
+@pytest.mark.parametrize(
+    "make_block", [lambda: OwnBlock(in_channels=8, groups=4, temb_channels=12), conditional_norm_block]
+)
+def test_other_residual_blocks_are_left(make_block):
+    block = make_block()
+    x, temb, kind = torch.randn(2, 8, 4, 4), torch.randn(2, 12), type(block)
+    before = output_and_gradients(block, x, temb)
+    report = mk.accelerate(block)
+    assert parts(report.left) == {kind.__name__: 1}
+    assert type(block) is kind
+    assert_same(output_and_gradients(block, x, temb), before)
+
+
+BLOCKS = {
+    "no time embedding": {"temb_channels": None},
+    "other width": {"out_channels": 16, "groups_out": 8, "conv_2d_out_channels": 12},
+    "up": {"up": True},
+    "down with FIR": {"down": True, "kernel": "fir"},
+    "up by interpolation": {"up": True, "kernel": "sde_vp"},
+    "FiLM": {"time_embedding_norm": "scale_shift", "skip_time_act": True, "output_scale_factor": 1.4},
+}
+
+
+@pytest.mark.parametrize("config", BLOCKS.values(), ids=BLOCKS.keys())
+@pytest.mark.parametrize("training", [True, False])
+def test_residual_blocks_of_any_configuration(config, training):
+    block = randomised(ResnetBlock2D(**{"in_channels": 8, "groups": 4, "temb_channels": 12, "dropout": 0.3} | config))
+    block.train(training)
+    x, temb = torch.randn(2, 8, 4, 4), torch.randn(2, 12) if block.time_emb_proj is not None else None
+    before = output_and_gradients(block, x, temb)
+    assert mk.accelerate(block).left == []
+    assert_same(output_and_gradients(block, x, temb), before)
+
+
+def test_a_residual_block_with_a_hook_runs_as_before():
+    block = ResnetBlock2D(in_channels=8, groups=4, temb_channels=12)
+    x, temb, seen = torch.randn(2, 8, 4, 4), torch.randn(2, 12), []
+    mk.accelerate(block)
+    block.norm1.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    block(x, temb)
+    torch.testing.assert_close(seen, [nn.functional.group_norm(x, 4, block.norm1.weight, block.norm1.bias, 1e-6)])
+
+
+TEXT = {"cross_attention_dim": 12}
+ATTENTIONS = {  # configuration, shape of the input, shape of the text, shape of the mask
+    "tokens": ({}, (2, 6, 8), None, None),
+    "image": ({"norm_num_groups": 4, "residual_connection": True}, (2, 8, 3, 2), None, None),
+    "rescaled": ({"rescale_output_factor": 1.4, "bias": True, "out_bias": False}, (2, 6, 8), None, None),
+    "text": (TEXT, (2, 6, 8), (2, 5, 12), None),
+    "text mask": (TEXT, (2, 6, 8), (2, 5, 12), (2, 1, 5)),
+    "mask of each query": (TEXT, (2, 6, 8), (2, 5, 12), (2, 6, 5)),
+    "normalised text": (TEXT | {"cross_attention_norm": "layer_norm"}, (2, 6, 8), (2, 5, 12), None),
+    "text normalised in groups": (
+        TEXT | {"cross_attention_norm": "group_norm", "cross_attention_norm_num_groups": 3},
+        (2, 6, 8),
+        (2, 5, 12),
+        None,
+    ),
+    "normalised queries and keys": ({"qk_norm": "layer_norm"}, (2, 6, 8), None, None),
+    "unscaled logits": ({"scale_qk": False, "upcast_attention": True}, (2, 6, 8), None, None),
+    "AttnProcessor with a mask": (TEXT | {"processor": AttnProcessor()}, (2, 6, 8), (2, 5, 12), (2, 1, 5)),
+}
+
+
+@pytest.mark.parametrize(("config", "shape", "text_shape", "mask_shape"), ATTENTIONS.values(), ids=ATTENTIONS.keys())
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_attention_of_any_configuration(config, shape, text_shape, mask_shape, backend):
+    attention = Attention(query_dim=8, heads=2, dim_head=4, **config)
+    inputs = torch.randn(shape), text_shape and torch.randn(text_shape), mask_shape and torch.randn(mask_shape)
+    before = output_and_gradients(attention, *inputs)
+    assert parts(mk.accelerate(attention).left) == {}
+    with mk.use_backend(backend):
+        assert_same(output_and_gradients(attention, *inputs), before)
+
+
+def test_the_state_dict_stays_the_same_and_loads_both_ways():
+    unet = unet_2d_condition()
+    state = unet.state_dict(keep_vars=True)
+    mk.accelerate(unet)
+    after = unet.state_dict(keep_vars=True)
+    assert list(after) == list(state)
+    assert all(after[name] is state[name] for name in state)
+    plain, accelerated = unet_2d_condition(), unet_2d_condition()
+    mk.accelerate(accelerated)
+    plain.load_state_dict(after)
+    accelerated.load_state_dict(plain.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(unet.parameters(), accelerated.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_are_accelerated_too(copied):
+    unet = unet_2d(**FILM)
+    inputs, masks = arguments(unet)
+    mk.accelerate(unet)
+    again = copied(unet)
+    assert mk.accelerate(again).swapped == []
+    assert_same(output_and_gradients(again, *inputs), output_and_gradients(unet, *inputs, **masks))
+
+
+def test_undo_restores_modules_processors_and_bits():
+    unet = unet_2d_condition(**FILM)
+    inputs, masks = arguments(unet)
+    before = unet(*inputs, **masks).sample
+    modules, processors = [(m, type(m)) for m in unet.modules()], unet.attn_processors
+    mk.accelerate(unet).undo()
+    assert [(m, type(m)) for m in unet.modules()] == modules
+    assert unet.attn_processors == processors
+    assert torch.equal(unet(*inputs, **masks).sample, before)
