@@ -8,7 +8,9 @@ Several processes can share a data set by taking different shards.
 """
 
 import argparse
+import hashlib
 import itertools
+import json
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -27,8 +29,8 @@ from mdm_models.training.errors import DataError
 from mdm_models.training.media import BadSample
 from mdm_models.training.shards import expand, scan
 
+CAPTION_SUFFIXES = ("txt", "json")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-FIRST = "the empty prompt"
 
 
 def precompute(shards: list[str], encoder: FrozenTextEncoder, out: Path, batch_size: int) -> None:
@@ -38,25 +40,30 @@ def precompute(shards: list[str], encoder: FrozenTextEncoder, out: Path, batch_s
     are written: 2 · width bytes a token. Raises DataError for a shard that cannot be used, ValueError if `out` holds
     features of another encoder or if features are not finite.
     """
-    targets = {UNCONDITIONAL: FIRST}
+    sources: dict[str, str | None] = {UNCONDITIONAL: None}  # file of features → shard
     for path in shards:
-        if (other := targets.setdefault(file_of(path), path)) != path:
-            raise DataError(f"shards {other} and {path} have the same name; their features need different folders")
+        if sources.setdefault(file_of(path), path) != path:
+            other = sources[file_of(path)] or "the empty prompt"
+            raise DataError(f"the features of {path} and of {other} would have the same name; rename the shard")
     out.mkdir(parents=True, exist_ok=True)
     identity = encoder.identity
-    for number, (name, path) in enumerate(targets.items()):
-        shard_bytes = 0 if path == FIRST else Path(path).stat().st_size
-        if _is_done(out / name, identity, shard_bytes):
+    done = 0
+    for number, (name, path) in enumerate(sources.items()):
+        captions = _captions(path) if path else {"": ""}
+        digest = _digest(captions)
+        if _is_done(out / name, identity, digest):
+            done += path is not None
             continue
-        captions = {"": ""} if path == FIRST else _captions(path)
-        title = FIRST if path == FIRST else f"{Path(path).name} ({number}/{len(shards)})"
-        write_features(out / name, _encoded(captions, encoder, batch_size, title), identity, shard_bytes)
+        title = f"{Path(path).name} ({number}/{len(shards)})" if path else "empty prompt"
+        write_features(out / name, _encoded(captions, encoder, batch_size, title), identity, digest)
+    if done:
+        tqdm.write(f"{done} of {len(shards)} shards were done before")
 
 
-def _is_done(target: Path, identity: EncoderIdentity, shard_bytes: int) -> bool:
-    """Whether the features are there, whole, and of the shard as it is now. Raises ValueError if of another encoder.
+def _is_done(target: Path, identity: EncoderIdentity, captions: str) -> bool:
+    """Whether the features are there, whole, and of these captions. Raises ValueError if they are of another encoder.
 
-    Files are renamed into place when they are whole and on disk, so their contents are not read again.
+    Files are renamed into place when they are whole and on disk, so the features themselves are not read again.
     """
     if not target.exists():
         return False
@@ -67,9 +74,13 @@ def _is_done(target: Path, identity: EncoderIdentity, shard_bytes: int) -> bool:
         return False
     if file.identity != identity:
         raise ValueError(f"{target} has features of {file.identity}, not of {identity}; choose another --out")
-    if file.shard_bytes != shard_bytes:
-        tqdm.write(f"{target} is of a shard of another size and is written again")
-    return file.shard_bytes == shard_bytes
+    if file.captions != captions:
+        tqdm.write(f"{target} is of other captions and is written again")
+    return file.captions == captions
+
+
+def _digest(captions: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(captions, sort_keys=True).encode()).hexdigest()
 
 
 def _captions(path: str) -> dict[str, str]:
@@ -91,11 +102,16 @@ def _captions(path: str) -> dict[str, str]:
 def _samples(path: str, end: int) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Key and text files (suffix → bytes) of every sample before byte `end`; images and clips are not read."""
     with tarfile.open(path, "r:") as tar:
-        members = itertools.takewhile(lambda member: member.offset < end, tar)
-        files = (member for member in members if member.isreg() and base_plus_ext(member.name)[0] is not None)
-        for key, sample in itertools.groupby(files, lambda member: base_plus_ext(member.name)[0]):
-            suffixes = {base_plus_ext(member.name)[1].lower(): member for member in sample}
-            yield key, {s: tar.extractfile(suffixes[s]).read() for s in ("txt", "json") if s in suffixes}
+        for key, members in itertools.groupby(_members(tar, end), lambda member: base_plus_ext(member.name)[0]):
+            files = {base_plus_ext(member.name)[1].lower(): member for member in members}
+            yield key, {s: tar.extractfile(files[s]).read() for s in CAPTION_SUFFIXES if s in files}
+
+
+def _members(tar: tarfile.TarFile, end: int) -> Iterator[tarfile.TarInfo]:
+    """The files of samples before byte `end`, beyond which the tar may be broken off."""
+    while tar.offset < end and (member := tar.next()):
+        if member.isreg() and base_plus_ext(member.name)[0] is not None:
+            yield member
 
 
 def _encoded(captions: dict[str, str], encoder: FrozenTextEncoder, batch_size: int, title: str) -> dict[str, Tensor]:

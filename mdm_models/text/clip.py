@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mdm_models.text.frozen import FrozenTextEncoder, loading
+from mdm_models.text.frozen import OFFLINE, FrozenTextEncoder, loading
 from mdm_models.text.tokens import up_to_end
 
 CONFIG = "open_clip_config.json"
@@ -37,17 +37,12 @@ class OpenClipTextEncoder(FrozenTextEncoder):
         Raises ValueError in one line.
         """
         folder = Path(path_or_id)
-        is_folder = folder.is_dir()
-        name = f"local-dir:{path_or_id}" if is_folder else path_or_id
-        remedy = (
-            f"the directory needs {CONFIG} and the weights as open_clip saves them"
-            if is_folder
-            else "if there is no network, download it elsewhere and give its directory"
-        )
-        with loading(path_or_id, remedy):
+        name = f"local-dir:{path_or_id}" if folder.is_dir() else path_or_id
+        remedy = f"copy the directory anew: {CONFIG} and the weights" if folder.is_dir() else OFFLINE
+        with loading(f"text encoder {path_or_id}", remedy):
             import open_clip
 
-            if is_folder:
+            if folder.is_dir():
                 _check(folder)
             model = open_clip.create_model(name, force_custom_text=True, require_pretrained=True, weights_only=True)
             tokenizer = open_clip.get_tokenizer(name)

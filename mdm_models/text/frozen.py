@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import pickle
+import textwrap
 import warnings
 from collections.abc import Iterator
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from mdm_models.text.interface import EncoderIdentity, check_prompts
 
 PROBED = 16  # leading values of each parameter that make the digest: reading all of flan-t5-xl would take seconds
+
+OFFLINE = "without a network, download it elsewhere and give its directory"
 
 
 class FrozenTextEncoder(nn.Module):
@@ -78,19 +81,23 @@ class FrozenTextEncoder(nn.Module):
 
 
 @contextlib.contextmanager
-def loading(name: str, remedy: str) -> Iterator[None]:
+def loading(what: str, remedy: str) -> Iterator[None]:
     """Turn what libraries raise for missing, damaged or hostile files into a ValueError of one line."""
     try:
         yield
     except ImportError as error:
-        raise ValueError(f"text encoder {name}: {_first_line(error)}; pip install the package that it names") from error
+        raise ValueError(f"{what}: {_first_line(error)}; pip install the package that it names") from error
     except pickle.UnpicklingError as error:
-        reason = "its pickled weights hold more than tensors and were not run; get weights in safetensors format"
-        raise ValueError(f"text encoder {name}: {reason}") from error
-    except Exception as error:  # the libraries raise anything: SafetensorError, OSError, KeyError, JSONDecodeError...
-        raise ValueError(f"text encoder {name}: {_first_line(error)}; {remedy}") from error
+        reason = "pickled weights hold more than tensors and were not run; get weights in safetensors format"
+        raise ValueError(f"{what}: {reason}") from error
+    except Exception as error:  # the libraries raise anything: SafetensorError, OSError, JSONDecodeError...
+        raise ValueError(f"{what}: {_first_line(error)}; {remedy}") from error
 
 
 def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".:;") if lines else type(error).__name__
+    """The first line of a message, and the second where the first only announces it."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return textwrap.shorten(said, 200, placeholder="…").rstrip(".,:;")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mdm_models.text.frozen import FrozenTextEncoder, loading
+from mdm_models.text.frozen import OFFLINE, FrozenTextEncoder, loading
 
 
 class HuggingFaceTextEncoder(FrozenTextEncoder):
@@ -35,18 +35,15 @@ class HuggingFaceTextEncoder(FrozenTextEncoder):
     def load(cls, path_or_id: str, max_tokens: int, dtype: torch.dtype, device: str) -> "HuggingFaceTextEncoder":
         """From a directory, without network, or from the hub by its id. Raises ValueError in one line."""
         is_folder = os.path.isdir(path_or_id)
-        remedy = (
-            "the directory needs config.json, the weights and the tokenizer as save_pretrained writes them"
-            if is_folder
-            else "if there is no network, download it elsewhere and give its directory"
-        )
-        with loading(path_or_id, remedy), _quietly():
+        source = {"local_files_only": is_folder, "trust_remote_code": False}
+        remedy = "copy the directory anew, or write it by save_pretrained" if is_folder else OFFLINE
+        with loading(f"tokenizer of the text encoder {path_or_id}", remedy):
             from transformers import AutoTokenizer
 
-            source = {"local_files_only": is_folder, "trust_remote_code": False}
             tokenizer = AutoTokenizer.from_pretrained(path_or_id, **source)
             if is_folder:
                 _check_vocabulary(Path(path_or_id), tokenizer)
+        with loading(f"text encoder {path_or_id}", remedy), _quietly():
             network = _network(path_or_id, dtype, source)
         return cls(path_or_id, network.to(device), tokenizer, max_tokens)
 
@@ -90,7 +87,7 @@ def _check_vocabulary(folder: Path, tokenizer) -> None:
     """transformers makes a tokenizer that knows no words of a directory that holds none."""
     names = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
     if not any((folder / name).is_file() for name in names):
-        raise ValueError(f"there is no tokenizer (none of {', '.join(sorted(names))})")
+        raise ValueError(f"the directory has none of {', '.join(sorted(names))}")
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import torch
 from mdm_models.text import clip, precomputed
 from mdm_models.text.classes import ClassLabels
 from mdm_models.text.clip import OpenClipTextEncoder
+from mdm_models.text.frozen import loading
 from mdm_models.text.huggingface import HuggingFaceTextEncoder
 from mdm_models.text.interface import TextEncoder
 from mdm_models.text.precomputed import PrecomputedText
@@ -42,7 +43,8 @@ def load_text_encoder(
     if kind == "open_clip":
         return OpenClipTextEncoder.load(path, max_tokens, dtype, device)
     if kind == "classes":
-        return ClassLabels(Path(path).read_text().splitlines(), dtype=dtype, device=device)
+        with loading(f"classes {path}", "give a text file with the name of a class on each line"):
+            return ClassLabels(Path(path).read_text().splitlines(), dtype=dtype, device=device)
     if kind == "precomputed":
         return PrecomputedText(path, dtype=dtype, device=device)
     raise ValueError(f"kind {kind!r} must be one of {', '.join(KINDS)}")

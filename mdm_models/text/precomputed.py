@@ -6,9 +6,11 @@ A folder holds, for every shard of the data set, SHARD.safetensors with
     ends      (samples,) int64           where in `features` each sample ends
     keys      (samples, length) uint8    their keys in UTF-8, padded by zeros, in byte order
 
-and the encoder and the shard's size in the metadata. unconditional.safetensors has the same form and the one key "".
+and in the metadata the encoder's identity and a digest of the captions. unconditional.safetensors has the same form and
+the one key "".
 """
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -23,6 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mdm_models.text.interface import EncoderIdentity, check_prompts
 
 UNCONDITIONAL = "unconditional.safetensors"
+METADATA = "text_features"
 
 
 class FeatureFile:
@@ -35,11 +38,11 @@ class FeatureFile:
         self.path = path
         try:
             with safe_open(path, "pt") as file:
-                metadata = file.metadata()
+                made_of = json.loads(file.metadata()[METADATA])
                 self.features, self.ends = file.get_tensor("features"), file.get_tensor("ends")
                 keys = file.get_tensor("keys").numpy()
-            self.identity = EncoderIdentity(**json.loads(metadata["encoder"]))
-            self.shard_bytes = int(metadata["shard_bytes"])
+            self.identity = EncoderIdentity(**made_of["encoder"])
+            self.captions = made_of["captions"]
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             reason = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({error})"
             raise ValueError(f"text features {path} are {reason}; run python -m mdm_models.precompute again") from None
@@ -55,19 +58,23 @@ class FeatureFile:
         return self.features[start : int(self.ends[row])]
 
 
-def write_features(path: Path, features: dict[str, Tensor], identity: EncoderIdentity, shard_bytes: int) -> None:
-    """Write key → features (tokens, width); the file is there whole or not at all."""
+def write_features(path: Path, features: dict[str, Tensor], identity: EncoderIdentity, captions: str) -> None:
+    """Write key → features (tokens, width); the file is there whole or not at all.
+
+    captions: a digest of what was encoded, to be compared with `FeatureFile.captions`.
+    """
     order = sorted(features, key=str.encode)
-    keys = np.array([key.encode() for key in order])
-    keys = keys.view(np.uint8).reshape(len(order), -1) if keys.itemsize else np.zeros((len(order), 1), np.uint8)
+    longest = max([1, *(len(key.encode()) for key in order)])
+    keys = np.array([key.encode() for key in order], dtype=f"S{longest}")
     tensors = {
         "features": torch.cat([torch.zeros(0, identity.width), *(features[key] for key in order)]).bfloat16(),
         "ends": torch.tensor([len(features[key]) for key in order]).cumsum(dim=0),
-        "keys": torch.from_numpy(keys),
+        "keys": torch.from_numpy(keys.view(np.uint8).reshape(len(order), longest)),
     }
-    encoder = {name: getattr(identity, name) for name in ("name", "width", "max_tokens", "weights")}
+    made_of = {"encoder": dataclasses.asdict(identity), "captions": captions}
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, {"encoder": json.dumps(encoder), "shard_bytes": str(shard_bytes)})
+    save_file(tensors, partial, {METADATA: json.dumps(made_of)})
+    partial.chmod(path.parent.stat().st_mode & 0o666)  # whoever may read the folder: save_file lets its owner only
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(path)

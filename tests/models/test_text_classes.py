@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from mdm_models.text import ClassLabels, load_text_encoder
+
+
+@pytest.fixture
+def animals(tmp_path):
+    (tmp_path / "animals.txt").write_text("tench\ngoldfish\ncrane\ncrane\n")
+    return load_text_encoder(tmp_path / "animals.txt")
+
+
+def test_a_number_is_a_one_hot_token():
+    labels = ClassLabels(1000)
+    features, mask = labels(["207", "0"])
+    assert features.shape == (2, 1, 1000)
+    assert features.argmax(dim=-1).tolist() == [[207], [0]]
+    assert features.sum(dim=-1).tolist() == [[1], [1]]
+    assert mask.tolist() == [[True], [True]]
+    assert (labels.width, labels.max_tokens) == (1000, 1)
+
+
+def test_the_empty_prompt_is_no_class():
+    features, mask = ClassLabels(10)([""])
+    assert (features == 0).all()
+    assert mask.all()
+
+
+def test_names_come_from_a_file_with_one_a_line(animals):
+    features, _ = animals(["Goldfish", "tench", "3"])
+    assert features.argmax(dim=-1).tolist() == [[1], [0], [3]]
+    assert animals.width == 4
+
+
+def test_a_name_that_two_classes_have_means_the_first(animals):
+    assert animals.number("crane") == 2
+
+
+def test_dtype_is_as_wanted():
+    features, _ = ClassLabels(10, dtype=torch.bfloat16)(["1"])
+    assert features.dtype == torch.bfloat16
+
+
+def test_a_misspelt_name_is_refused_with_the_nearest_one(animals):
+    with pytest.raises(ValueError, match="did you mean 'goldfish'"):
+        animals(["goldfisch"])
+
+
+@pytest.mark.parametrize("prompt", ["10", "-1", "²", "1.5"])
+def test_a_number_out_of_range_is_refused(prompt):
+    with pytest.raises(ValueError, match="from 0 to 9"):
+        ClassLabels(10)([prompt])
+
+
+def test_no_classes_are_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        ClassLabels(0)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "model.pth").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"model.pth.*name of a class on each line"):
+        load_text_encoder(tmp_path / "model.pth")
