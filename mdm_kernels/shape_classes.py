@@ -17,15 +17,21 @@ def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def group_norm_class(*shape: int, dtype=torch.bfloat16, channels_last=True, film=False, frames=1, silu=True) -> None:
+def group_norm_class(
+    *shape: int, skip_channels=0, dtype=torch.bfloat16, channels_last=True, film=False, frames=1, silu=True
+) -> None:
     """Forward and backward of group_norm_silu in 32 groups, with float32 weights."""
-    x = meta(*shape, dtype=dtype)
-    if channels_last:
-        x = x.to(memory_format=torch.channels_last)
-    weight, bias = meta(shape[1], dtype=torch.float32), meta(shape[1], dtype=torch.float32)
-    scale, shift = meta(shape[0] // frames, 2 * shape[1], dtype=dtype).chunk(2, 1) if film else (None, None)
-    _, mean, rstd = ops.group_norm_silu_forward(x, 32, weight, bias, scale, shift, 1e-5, silu)
-    ops.group_norm_silu_backward(x, x, mean, rstd, 32, weight, bias, scale, shift, silu)
+    rows, channels, *size = shape
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x = meta(*shape, dtype=dtype).to(memory_format=memory_format)
+    skip = None
+    if skip_channels:
+        skip = meta(rows, skip_channels, *size, dtype=dtype).to(memory_format=memory_format)
+        channels += skip_channels
+    weight, bias = meta(channels, dtype=torch.float32), meta(channels, dtype=torch.float32)
+    scale, shift = meta(rows // frames, 2 * channels, dtype=dtype).chunk(2, 1) if film else (None, None)
+    y, mean, rstd = ops.group_norm_silu_forward(x, skip, 32, weight, bias, scale, shift, 1e-5, silu)
+    ops.group_norm_silu_backward(y, x, skip, mean, rstd, 32, weight, bias, scale, shift, silu)
 
 
 def multires_class(
@@ -92,6 +98,8 @@ SHAPE_CLASSES: dict[str, Callable[[], None]] = {
     "group_norm 128×128² fp16, 16 frames": functools.partial(
         group_norm_class, 16, 128, 128, 128, dtype=torch.float16, film=True, frames=16
     ),
+    "group_norm 768 + 512 of a skip, 32²": functools.partial(group_norm_class, 2, 768, 32, 32, skip_channels=512),
+    "group_norm 256 + 128 of a skip, 128²": functools.partial(group_norm_class, 2, 256, 128, 128, skip_channels=128),
     "multires 256² + 64²": functools.partial(multires_class, 2, 3, 256, 256, strides=[(1, 1), (1, 4)]),
     "multires 256² + 64², seed in memory": functools.partial(
         multires_class, 2, 3, 256, 256, strides=[(1, 1), (1, 4)], seed=None, device_seed=True

@@ -89,40 +89,66 @@ def activation_gradient(dy, u, SILU: tl.constexpr):
 
 
 @triton.jit
-def group_position(
-    G, S, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, CHANNELS_LAST: tl.constexpr
-):
-    """Of a program: group number n·G + g, row n, offset of the group's first element (int64: x may hold 2³¹ elements),
-    offsets of a tile from there [BLOCK_C, BLOCK_S], channels c, which of them belong to the group, positions s.
-    Neighbouring programs take neighbouring groups, which share the memory sectors of a channels-last row."""
+def locate(x_ptr, skip_ptr, n, c, C, C_SKIP, S, CHANNELS_LAST: tl.constexpr):
+    """Pointers to the channels c of row n at its first position, and the elements from one position to the next.
+
+    n is int64, so that x may hold 2³¹ elements. Of the C channels the last C_SKIP are the skip's if there is one: each
+    channel is then read and written where it lies. Its pointer is chosen for 8 channels at a time where the border and
+    the first channel are multiples of 8, which the compiler sees, and loads stay as wide as without a skip.
+    """
+    c = c.to(tl.int64)
+    if skip_ptr is None:
+        at = x_ptr + (n * C * S + c * stride_c(S, CHANNELS_LAST))
+        step = stride_s(C, CHANNELS_LAST)
+    else:
+        C_X = C - C_SKIP
+        in_x = c < C_X
+        x_at = x_ptr + (n * C_X * S + c * stride_c(S, CHANNELS_LAST))
+        skip_at = skip_ptr + (n * C_SKIP * S + (c - C_X) * stride_c(S, CHANNELS_LAST))
+        at = tl.where(in_x, x_at, skip_at)
+        skip_step = stride_s(C_SKIP, CHANNELS_LAST)
+        step = skip_step + (stride_s(C_X, CHANNELS_LAST) - skip_step) * in_x.to(tl.int32)
+    return at, step
+
+
+@triton.jit
+def group_position(skip_ptr, G, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Of a program: group number n·G + g, row n, the group's first channel, the channels c of a tile [BLOCK_C, 1],
+    which of them belong to the group, positions s [1, BLOCK_S] of the first tile. Neighbouring programs take
+    neighbouring groups, which share the memory sectors of a channels-last row."""
     group = tl.program_id(0)
     n = (group // G).to(tl.int64)
-    C = G * CHANNELS
-    k = tl.arange(0, BLOCK_C)[:, None]
-    s = tl.arange(0, BLOCK_S)[None, :]
     first_c = (group % G) * CHANNELS
-    first = n * C * S + first_c * stride_c(S, CHANNELS_LAST)
-    at = k * stride_c(S, CHANNELS_LAST) + s * stride_s(C, CHANNELS_LAST)
-    return group, n, first, at, first_c + k, k < CHANNELS, s
+    k = tl.arange(0, BLOCK_C)[:, None]
+    c = first_c + k
+    mine = k < CHANNELS
+    if skip_ptr is not None and CHANNELS % 16 == 8 and CHANNELS < BLOCK_C:
+        c = first_c // 16 * 16 + k  # from a multiple of 16 on, which keeps `locate`'s pointers visibly aligned
+        mine = (c >= first_c) & (c < first_c + CHANNELS)
+    return group, n, first_c, c, mine, tl.arange(0, BLOCK_S)[None, :]
 
 
 @triton.jit
 def group_forward(
-    x_ptr, y_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
-    G, S, frames, eps,
+    x_ptr, skip_ptr, y_ptr, mean_ptr, rstd_ptr,
+    weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
+    G, S, frames, C_SKIP, eps,
     CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     """y, mean, rstd of one group of one row."""
-    group, n, first, at, c, mine, s = group_position(G, S, CHANNELS, BLOCK_C, BLOCK_S, CHANNELS_LAST)
-    step = stride_s(G * CHANNELS, CHANNELS_LAST)
-    pilot = tl.load(x_ptr + first).to(tl.float32)
+    C = G * CHANNELS
+    group, n, first_c, c, mine, s = group_position(skip_ptr, G, CHANNELS, BLOCK_C, BLOCK_S)
+    x_at, x_step = locate(x_ptr, skip_ptr, n, c, C, C_SKIP, S, CHANNELS_LAST)  # [BLOCK_C, 1]
+    y_at, y_step = locate(y_ptr, None, n, c, C, 0, S, CHANNELS_LAST)
+    pilot_at, _ = locate(x_ptr, skip_ptr, n, first_c, C, C_SKIP, S, CHANNELS_LAST)
+    pilot = tl.load(pilot_at).to(tl.float32)
 
     means = tl.zeros([BLOCK_C, BLOCK_S], tl.float32)  # Welford: running mean and Σ(x − mean)² of each place in the tile
     deviations = tl.zeros([BLOCK_C, BLOCK_S], tl.float32)
     for start in tl.range(0, S, BLOCK_S, num_stages=2):
         inside = mine & (start + s < S)
-        x = tl.load(x_ptr + first + (at + start * step), inside, other=0.0).to(tl.float32) - pilot
+        x = tl.load(x_at + (start + s) * x_step, inside, other=0.0).to(tl.float32) - pilot
         difference = tl.where(inside, x - means, 0.0)
         means += difference * (1.0 / (start // BLOCK_S + 1))
         deviations += difference * (x - means)
@@ -137,25 +163,30 @@ def group_forward(
     )  # [BLOCK_C, 1]
     for start in tl.range(0, S, BLOCK_S, num_stages=2):
         inside = mine & (start + s < S)
-        x = tl.load(x_ptr + first + (at + start * step), inside, other=0.0).to(tl.float32) - pilot
+        x = tl.load(x_at + (start + s) * x_step, inside, other=0.0).to(tl.float32) - pilot
         y = activated((x - mean) * (rstd * gain) + offset, SILU)
-        tl.store(y_ptr + first + (at + start * step), y.to(y_ptr.dtype.element_ty), inside)
+        tl.store(y_at + (start + s) * y_step, y.to(y_ptr.dtype.element_ty), inside)
     tl.store(mean_ptr + group, mean)
     tl.store(rstd_ptr + group, rstd)
 
 
 @triton.jit
 def group_backward(
-    dy_ptr, x_ptr, dx_ptr, mean_ptr, rstd_ptr, sum_du_ptr, sum_du_xhat_ptr,
+    dy_ptr, x_ptr, skip_ptr, dx_ptr, dskip_ptr, mean_ptr, rstd_ptr, sum_du_ptr, sum_du_xhat_ptr,
     weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
-    G, S, frames,
+    G, S, frames, C_SKIP,
     CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
-    """dx of one group of one row, and its channels' Σ du and Σ du·x̂; u is what the activation is applied to."""
-    group, n, first, at, c, mine, s = group_position(G, S, CHANNELS, BLOCK_C, BLOCK_S, CHANNELS_LAST)
-    step = stride_s(G * CHANNELS, CHANNELS_LAST)
-    pilot = tl.load(x_ptr + first).to(tl.float32)
+    """dx and dskip of one group of one row, and its channels' Σ du and Σ du·x̂; u is what the activation is applied
+    to."""
+    C = G * CHANNELS
+    group, n, first_c, c, mine, s = group_position(skip_ptr, G, CHANNELS, BLOCK_C, BLOCK_S)
+    x_at, x_step = locate(x_ptr, skip_ptr, n, c, C, C_SKIP, S, CHANNELS_LAST)  # [BLOCK_C, 1]
+    dx_at, dx_step = locate(dx_ptr, dskip_ptr, n, c, C, C_SKIP, S, CHANNELS_LAST)
+    dy_at, dy_step = locate(dy_ptr, None, n, c, C, 0, S, CHANNELS_LAST)
+    pilot_at, _ = locate(x_ptr, skip_ptr, n, first_c, C, C_SKIP, S, CHANNELS_LAST)
+    pilot = tl.load(pilot_at).to(tl.float32)
     mean = tl.load(mean_ptr + group)
     rstd = tl.load(rstd_ptr + group)
     gain, offset = channel_transform(
@@ -166,28 +197,28 @@ def group_backward(
     sum_du_xhat = tl.zeros([BLOCK_C, BLOCK_S], tl.float32)
     for start in tl.range(0, S, BLOCK_S, num_stages=2):
         inside = mine & (start + s < S)
-        x = tl.load(x_ptr + first + (at + start * step), inside, other=0.0).to(tl.float32)
-        dy = tl.load(dy_ptr + first + (at + start * step), inside, other=0.0).to(tl.float32)
+        x = tl.load(x_at + (start + s) * x_step, inside, other=0.0).to(tl.float32)
+        dy = tl.load(dy_at + (start + s) * dy_step, inside, other=0.0).to(tl.float32)
         xhat = (x - pilot - mean) * rstd
         du = activation_gradient(dy, xhat * gain + offset, SILU)  # 0 outside, where dy is 0
         sum_du += du
         sum_du_xhat += du * xhat
     sum_du = tl.sum(sum_du, 1, keep_dims=True)  # [BLOCK_C, 1]
     sum_du_xhat = tl.sum(sum_du_xhat, 1, keep_dims=True)
-    tl.store(sum_du_ptr + n * G * CHANNELS + c, sum_du, mine)
-    tl.store(sum_du_xhat_ptr + n * G * CHANNELS + c, sum_du_xhat, mine)
+    tl.store(sum_du_ptr + n * C + c, sum_du, mine)
+    tl.store(sum_du_xhat_ptr + n * C + c, sum_du_xhat, mine)
     count = tl.cast(S, tl.float32) * CHANNELS
     mean_dz = rstd * tl.sum(tl.sum(gain * sum_du, 1), 0) / count  # dz = gain·du, and both means times rstd
     mean_dz_xhat = rstd * tl.sum(tl.sum(gain * sum_du_xhat, 1), 0) / count
 
     for start in tl.range(0, S, BLOCK_S, num_stages=2):
         inside = mine & (start + s < S)
-        x = tl.load(x_ptr + first + (at + start * step), inside, other=0.0).to(tl.float32)
-        dy = tl.load(dy_ptr + first + (at + start * step), inside, other=0.0).to(tl.float32)
+        x = tl.load(x_at + (start + s) * x_step, inside, other=0.0).to(tl.float32)
+        dy = tl.load(dy_at + (start + s) * dy_step, inside, other=0.0).to(tl.float32)
         xhat = (x - pilot - mean) * rstd
         du = activation_gradient(dy, xhat * gain + offset, SILU)
         dx = (rstd * gain) * du - mean_dz - xhat * mean_dz_xhat
-        tl.store(dx_ptr + first + (at + start * step), dx.to(dx_ptr.dtype.element_ty), inside)
+        tl.store(dx_at + (start + s) * dx_step, dx.to(dx_ptr.dtype.element_ty), inside)
 
 
 @triton.jit

@@ -6,40 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import backend
+from .. import arguments, backend
 from . import reference
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-
-
-def _check(x, num_groups, weight, bias, scale, shift, activation) -> None:
-    if not isinstance(x, Tensor) or x.dtype not in DTYPES:
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x is {kind}; it must be a tensor of float32, float16, bfloat16 or float64")
-    if x.dim() < 2:
-        raise ValueError(f"x has shape {tuple(x.shape)}; it must be (N, C, *spatial)")
-    if activation not in ("silu", None):
-        raise ValueError(f'activation is {activation!r}; it must be "silu" or None')
-    rows, channels = x.shape[:2]
-    if num_groups < 1 or channels % num_groups:
-        raise ValueError(f"num_groups is {num_groups}; it must divide the {channels} channels of x {tuple(x.shape)}")
-    for name, tensor in {"weight": weight, "bias": bias, "scale": scale, "shift": shift}.items():
-        if tensor is None:
-            continue
-        if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPES:
-            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise TypeError(f"{name} is {kind}; it must be a tensor of a floating-point dtype")
-        if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device} and x on {x.device}; they must be on one device")
-        if name in ("weight", "bias") and tensor.shape != (channels,):
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be ({channels},), the channels of x")
-        if name in ("scale", "shift"):
-            if tensor.dim() != 2 or tensor.shape[1] != channels:
-                raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be (N / T, {channels})")
-            if rows != 0 and (tensor.shape[0] == 0 or rows % tensor.shape[0]):
-                raise ValueError(f"{name} has {tensor.shape[0]} rows; they must divide the {rows} rows of x")
-    if scale is not None and shift is not None and scale.shape != shift.shape:
-        raise ValueError(f"scale {tuple(scale.shape)} and shift {tuple(shift.shape)} must have one shape")
+from .checks import check_arguments, check_options
+from .reference import is_channels_last
 
 
 class _Problem(NamedTuple):
@@ -47,34 +17,44 @@ class _Problem(NamedTuple):
 
     groups: int
     """groups of all rows, N·G: one program each where a group is a program's work"""
-    shape: tuple[int, int, int]
-    """kernel arguments: G, the positions S, the x rows that one row of scale and shift serves"""
+    shape: tuple[int, int, int, int]
+    """kernel arguments: G, the positions S, the x rows that one row of scale and shift serves, the skip's channels"""
     transform: tuple
     """kernel arguments: weight, bias, scale, shift, row strides of scale and shift"""
     constants: dict
     """CHANNELS (of a group) and CHANNELS_LAST"""
 
     @classmethod
-    def of(cls, x: Tensor, num_groups: int, weight, bias, scale, shift) -> "_Problem":
+    def of(cls, x: Tensor, skip: Tensor | None, num_groups: int, weight, bias, scale, shift) -> "_Problem":
         scale, shift = (film if film is None or film.stride(1) == 1 else film.contiguous() for film in (scale, shift))
         film_rows = next((film.shape[0] for film in (scale, shift) if film is not None), x.shape[0])
         strides = [0 if film is None else film.stride(0) for film in (scale, shift)]
         weight, bias = (tensor if tensor is None else tensor.contiguous() for tensor in (weight, bias))
         return cls(
             groups=x.shape[0] * num_groups,
-            shape=(num_groups, math.prod(x.shape[2:]), x.shape[0] // max(film_rows, 1)),
+            shape=(num_groups, math.prod(x.shape[2:]), x.shape[0] // max(film_rows, 1), _channels(skip)),
             transform=(weight, bias, scale, shift, *strides),
-            constants={"CHANNELS": x.shape[1] // num_groups, "CHANNELS_LAST": _is_channels_last(x)},
+            constants={"CHANNELS": _channels(x, skip) // num_groups, "CHANNELS_LAST": is_channels_last(x)},
         )
 
 
-def _is_channels_last(x: Tensor) -> bool:
-    return not x.is_contiguous() and x.dim() > 2 and x.shape[1] > 1 and x.stride(1) == 1
+def _channels(*tensors: Tensor | None) -> int:
+    return sum(tensor.shape[1] for tensor in tensors if tensor is not None)
 
 
-def _dense(x: Tensor, channels_last: bool) -> Tensor:
+def _dense(x: Tensor | None, channels_last: bool) -> Tensor | None:
     """x itself if it is dense in that memory format, a copy otherwise."""
+    if x is None:
+        return None
     return x.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else x.contiguous()
+
+
+def _empty(x: Tensor, channels: int, channels_last: bool) -> Tensor:
+    """A tensor like x, but for its channels, dense in that memory format."""
+    rows, _, *spatial = x.shape
+    if channels_last:
+        return x.new_empty(rows, *spatial, channels).movedim(-1, 1)
+    return x.new_empty(rows, channels, *spatial)
 
 
 def _float32(*shape: int, like: Tensor) -> Tensor:
@@ -82,95 +62,98 @@ def _float32(*shape: int, like: Tensor) -> Tensor:
 
 
 @backend.define(
-    "group_norm_silu_forward(Tensor x, int num_groups, Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift, "
-    "float eps, bool silu) -> (Tensor, Tensor, Tensor)"
+    "group_norm_silu_forward(Tensor x, Tensor? skip, int num_groups, Tensor? weight, Tensor? bias, Tensor? scale, "
+    "Tensor? shift, float eps, bool silu) -> (Tensor, Tensor, Tensor)"
 )
-def _forward(x, num_groups, weight, bias, scale, shift, eps, silu):
+def _forward(x, skip, num_groups, weight, bias, scale, shift, eps, silu):
     """y in x's memory format; mean less the group's first element, and rstd, both (N, num_groups) in float32."""
-    x = _dense(x, _is_channels_last(x))
-    y = torch.empty_like(x)
+    channels_last = is_channels_last(x)
+    x, skip = _dense(x, channels_last), _dense(skip, channels_last)
+    y = _empty(x, _channels(x, skip), channels_last)
     mean, rstd = (_float32(x.shape[0], num_groups, like=x) for _ in range(2))
-    if backend.shapes_only(x) or x.numel() == 0:
+    if backend.shapes_only(x) or y.numel() == 0:
         return y, mean, rstd
     from . import kernels, tiled
 
-    problem = _Problem.of(x, num_groups, weight, bias, scale, shift)
-    _, positions, _ = problem.shape
+    problem = _Problem.of(x, skip, num_groups, weight, bias, scale, shift)
+    _, positions, *_ = problem.shape
     whole_group = kernels.whole_group_launch(*problem.shape[:2], x.itemsize, **problem.constants)
     if whole_group is not None:
         backend.launch(
-            kernels.group_forward, (problem.groups,), x, y, mean, rstd, *problem.transform, *problem.shape, eps,
+            kernels.group_forward, (problem.groups,), x, skip, y, mean, rstd, *problem.transform, *problem.shape, eps,
             SILU=silu, **problem.constants, **whole_group,
         )  # fmt: skip
         return y, mean, rstd
-    launch, grid, tiles = tiled.tile_launch(*x.shape[:2], positions, problem.constants["CHANNELS_LAST"])
-    means, deviations = (_float32(x.shape[0], tiles, x.shape[1], like=x) for _ in range(2))
+    launch, grid, tiles = tiled.tile_launch(*y.shape[:2], positions, channels_last)
+    means, deviations = (_float32(x.shape[0], tiles, y.shape[1], like=x) for _ in range(2))
     backend.launch(
-        tiled.tile_statistics, grid, x, means, deviations, *problem.shape, tiles, **problem.constants, **launch
+        tiled.tile_statistics, grid, x, skip, means, deviations, *problem.shape, tiles, **problem.constants, **launch
     )
     backend.launch(
         tiled.combine_statistics, (problem.groups,), means, deviations, mean, rstd, *problem.shape, tiles, eps,
         **tiled.combine_statistics_launch(problem.constants["CHANNELS"], tiles, launch),
     )  # fmt: skip
     backend.launch(
-        tiled.apply_forward, grid, x, y, mean, rstd, *problem.transform, *problem.shape, tiles,
+        tiled.apply_forward, grid, x, skip, y, mean, rstd, *problem.transform, *problem.shape, tiles,
         SILU=silu, **problem.constants, **launch,
     )  # fmt: skip
     return y, mean, rstd
 
 
 @backend.define(
-    "group_norm_silu_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, int num_groups, Tensor? weight, "
-    "Tensor? bias, Tensor? scale, Tensor? shift, bool silu) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "group_norm_silu_backward(Tensor dy, Tensor x, Tensor? skip, Tensor mean, Tensor rstd, int num_groups, "
+    "Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift, bool silu) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-def _backward(dy, x, mean, rstd, num_groups, weight, bias, scale, shift, silu):
-    """Gradients of x, weight, bias, scale, shift, each in its tensor's dtype; an empty tensor for one that is None."""
-    channels_last = _is_channels_last(x)
-    x, dy = _dense(x, channels_last), _dense(dy, channels_last)
-    dx = torch.empty_like(x)
+def _backward(dy, x, skip, mean, rstd, num_groups, weight, bias, scale, shift, silu):
+    """Gradients of x, skip, weight, bias, scale, shift, each in its tensor's dtype; an empty one for what is None."""
+    channels_last = is_channels_last(x)
+    x, skip, dy = (_dense(tensor, channels_last) for tensor in (x, skip, dy))
+    dx = _empty(x, x.shape[1], channels_last)
+    dskip = x.new_empty(0) if skip is None else _empty(x, skip.shape[1], channels_last)
     gradients = [
         x.new_empty(0) if tensor is None else torch.empty(tensor.shape, dtype=tensor.dtype, device=x.device)
         for tensor in (weight, bias, scale, shift)
     ]
     if backend.shapes_only(x):
-        return dx, *gradients
-    problem = _Problem.of(x, num_groups, weight, bias, scale, shift)
-    sums = [_float32(*x.shape[:2], like=x) for _ in range(2)]  # over positions, of du and of du·x̂
-    if x.numel() == 0:
+        return dx, dskip, *gradients
+    problem = _Problem.of(x, skip, num_groups, weight, bias, scale, shift)
+    sums = [_float32(*dy.shape[:2], like=x) for _ in range(2)]  # over positions, of du and of du·x̂
+    if dy.numel() == 0:
         sums = [total.zero_() for total in sums]
     else:
-        _launch_dx(problem, dy, x, dx, mean, rstd, sums, silu)
+        _launch_dx(problem, dy, x, skip, dx, None if skip is None else dskip, mean, rstd, sums, silu)
     _launch_parameter_gradients(problem, sums, gradients)
-    return dx, *gradients
+    return dx, dskip, *gradients
 
 
-def _launch_dx(problem: _Problem, dy, x, dx, mean, rstd, sums, silu) -> None:
-    """Write dx, and the sums (N, C) that the other gradients follow from."""
+def _launch_dx(problem: _Problem, dy, x, skip, dx, dskip, mean, rstd, sums, silu) -> None:
+    """Write dx and dskip, and the sums (N, C) that the other gradients follow from."""
     from . import kernels, tiled
 
-    _, positions, _ = problem.shape
-    width = problem.constants["CHANNELS"]
+    _, positions, *_ = problem.shape
+    inputs = (dy, x, skip)
     whole_group = kernels.whole_group_launch(*problem.shape[:2], x.itemsize, **problem.constants)
     if whole_group is not None:
         backend.launch(
-            kernels.group_backward, (problem.groups,), dy, x, dx, mean, rstd, *sums, *problem.transform,
-            *problem.shape, SILU=silu, **problem.constants, **whole_group,
+            kernels.group_backward, (problem.groups,), *inputs, dx, dskip, mean, rstd, *sums,
+            *problem.transform, *problem.shape, SILU=silu, **problem.constants, **whole_group,
         )  # fmt: skip
         return
-    launch, grid, tiles = tiled.tile_launch(*x.shape[:2], positions, problem.constants["CHANNELS_LAST"])
-    tile_sums = [_float32(x.shape[0], tiles, x.shape[1], like=x) for _ in range(2)]
+    launch, grid, tiles = tiled.tile_launch(*dy.shape[:2], positions, problem.constants["CHANNELS_LAST"])
+    tile_sums = [_float32(dy.shape[0], tiles, dy.shape[1], like=x) for _ in range(2)]
     group_means = [torch.empty_like(mean) for _ in range(2)]
     backend.launch(
-        tiled.tile_gradient_sums, grid, dy, x, mean, rstd, *tile_sums, *problem.transform, *problem.shape, tiles,
+        tiled.tile_gradient_sums, grid, *inputs, mean, rstd, *tile_sums, *problem.transform, *problem.shape, tiles,
         SILU=silu, **problem.constants, **launch,
     )  # fmt: skip
     backend.launch(
         tiled.combine_gradient_sums, (problem.groups,), *tile_sums, *sums, *group_means, *problem.transform,
-        *problem.shape, tiles, **tiled.combine_gradients_launch(width, tiles),
+        *problem.shape, tiles, **tiled.combine_gradients_launch(problem.constants["CHANNELS"], tiles),
     )  # fmt: skip
     backend.launch(
-        tiled.apply_backward, grid, dy, x, dx, mean, rstd, *group_means, *problem.transform, *problem.shape, tiles,
-        SILU=silu, **problem.constants, **launch,
+        tiled.apply_backward, grid, *inputs, dx, dskip, mean, rstd, *group_means, *problem.transform, *problem.shape,
+        tiles, SILU=silu, **problem.constants, **launch,
     )  # fmt: skip
 
 
@@ -180,7 +163,7 @@ def _launch_parameter_gradients(problem: _Problem, sums, gradients) -> None:
 
     weight, bias, scale, _, scale_stride, _ = problem.transform
     rows, channels = sums[0].shape
-    *_, frames = problem.shape
+    _, _, frames, _ = problem.shape
     dweight, dbias, dscale, dshift = (None if g.numel() == 0 else g for g in gradients)
     if dweight is not None or dbias is not None:
         launch, grid = kernels.affine_launch(rows, channels)
@@ -197,23 +180,23 @@ def _launch_parameter_gradients(problem: _Problem, sums, gradients) -> None:
 
 class _GroupNormSiLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, num_groups, weight, bias, scale, shift, eps, silu):
+    def forward(ctx, x, skip, num_groups, weight, bias, scale, shift, eps, silu):
         y, mean, rstd = torch.ops.mdm_kernels.group_norm_silu_forward(
-            x, num_groups, weight, bias, scale, shift, eps, silu
+            x, skip, num_groups, weight, bias, scale, shift, eps, silu
         )
-        ctx.save_for_backward(x, mean, rstd, weight, bias, scale, shift)
+        ctx.save_for_backward(x, skip, mean, rstd, weight, bias, scale, shift)
         ctx.num_groups, ctx.silu = num_groups, silu
         return y
 
     @staticmethod
     @backend.once_differentiable
     def backward(ctx, dy):
-        x, mean, rstd, *parameters = ctx.saved_tensors
-        dx, *gradients = torch.ops.mdm_kernels.group_norm_silu_backward(
-            dy, x, mean, rstd, ctx.num_groups, *parameters, ctx.silu
+        x, skip, mean, rstd, *parameters = ctx.saved_tensors
+        dx, dskip, *gradients = torch.ops.mdm_kernels.group_norm_silu_backward(
+            dy, x, skip, mean, rstd, ctx.num_groups, *parameters, ctx.silu
         )
         gradients = [None if tensor is None else g for tensor, g in zip(parameters, gradients, strict=True)]
-        return dx, None, *gradients, None, None
+        return dx, None if skip is None else dskip, None, *gradients, None, None
 
 
 def group_norm_silu(
@@ -223,6 +206,7 @@ def group_norm_silu(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     *,
+    skip: Tensor | None = None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     activation: str | None = "silu",
@@ -234,34 +218,45 @@ def group_norm_silu(
         num_groups: groups of C / num_groups channels, each normalised by its own mean and biased variance.
         weight, bias: (C,), any floating dtype; None: 1 and 0.
         eps: added to the variance.
+        skip: (N, C', *spatial) in x's dtype, such as what the way down of a UNet hands to the way up: the result is
+            that of torch.cat([x, skip], 1), which the kernels never make, and C everywhere else is C + C'. A group may
+            hold channels of both. In another memory format than x it is copied.
         scale, shift: (N / T, C), any floating dtype; row i serves the T rows i·T … i·T + T − 1 of x (the frames of a
             clip; T = 1 for images). None: 0.
         activation: "silu", or None for none.
 
     Returns:
-        A tensor of x's shape, dtype and memory format (contiguous or channels-last). Statistics are float32, under
-        autocast too. Gradients have their tensor's dtype; second derivatives raise.
+        A tensor (N, C, *spatial) of x's dtype and memory format (contiguous or channels-last). Statistics are float32,
+        under autocast too. Gradients have their tensor's dtype; second derivatives raise.
 
     Raises:
         TypeError: a tensor of another dtype. ValueError: shapes that do not fit, several devices, another activation.
     """
-    _check(x, num_groups, weight, bias, scale, shift, activation)
+    check_arguments(x, skip, num_groups, weight, bias, eps, scale, shift, activation)
     if x.dtype == torch.float64 or not backend.runs_triton(x):
-        return reference.group_norm_silu(x, num_groups, weight, bias, eps, scale, shift, activation)
-    return _GroupNormSiLU.apply(x, num_groups, weight, bias, scale, shift, eps, activation == "silu")
+        return reference.group_norm_silu(x, num_groups, weight, bias, eps, skip, scale, shift, activation)
+    return _GroupNormSiLU.apply(x, skip, num_groups, weight, bias, scale, shift, eps, activation == "silu")
 
 
 class GroupNormSiLU(nn.GroupNorm):
-    """`group_norm_silu` as an nn.GroupNorm (its parameters, its state dict): `forward(x, scale=None, shift=None)`."""
+    """`group_norm_silu` as an nn.GroupNorm: its parameters, its state dict. `num_channels` counts those of a skip."""
 
     def __init__(self, num_groups, num_channels, eps=1e-5, affine=True, activation="silu", device=None, dtype=None):
+        check_options(num_groups, eps, activation)
+        arguments.check_ints(num_channels=num_channels)
+        arguments.check_bools(affine=affine)
+        if num_channels < 1:
+            raise ValueError(f"num_channels is {num_channels}; it must be at least 1")
         super().__init__(num_groups, num_channels, eps, affine, device=device, dtype=dtype)
         self.activation = activation
 
-    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, skip: Tensor | None = None
+    ) -> Tensor:
         return group_norm_silu(
-            x, self.num_groups, self.weight, self.bias, self.eps, scale=scale, shift=shift, activation=self.activation
-        )
+            x, self.num_groups, self.weight, self.bias, self.eps,
+            skip=skip, scale=scale, shift=shift, activation=self.activation,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation!r}"

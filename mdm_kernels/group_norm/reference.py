@@ -23,11 +23,14 @@ def group_norm_silu(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
+    skip: Tensor | None = None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     activation: str | None = "silu",
 ) -> Tensor:
     """As `mdm_kernels.group_norm_silu`; computes in float32 (float64 for float64), returns x's dtype."""
+    if skip is not None:
+        x = _concatenated(x, skip)
     gain, offset = _channel_transform(x, weight, bias, scale, shift)
     if x.numel() == 0:
         return x * gain.sum().to(x.dtype) + offset.sum().to(x.dtype)  # as empty, and every gradient is zero
@@ -42,19 +45,30 @@ def group_norm_silu(
     return y.to(x.dtype)
 
 
+def is_channels_last(x: Tensor) -> bool:
+    return not x.is_contiguous() and x.dim() > 2 and x.shape[1] > 1 and x.stride(1) == 1
+
+
+def _concatenated(x: Tensor, skip: Tensor) -> Tensor:
+    """x and the skip along channels, in x's memory format."""
+    if is_channels_last(x):
+        return torch.cat([x.movedim(1, -1), skip.movedim(1, -1)], -1).movedim(-1, 1)
+    return torch.cat([x, skip], 1).contiguous()
+
+
 def _channel_transform(x: Tensor, weight, bias, scale, shift) -> tuple[Tensor, Tensor]:
     """gain and offset (1 or N / T, C), in float32 or float64: act(x̂·gain + offset) is the result."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     gain, offset = x.new_ones(1, x.shape[1], dtype=dtype), x.new_zeros(1, x.shape[1], dtype=dtype)
     if weight is not None:
-        gain = gain * weight
+        gain = gain * weight.to(dtype)
     if bias is not None:
-        offset = offset + bias
+        offset = offset + bias.to(dtype)
     if scale is not None:
         modulation = 1 + scale.to(dtype)
         gain, offset = gain * modulation, offset * modulation
     if shift is not None:
-        offset = offset + shift
+        offset = offset + shift.to(dtype)
     return torch.broadcast_tensors(gain, offset)
 
 

@@ -9,7 +9,7 @@ whatever the channels per group. Partial results (N, tiles, C) are float32 and a
 import triton
 import triton.language as tl
 
-from .kernels import activated, activation_gradient, channel_transform, stride_c, stride_s
+from .kernels import activated, activation_gradient, channel_transform, locate
 
 TILE = 8192  # elements of a tile
 CHANNELS_LAST_WIDTH = 32  # channels of a channels-last tile: 64 bytes in bf16, whole memory sectors
@@ -44,38 +44,45 @@ def combine_gradients_launch(channels: int, tiles: int) -> dict:
 
 
 @triton.jit
-def tile_position(program, C, S, tiles, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """Row, tile number, channels [BLOCK_C, 1], offsets [BLOCK_C, BLOCK_S] and which of them are inside the row, of a
-    program; channels vary fastest."""
+def tile_position(program, C, S, tiles, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Row n, tile number, channels c [BLOCK_C, 1], first position and the others from there, i [1, BLOCK_S], of a
+    program, and which elements are inside the row [BLOCK_C, BLOCK_S]; channels vary fastest."""
     channel_blocks = tl.cdiv(C, BLOCK_C)
     tile = ((program // channel_blocks) % tiles).to(tl.int64)
     n = (program // (channel_blocks * tiles)).to(tl.int64)
-    k = tl.arange(0, BLOCK_C)[:, None]
-    i = tl.arange(0, BLOCK_S)[None, :]
-    first_c = (program % channel_blocks) * BLOCK_C
+    c = (program % channel_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)[:, None]
     first_s = tile * BLOCK_S
-    first = n * C * S + first_c.to(tl.int64) * stride_c(S, CHANNELS_LAST) + first_s * stride_s(C, CHANNELS_LAST)
-    at = first + (k * stride_c(S, CHANNELS_LAST) + i * stride_s(C, CHANNELS_LAST))
-    return n, tile, first_c + k, at, (first_c + k < C) & (first_s + i < S)
+    i = tl.arange(0, BLOCK_S)[None, :]
+    return n, tile, c, first_s, i, (c < C) & (first_s + i < S)
 
 
 @triton.jit
-def load_shifted(x_ptr, n, c, at, inside, C, S, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """A tile of x minus its groups' pilots, [BLOCK_C, BLOCK_S] in float32; anything outside the row."""
-    group = tl.minimum(c, C - 1) // CHANNELS
-    first = n * C * S + (group * CHANNELS).to(tl.int64) * stride_c(S, CHANNELS_LAST)  # [BLOCK_C, 1]
-    return tl.load(x_ptr + at, inside, other=0.0).to(tl.float32) - tl.load(x_ptr + first).to(tl.float32)
+def elements(x_ptr, skip_ptr, n, c, first_s, i, C, C_SKIP, S, CHANNELS_LAST: tl.constexpr):
+    """Pointers to a tile's elements [BLOCK_C, BLOCK_S]."""
+    at, step = locate(x_ptr, skip_ptr, n, c, C, C_SKIP, S, CHANNELS_LAST)
+    return at + first_s * step + i * step
+
+
+@triton.jit
+def load_shifted(
+    x_ptr, skip_ptr, n, c, first_s, i, inside, C, C_SKIP, S, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr
+):
+    """A tile of x and the skip minus its groups' pilots, [BLOCK_C, BLOCK_S] in float32; anything outside the row."""
+    x_at = elements(x_ptr, skip_ptr, n, c, first_s, i, C, C_SKIP, S, CHANNELS_LAST)
+    first_c = tl.minimum(c, C - 1) // CHANNELS * CHANNELS  # [BLOCK_C, 1]
+    pilot_at, _ = locate(x_ptr, skip_ptr, n, first_c, C, C_SKIP, S, CHANNELS_LAST)
+    return tl.load(x_at, inside, other=0.0).to(tl.float32) - tl.load(pilot_at).to(tl.float32)
 
 
 @triton.jit
 def tile_statistics(
-    x_ptr, means_ptr, deviations_ptr, G, S, frames, tiles,
+    x_ptr, skip_ptr, means_ptr, deviations_ptr, G, S, frames, C_SKIP, tiles,
     CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     """Mean (less its group's pilot) and Σ(x − mean)² of every channel of one tile, into (N, tiles, C)."""
     C = G * CHANNELS
-    n, tile, c, at, inside = tile_position(tl.program_id(0), C, S, tiles, BLOCK_C, BLOCK_S, CHANNELS_LAST)
-    x = load_shifted(x_ptr, n, c, at, inside, C, S, CHANNELS, CHANNELS_LAST)  # [BLOCK_C, BLOCK_S]
+    n, tile, c, first_s, i, inside = tile_position(tl.program_id(0), C, S, tiles, BLOCK_C, BLOCK_S)
+    x = load_shifted(x_ptr, skip_ptr, n, c, first_s, i, inside, C, C_SKIP, S, CHANNELS, CHANNELS_LAST)
     mean = tl.sum(tl.where(inside, x, 0.0), 1, keep_dims=True) / tl.minimum(S - tile * BLOCK_S, BLOCK_S).to(tl.float32)
     x = tl.where(inside, x - mean, 0.0)
     out = (n * tiles + tile) * C + c
@@ -85,7 +92,7 @@ def tile_statistics(
 
 @triton.jit
 def combine_statistics(
-    means_ptr, deviations_ptr, mean_ptr, rstd_ptr, G, S, frames, tiles, eps,
+    means_ptr, deviations_ptr, mean_ptr, rstd_ptr, G, S, frames, C_SKIP, tiles, eps,
     CHANNELS: tl.constexpr, TILE_S: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """mean and rstd of one group of one row from the statistics of its channels' tiles."""
@@ -116,29 +123,33 @@ def combine_statistics(
 
 @triton.jit
 def apply_forward(
-    x_ptr, y_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
-    G, S, frames, tiles,
+    x_ptr, skip_ptr, y_ptr, mean_ptr, rstd_ptr,
+    weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
+    G, S, frames, C_SKIP, tiles,
     CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     """y of one tile."""
     C = G * CHANNELS
     program = tl.num_programs(0) - 1 - tl.program_id(0)  # last tiles first: the reduction left them in the cache
-    n, _, c, at, inside = tile_position(program, C, S, tiles, BLOCK_C, BLOCK_S, CHANNELS_LAST)
+    n, _, c, first_s, i, inside = tile_position(program, C, S, tiles, BLOCK_C, BLOCK_S)
     group = n * G + c // CHANNELS  # [BLOCK_C, 1]
     gain, offset = channel_transform(
         weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride, n // frames, c, c < C
     )
-    x = load_shifted(x_ptr, n, c, at, inside, C, S, CHANNELS, CHANNELS_LAST)
+    x = load_shifted(x_ptr, skip_ptr, n, c, first_s, i, inside, C, C_SKIP, S, CHANNELS, CHANNELS_LAST)
     x -= tl.load(mean_ptr + group, c < C, other=0.0)
     y = activated(x * (tl.load(rstd_ptr + group, c < C, other=0.0) * gain) + offset, SILU)
-    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), inside)
+    y_at = elements(y_ptr, None, n, c, first_s, i, C, 0, S, CHANNELS_LAST)
+    tl.store(y_at, y.to(y_ptr.dtype.element_ty), inside)
 
 
 @triton.jit
 def tile_gradients(
-    dy_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
-    n, c, at, inside, G, S, frames, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, SILU: tl.constexpr,
+    dy_ptr, x_ptr, skip_ptr, mean_ptr, rstd_ptr,
+    weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
+    n, c, first_s, i, inside, G, S, frames, C_SKIP,
+    CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     """du and x̂ of a tile [BLOCK_C, BLOCK_S], rstd and gain of its channels [BLOCK_C, 1]."""
     C = G * CHANNELS
@@ -148,25 +159,28 @@ def tile_gradients(
     )
     rstd = tl.load(rstd_ptr + group, c < C, other=0.0)
     mean = tl.load(mean_ptr + group, c < C, other=0.0)
-    xhat = (load_shifted(x_ptr, n, c, at, inside, C, S, CHANNELS, CHANNELS_LAST) - mean) * rstd
-    dy = tl.load(dy_ptr + at, inside, other=0.0).to(tl.float32)
+    x = load_shifted(x_ptr, skip_ptr, n, c, first_s, i, inside, C, C_SKIP, S, CHANNELS, CHANNELS_LAST)
+    xhat = (x - mean) * rstd
+    dy_at = elements(dy_ptr, None, n, c, first_s, i, C, 0, S, CHANNELS_LAST)
+    dy = tl.load(dy_at, inside, other=0.0).to(tl.float32)
     return activation_gradient(dy, xhat * gain + offset, SILU), xhat, rstd, gain
 
 
 @triton.jit
 def tile_gradient_sums(
-    dy_ptr, x_ptr, mean_ptr, rstd_ptr, sums_du_ptr, sums_du_xhat_ptr,
+    dy_ptr, x_ptr, skip_ptr, mean_ptr, rstd_ptr, sums_du_ptr, sums_du_xhat_ptr,
     weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
-    G, S, frames, tiles,
+    G, S, frames, C_SKIP, tiles,
     CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     """Σ du and Σ du·x̂ of every channel of one tile, into (N, tiles, C)."""
     C = G * CHANNELS
-    n, tile, c, at, inside = tile_position(tl.program_id(0), C, S, tiles, BLOCK_C, BLOCK_S, CHANNELS_LAST)
+    n, tile, c, first_s, i, inside = tile_position(tl.program_id(0), C, S, tiles, BLOCK_C, BLOCK_S)
     du, xhat, _, _ = tile_gradients(
-        dy_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
-        n, c, at, inside, G, S, frames, CHANNELS, CHANNELS_LAST, SILU,
+        dy_ptr, x_ptr, skip_ptr, mean_ptr, rstd_ptr,
+        weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
+        n, c, first_s, i, inside, G, S, frames, C_SKIP, CHANNELS, CHANNELS_LAST, SILU,
     )  # fmt: skip
     out = (n * tiles + tile) * C + c
     tl.store(sums_du_ptr + out, tl.sum(du, 1, keep_dims=True), c < C)
@@ -176,7 +190,7 @@ def tile_gradient_sums(
 @triton.jit
 def combine_gradient_sums(
     sums_du_ptr, sums_du_xhat_ptr, sum_du_ptr, sum_du_xhat_ptr, mean_dz_ptr, mean_dz_xhat_ptr,
-    weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride, G, S, frames, tiles,
+    weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride, G, S, frames, C_SKIP, tiles,
     CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Sums over the tiles: Σ du and Σ du·x̂ of each channel of one group of one row, and the group's mean of
@@ -213,22 +227,24 @@ def combine_gradient_sums(
 
 @triton.jit
 def apply_backward(
-    dy_ptr, x_ptr, dx_ptr, mean_ptr, rstd_ptr, mean_dz_ptr, mean_dz_xhat_ptr,
+    dy_ptr, x_ptr, skip_ptr, dx_ptr, dskip_ptr, mean_ptr, rstd_ptr, mean_dz_ptr, mean_dz_xhat_ptr,
     weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
-    G, S, frames, tiles,
+    G, S, frames, C_SKIP, tiles,
     CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
-    """dx of one tile."""
+    """dx and dskip of one tile."""
     C = G * CHANNELS
     program = tl.num_programs(0) - 1 - tl.program_id(0)  # as in apply_forward
-    n, _, c, at, inside = tile_position(program, C, S, tiles, BLOCK_C, BLOCK_S, CHANNELS_LAST)
+    n, _, c, first_s, i, inside = tile_position(program, C, S, tiles, BLOCK_C, BLOCK_S)
     du, xhat, rstd, gain = tile_gradients(
-        dy_ptr, x_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
-        n, c, at, inside, G, S, frames, CHANNELS, CHANNELS_LAST, SILU,
+        dy_ptr, x_ptr, skip_ptr, mean_ptr, rstd_ptr,
+        weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
+        n, c, first_s, i, inside, G, S, frames, C_SKIP, CHANNELS, CHANNELS_LAST, SILU,
     )  # fmt: skip
     group = n * G + c // CHANNELS
     mean_dz = tl.load(mean_dz_ptr + group, c < C, other=0.0)
     mean_dz_xhat = tl.load(mean_dz_xhat_ptr + group, c < C, other=0.0)
     dx = rstd * (gain * du - mean_dz - xhat * mean_dz_xhat)
-    tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), inside)
+    dx_at = elements(dx_ptr, dskip_ptr, n, c, first_s, i, C, C_SKIP, S, CHANNELS_LAST)
+    tl.store(dx_at, dx.to(dx_ptr.dtype.element_ty), inside)

@@ -1,7 +1,5 @@
 """group_norm_silu: the Triton kernels, interpreted, and the CPU path against the definition in float64."""
 
-import contextlib
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,74 +9,7 @@ from torch import nn
 
 from mdm_kernels import GroupNormSiLU, group_norm_silu
 from mdm_kernels.backend import use_backend
-from mdm_kernels.group_norm import kernels
-
-PATHS = ("whole group", "tiles")
-
-
-@contextlib.contextmanager
-def triton(path="whole group"):
-    """Run the Triton kernels, for groups of any size along one path."""
-    limit, kernels.WHOLE_GROUP_BYTES = kernels.WHOLE_GROUP_BYTES, 2**20 if path == "whole group" else 0
-    try:
-        with use_backend("triton"):
-            yield
-    finally:
-        kernels.WHOLE_GROUP_BYTES = limit
-
-
-def definition(x, num_groups, weight, bias, scale, shift, activation="silu", eps=1e-5):
-    """Two passes and nothing clever, in the dtype of x."""
-
-    def per_channel(parameter):
-        parameter = parameter.to(x.dtype).reshape(-1, x.shape[1])
-        rows = parameter.repeat_interleave(x.shape[0] // len(parameter), 0)
-        return rows.reshape(x.shape[:2] + (1,) * (x.dim() - 2))
-
-    groups = x.reshape(x.shape[0], num_groups, -1)
-    centred = groups - groups.mean(-1, keepdim=True)
-    y = (centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt()).reshape(x.shape)
-    y = y if weight is None else y * per_channel(weight)
-    y = y if bias is None else y + per_channel(bias)
-    y = y if scale is None else y * (1 + per_channel(scale))
-    y = y if shift is None else y + per_channel(shift)
-    return F.silu(y) if activation == "silu" else y
-
-
-def inputs(shape, *, affine=True, film_rows=None, dtype=torch.float32, parameter_dtype=None, mean=0.0, std=1.0):
-    """x, weight, bias, scale, shift."""
-    x = (mean + std * torch.randn(shape)).to(dtype)
-    weight, bias = torch.randn(2, shape[1]).to(parameter_dtype or dtype) if affine else (None, None)
-    scale, shift = torch.randn(2, film_rows, shape[1]).to(dtype) if film_rows else (None, None)
-    return x, weight, bias, scale, shift
-
-
-def result_and_gradients(function, tensors, dy, dtype=None):
-    """y and the gradient of every tensor that is not None, with everything cast to dtype."""
-    leaves = [t if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in tensors]
-    y = function(*leaves)
-    return [y, *torch.autograd.grad(y, [t for t in leaves if t is not None], dy.to(y.dtype))]
-
-
-def check(tensors, num_groups, activation="silu", path="whole group"):
-    """y and all gradients err at most twice as much as the definition in the same dtype, and the rounding of float32
-    sums and of the result."""
-    dy = torch.randn_like(tensors[0])
-
-    def ours(x, weight, bias, scale, shift):
-        return group_norm_silu(x, num_groups, weight, bias, scale=scale, shift=shift, activation=activation)
-
-    def plain(x, weight, bias, scale, shift):
-        return definition(x, num_groups, weight, bias, scale, shift, activation)
-
-    with triton(path):
-        results = result_and_gradients(ours, tensors, dy)
-    exact = result_and_gradients(plain, tensors, dy, torch.float64)
-    reference = result_and_gradients(plain, tensors, dy)
-    for ours, same_dtype, truth in zip(results, reference, exact, strict=True):
-        size, eps = truth.abs().max(), torch.finfo(ours.dtype).eps
-        allowed = 2 * (same_dtype - truth).abs().max() + 4 * torch.finfo(torch.float32).eps * (1 + size) + eps * size
-        assert (ours - truth).abs().max() <= allowed
+from tests.kernels.group_norm_accuracy import PATHS, check, definition, inputs, result_and_gradients, triton
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -309,9 +240,9 @@ def test_ops_are_registered_correctly(channels_last, film):
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     ops = torch.ops.mdm_kernels
-    torch.library.opcheck(ops.group_norm_silu_forward, (x, 2, *parameters, 1e-5, True))
-    _, mean, rstd = ops.group_norm_silu_forward(x, 2, *parameters, 1e-5, True)
-    torch.library.opcheck(ops.group_norm_silu_backward, (x, x, mean, rstd, 2, *parameters, True))
+    torch.library.opcheck(ops.group_norm_silu_forward, (x, None, 2, *parameters, 1e-5, True))
+    _, mean, rstd = ops.group_norm_silu_forward(x, None, 2, *parameters, 1e-5, True)
+    torch.library.opcheck(ops.group_norm_silu_backward, (x, x, None, mean, rstd, 2, *parameters, True))
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
