@@ -1,7 +1,7 @@
-"""One diffusion process over several resolutions: its noise levels, its loss and one reverse step.
+"""One diffusion process over several resolutions: its noise, its loss and one reverse step.
 
 Matryoshka Diffusion Models (Gu et al. 2024, arXiv 2310.15111), section 3. Levels are listed from the highest resolution
-to the lowest. Time t counts noising steps, 0…num_steps, ᾱ_0 = 1; a network at x_t is given t − 1.
+to the lowest and share the time t; a network at x_t is given t − 1.
 """
 
 from collections.abc import Sequence
@@ -10,13 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mdm_kernels.multires import multires_loss, multires_noise
-from mdm_models.diffusion.schedule import alpha_bar_table, shifted
-
-Time = int | Tensor
-THRESHOLDS = {  # name → quantile of |x_0| that becomes the clipping bound, and the bound's largest value
-    "dynamic": (0.995, 100.0),
-    "dynamic_if": (0.95, 1.5),
-}
+from mdm_models.diffusion.schedule import NoiseLevel, NoiseSchedule, Time
+from mdm_models.diffusion.solvers import ddim_step, ddpm_step
+from mdm_models.diffusion.thresholding import thresholded
 
 
 class MatryoshkaDiffusion(nn.Module):
@@ -24,8 +20,9 @@ class MatryoshkaDiffusion(nn.Module):
 
     scales: each level's resolution as a multiple of the smallest, highest first, (4, 1) say; a level's signal-to-noise
     ratio is divided by scale ** shift_power. schedule: "deepfloyd", "ddpm" or "cosine". prediction: what the network
-    outputs, loss_target: the space its error is measured in, each "v", "eps" or "x0". level_weights: the loss's weight
-    of each level, default 1.
+    outputs, loss_target: the space its error is measured in, each "v", "eps" or "x0"; an error in one is an error in
+    another times a factor of ᾱ (`mdm_kernels.multires.reference.loss_factor`). level_weights: the weight of each level
+    in the loss, default 1.
     """
 
     def __init__(
@@ -52,37 +49,23 @@ class MatryoshkaDiffusion(nn.Module):
         self.prediction = prediction
         self.loss_target = loss_target
         self.level_weights = weights
-        table = alpha_bar_table(schedule, num_steps)
-        table = torch.stack([shifted(table, scale**shift_power) for scale in scales]).float()
-        self.register_buffer("alpha_bars", table, persistent=False)  # (levels, num_steps + 1)
+        self.schedule = NoiseSchedule(schedule, num_steps, scales, shift_power)
 
     @property
     def device(self) -> torch.device:
         """Where the schedule lies, and so where `sample` runs."""
-        return self.alpha_bars.device
+        return self.schedule.log_alpha_bars.device
 
     def alpha_bar(self, t: Time, level: int) -> Tensor:
-        """ᾱ_t of a level, float32 in t's shape; t: an int or an integer tensor in 0…num_steps (else IndexError)."""
-        return self.alpha_bars[level][self._checked_time(t)]
+        """ᾱ_t of a level, float32 in t's shape; t: a number or a tensor, whole or real, in 0…num_steps (else
+        ValueError)."""
+        return self.schedule.alpha_bars(t)[level]
 
     def training_alpha_bars(self, time: Tensor) -> Tensor:
         """ᾱ of the x_t a network at `time` sees, (B,) in 0…num_steps−1 → (levels, B)."""
         if time.dim() != 1:
             raise ValueError(f"time has shape {tuple(time.shape)}; it must be (B,)")
-        return self.alpha_bars[:, self._checked_time(time + 1)]
-
-    def _checked_time(self, t: Time) -> Time:
-        if isinstance(t, int):
-            smallest = largest = t
-        elif t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
-            raise TypeError(f"t is {t.dtype}; it must be an integer tensor in 0…{self.num_steps}")
-        elif t.device.type != "cpu" or t.numel() == 0 or torch.compiler.is_compiling():
-            return t  # looking at values would stall a GPU's stream, and break a graph
-        else:
-            smallest, largest = t.min(), t.max()
-        if smallest < 0 or largest > self.num_steps:
-            raise IndexError(f"t is in {smallest}…{largest}; it must be in 0…{self.num_steps}")
-        return t
+        return self.schedule.alpha_bars(time + 1)
 
     def add_noise(
         self,
@@ -95,8 +78,8 @@ class MatryoshkaDiffusion(nn.Module):
     ) -> list[Tensor]:
         """What the network is trained on: x_t of every level, list of (B, C, H, W) or (B, C, T, H, W).
 
-        images at full resolution; time (B,) in 0…num_steps−1; strides, noise and seed as for
-        `mdm_kernels.multires.multires_noise`: one of noise and seed is given, and the loss is given the same.
+        images at full resolution; time (B,) in 0…num_steps−1, whole or real (drawn by `times`); strides, noise and seed
+        as for `mdm_kernels.multires.multires_noise`: one of noise and seed is given, and the loss is given the same.
         """
         return multires_noise(images, self.training_alpha_bars(time), strides, noise, seed=seed)
 
@@ -124,7 +107,7 @@ class MatryoshkaDiffusion(nn.Module):
             preds,
             images,
             self.training_alpha_bars(time),
-            [_stride(images, pred, f"preds[{i}]") for i, pred in enumerate(preds)],
+            [level_stride(images.shape, pred.shape, f"preds[{i}]") for i, pred in enumerate(preds)],
             noise,
             seed=seed,
             prediction=self.prediction,
@@ -132,6 +115,32 @@ class MatryoshkaDiffusion(nn.Module):
             weights=weights,
             rows=rows,
         )
+
+    def denoised(self, x_t: Sequence[Tensor], preds: Sequence[Tensor], t: Time, threshold: str) -> list[Tensor]:
+        """The images x_0 that predictions at x_t mean, float32 or x_t's float64, held inside ±1 by
+        `thresholding.thresholded`. t: a number or (B,)."""
+        if not len(x_t) == len(preds) == len(self.scales):
+            raise ValueError(f"x_t has {len(x_t)} and preds {len(preds)} tensors; there are {len(self.scales)} levels")
+        x_0 = []
+        for i, (x, pred, at_t) in enumerate(zip(x_t, preds, self._noise_beside(x_t, t), strict=True)):
+            if x.shape != pred.shape:
+                raise ValueError(f"preds[{i}] has shape {tuple(pred.shape)} and x_t[{i}] {tuple(x.shape)}")
+            x, pred = at_least_float32(x), at_least_float32(pred)
+            x_0.append(thresholded(self._meaning(x, pred, at_t), threshold))
+        return x_0
+
+    def _meaning(self, x: Tensor, pred: Tensor, at_t: NoiseLevel) -> Tensor:
+        if self.prediction == "v":
+            return at_t.alpha * x - at_t.sigma * pred
+        if self.prediction == "eps":
+            return (x - at_t.sigma * pred) / at_t.alpha
+        return pred
+
+    def _noise_beside(self, x: Sequence[Tensor], t: Time) -> list[NoiseLevel]:
+        """What each level is made of at t, a number or (B,), as numbers that broadcast against x (B, …)."""
+        if isinstance(t, Tensor) and t.dim() > 0:
+            t = t.view(-1, *[1] * (x[0].dim() - 1))
+        return self.schedule.noise_levels(t)
 
     def step(
         self,
@@ -144,81 +153,42 @@ class MatryoshkaDiffusion(nn.Module):
         noise: Sequence[Tensor] | None = None,
         threshold: str = "clip",
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """One reverse step from time t to an earlier time s → (x_0 list, x_s list), float32.
+        """One reverse step from time t to an earlier time s → (x_0 list, x_s list), float32 or x_t's float64.
 
-        x_t, preds: one tensor a level; t > s, each an int or (B,) integers. eta None: the DDPM posterior q(x_s | x_t,
-        x_0) (Ho et al. 2020, equation 7); eta in 0…1: DDIM (Song et al. 2021, equation 12), deterministic at 0. noise:
-        standard normal, one tensor a level; drawn from torch's generator if None; unused by eta = 0.
-        threshold: "clip" x_0 to ±1; "dynamic", divide by the 0.995 quantile of |x_0| in 1…100; "dynamic_if", by the
-        0.95 quantile in 1…1.5 (Saharia et al. 2022, section 2.3), over a whole image or clip; or "none".
+        x_t, preds: one tensor a level; t > s, each a number or (B,). eta None: a DDPM step; eta in 0…1: a DDIM step,
+        deterministic at 0 (`solvers.ddpm_step`, `solvers.ddim_step`). noise: standard normal, one tensor a level; drawn
+        from torch's generator if None; unused by eta = 0. threshold: clip, dynamic, dynamic_if or none, as for
+        `thresholding.thresholded`.
         """
-        levels = len(self.scales)
-        if not len(x_t) == len(preds) == levels:
-            raise ValueError(f"x_t has {len(x_t)} and preds {len(preds)} tensors; there are {levels} levels")
-        if isinstance(t, int) and isinstance(s, int) and not 0 <= s < t <= self.num_steps:
+        if not isinstance(t, Tensor) and not isinstance(s, Tensor) and not 0 <= s < t <= self.num_steps:
             raise ValueError(f"t is {t} and s is {s}; they must satisfy 0 ≤ s < t ≤ {self.num_steps}")
-        if eta is not None and not 0 <= eta <= 1:
-            raise ValueError(f"eta is {eta}; it must be None or in 0…1")
-        x_0, x_s = [], []
-        for level, (x, pred) in enumerate(zip(x_t, preds, strict=True)):
-            if x.shape != pred.shape:
-                raise ValueError(f"preds[{level}] has shape {tuple(pred.shape)} and x_t[{level}] {tuple(x.shape)}")
-            x, pred = x.float(), pred.float()
-            alpha_bar_t, alpha_bar_s = (_beside(self.alpha_bar(time, level), x) for time in (t, s))
-            x_0.append(thresholded(self._denoised(x, pred, alpha_bar_t), threshold))
-            mean, deviation = _reverse(x, x_0[-1], alpha_bar_t, alpha_bar_s, eta)
-            if eta != 0:
-                mean = mean + deviation * (torch.randn_like(x) if noise is None else noise[level].float())
-            x_s.append(mean)
-        return x_0, x_s
-
-    def _denoised(self, x: Tensor, pred: Tensor, alpha_bar: Tensor) -> Tensor:
-        """The image that a prediction at x_t means."""
-        if self.prediction == "v":
-            return alpha_bar.sqrt() * x - (1 - alpha_bar).sqrt() * pred
-        if self.prediction == "eps":
-            return (x - (1 - alpha_bar).sqrt() * pred) / alpha_bar.sqrt()
-        return pred
+        check_eta(eta)
+        x_0 = self.denoised(x_t, preds, t, threshold)
+        x_t = [at_least_float32(x) for x in x_t]
+        if eta == 0:
+            noise = [None] * len(x_t)
+        elif noise is None:
+            noise = [torch.randn_like(x) for x in x_t]
+        levels = zip(x_t, x_0, self._noise_beside(x_t, t), self._noise_beside(x_t, s), noise, strict=True)
+        if eta is None:
+            return x_0, [ddpm_step(x, y, at_t, at_s, eps) for x, y, at_t, at_s, eps in levels]
+        return x_0, [ddim_step(x, y, at_t, at_s, eta, eps) for x, y, at_t, at_s, eps in levels]
 
 
-def _reverse(x: Tensor, x_0: Tensor, at_t: Tensor, at_s: Tensor, eta: float | None) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of x_s given x_t, x_0 and the ᾱ of t and s."""
-    alpha = at_t / at_s
-    beta = 1 - alpha
-    variance = beta * (1 - at_s) / (1 - at_t)
-    if eta is None:
-        mean = x_0 * (beta * at_s.sqrt() / (1 - at_t)) + x * (alpha.sqrt() * (1 - at_s) / (1 - at_t))
-    else:
-        variance = eta**2 * variance
-        eps = (x - at_t.sqrt() * x_0) / (1 - at_t).sqrt()
-        mean = at_s.sqrt() * x_0 + (1 - at_s - variance).clamp_min(0).sqrt() * eps
-    return mean, variance.sqrt()
+def check_eta(eta: float | None) -> None:
+    if eta is not None and not 0 <= eta <= 1:
+        raise ValueError(f"eta is {eta}; it must be None or in 0…1")
 
 
-def thresholded(x_0: Tensor, threshold: str) -> Tensor:
-    """x_0 held inside ±1 by one of the rules of `MatryoshkaDiffusion.step`."""
-    if threshold == "none":
-        return x_0
-    if threshold == "clip":
-        return x_0.clamp(-1, 1)
-    if threshold not in THRESHOLDS:
-        raise ValueError(f"threshold is {threshold!r}; it must be one of clip, {', '.join(THRESHOLDS)}, none")
-    quantile, largest = THRESHOLDS[threshold]
-    bound = torch.stack([torch.quantile(sample.abs().flatten(), quantile) for sample in x_0]).clamp(1, largest)
-    bound = _beside(bound, x_0)
-    return x_0.clamp(-bound, bound) / bound
+def at_least_float32(x: Tensor) -> Tensor:
+    """float64 stays, every other dtype becomes float32: what samples are kept in, whatever the network computes in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _beside(values: Tensor, x: Tensor) -> Tensor:
-    """() or (B,) → broadcastable against x (B, …)."""
-    return values if values.dim() == 0 else values.view(-1, *[1] * (x.dim() - 1))
-
-
-def _stride(images: Tensor, pred: Tensor, name: str) -> tuple[int, int]:
-    """(time, space) by which a level lies below the full-resolution images."""
-    full, level = images.shape[2:], pred.shape[2:]
-    found = f"{name} has shape {tuple(pred.shape)} beside images of {tuple(images.shape)}"
-    sizes = list(zip(full, level, strict=False))
+def level_stride(full: Sequence[int], level: Sequence[int], name: str) -> tuple[int, int]:
+    """(time, space) by which a level of a shape (B, C, …) lies below the highest; errors call the level `name`."""
+    found = f"{name} has shape {tuple(level)} beside images of {tuple(full)}"
+    sizes = list(zip(full[2:], level[2:], strict=False))
     if len(full) != len(level) or not all(small and large % small == 0 for large, small in sizes):
         raise ValueError(f"{found}; its size must divide theirs evenly")
     *time, height, width = [large // small for large, small in sizes]

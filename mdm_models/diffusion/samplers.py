@@ -1,15 +1,22 @@
-"""DDPM and DDIM sampling of every resolution at once, with classifier-free guidance."""
+"""Sampling every resolution at once: `sample`, and the samplers it knows by name."""
 
-import itertools
+import difflib
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from mdm_models.diffusion.objective import MatryoshkaDiffusion
+from mdm_models.diffusion.guidance import Condition, GuidedModel
+from mdm_models.diffusion.noise import Generators, draw_noise, seeded_generators
+from mdm_models.diffusion.objective import MatryoshkaDiffusion, at_least_float32, check_eta, level_stride
+from mdm_models.diffusion.solvers import Levels, Process, ddim, ddpm, dpmpp_2m, heun
+from mdm_models.diffusion.times import check_step_count, quadratic_times, time_grid
 
-SAMPLERS = ("ddim", "ddpm")
-Generators = torch.Generator | Sequence[torch.Generator] | None
+SAMPLERS = {"ddim": ddim, "ddpm": ddpm, "dpmpp_2m": dpmpp_2m, "heun": heun}
+ON_OFFICIAL_TIMES = ("ddim", "ddpm")  # so that they draw what the official code draws
+EVERYWHERE = (0.0, float("inf"))
+Callback = Callable[[int, float, list[Tensor]], object]
 
 
 @torch.no_grad()
@@ -23,86 +30,124 @@ def sample(
     negative_context: Tensor | None = None,
     negative_context_mask: Tensor | None = None,
     micro: dict[str, Tensor] | None = None,
-    guidance_scale: float = 1.0,
+    guidance_scale: float | Sequence[float] = 1.0,
+    guidance_interval: tuple[float, float] = EVERYWHERE,
     num_inference_steps: int = 50,
     sampler: str = "ddim",
     eta: float = 0.0,
     threshold: str = "clip",
     generator: Generators = None,
-    callback: Callable[[int, int, list[Tensor]], None] | None = None,
-) -> list[Tensor]:
-    """Draw images or clips, one batch at every level: list of float32 tensors within ±1, highest resolution first.
+    seed: int | None = None,
+    start: tuple[Tensor, float] | None = None,
+    callback: Callback | None = None,
+    return_levels: bool = False,
+) -> Tensor | list[Tensor]:
+    """Draw a batch of images or clips → (B, C, H, W) or (B, C, T, H, W) float32 within ±1.
 
     model(x, time, context, context_mask, micro) → predictions, one a level, is called without gradients, as it is (put
-    it in eval mode). shapes: each level's (B, C, H, W) or (B, C, T, H, W). Everything runs where `diffusion` lies.
+    it in eval mode). Everything runs where `diffusion` lies.
 
-    context (B, S, D), context_mask (B, S) True = a token. Unless guidance_scale is 1, the model sees one doubled batch,
-    negative_context (its shape) before context, and predictions are u + guidance_scale·(c − u) (Ho & Salimans 2022).
-    sampler: "ddim" with its eta, or "ddpm"; threshold as for `MatryoshkaDiffusion.step`. generator: None for torch's
-    own, one generator, or one a sample, when a sample does not depend on the batch around it.
-    callback(i, t, x_0) is called after step i, which began at time t, with the images as predicted so far.
+    Args:
+        shapes: each level's (B, C, H, W) or (B, C, T, H, W), highest resolution first.
+        context, context_mask: (B, S, D) and (B, S), True = a token.
+        negative_context, negative_context_mask: what guidance pushes away from, of the same shapes.
+        micro: micro-conditions by name, each (B,).
+        guidance_scale: w in u + w·(c − u), for all levels or one a level. Unless it is 1, the model sees one doubled
+            batch, the negative context's half first.
+        guidance_interval: (low, high), the times 0…num_steps at which there is guidance; at others the model sees the
+            context alone, which is half the work.
+        num_inference_steps: steps, 1…num_steps; each is one call of the model, two for "heun" except the last.
+        sampler: "ddim" or "ddpm", which step through the official code's whole times, or "dpmpp_2m" or "heun", of
+            second order, which step through real ones (`times.quadratic_times`).
+        eta: 0…1, the fresh noise of "ddim".
+        threshold: clip, dynamic, dynamic_if or none, as for `thresholding.thresholded`, at every call of the model.
+        generator: None for torch's own, one for the batch, or one a sample, so that a sample does not depend on the
+            batch around it. Or else seed: sample i draws from `noise.seeded_generators(seed, [i])`.
+        start: (images within ±1 of the highest level's shape, time 1 < t ≤ num_steps) to begin from these images as
+            they are at t, rather than from noise; then every sampler takes num_inference_steps real times. If the
+            images are float64, so are x_t, what the model sees and what is returned.
+        callback: called as callback(i, t, x_0) after step i, which began at time t, with every level's images as
+            predicted at t. What it returns is not looked at.
+        return_levels: return a list of all levels, not the highest alone.
+
+    Raises ValueError if an argument is not one of these or does not fit another.
     """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler is {sampler!r}; it must be one of {', '.join(SAMPLERS)}")
-    if len(shapes) != len(diffusion.scales) or len({shape[0] for shape in shapes}) != 1:
-        raise ValueError(f"shapes is {shapes}; it must hold {len(diffusion.scales)} shapes, all of one batch size")
-    guided = guidance_scale != 1
-    if guided:
-        context, context_mask = _doubled_context(context, context_mask, negative_context, negative_context_mask)
-        micro = micro and {name: torch.cat([value, value]) for name, value in micro.items()}
-    batch = shapes[0][0]
-    times = time_grid(diffusion.num_steps, num_inference_steps)
-    step_eta = eta if sampler == "ddim" else None
-    x_t = [draw_noise(shape, generator, diffusion.device) for shape in shapes]
-    for i, (t, s) in enumerate(itertools.pairwise(times)):
-        time = torch.full((2 * batch if guided else batch,), t - 1, device=diffusion.device)
-        preds = model([torch.cat([x, x]) for x in x_t] if guided else x_t, time, context, context_mask, micro)
-        if guided:
-            preds = guide(preds, guidance_scale)
-        noise = None if step_eta == 0 else [draw_noise(shape, generator, diffusion.device) for shape in shapes]
-        x_0, x_t = diffusion.step(x_t, preds, t, s, eta=step_eta, noise=noise, threshold=threshold)
+    solver = _solver(sampler, eta)
+    _check_shapes(shapes, diffusion)
+    check_step_count(diffusion.num_steps, num_inference_steps)
+    if seed is not None:
+        if generator is not None:
+            raise ValueError("seed and generator are both given; give one of them")
+        generator = seeded_generators(seed, range(shapes[0][0]))
+    scales = _level_scales(guidance_scale, len(shapes))
+    condition, doubled = Condition(context, context_mask, micro), None
+    if set(scales) != {1}:
+        doubled = condition.beside(negative_context, negative_context_mask)
+    guided_model = GuidedModel(model, condition, doubled, scales, _checked_interval(guidance_interval))
+
+    def denoise(x: Levels, t: float) -> Levels:
+        return diffusion.denoised(x, guided_model(x, t), t, threshold)
+
+    def noise() -> Levels:
+        return [draw_noise(shape, generator, diffusion.device) for shape in shapes]
+
+    if start is not None:
+        x = _started(diffusion, *start, shapes, noise())
+        times = quadratic_times(start[1], num_inference_steps)
+    elif sampler in ON_OFFICIAL_TIMES:
+        x, times = noise(), time_grid(diffusion.num_steps, num_inference_steps)
+    else:
+        x, times = noise(), quadratic_times(diffusion.num_steps, num_inference_steps)
+
+    process = Process(diffusion.schedule.noise_levels, denoise, noise)
+    for i, (t, x_0, x_s) in enumerate(solver(process, x, times)):
+        x = x_s
         if callback is not None:
             callback(i, t, x_0)
-    return [x.clamp(-1, 1) for x in x_t]
+    levels = [level.clamp(-1, 1) for level in x]
+    return levels if return_levels else levels[0]
 
 
-def time_grid(num_steps: int, num_inference_steps: int) -> list[int]:
-    """num_inference_steps + 1 times down to 0: multiples of (num_steps + 1) / (num_inference_steps + 1), rounded."""
-    if not 1 <= num_inference_steps <= num_steps:
-        raise ValueError(f"num_inference_steps is {num_inference_steps}; it must be in 1…{num_steps}")
-    spacing = (num_steps + 1) / (num_inference_steps + 1)
-    return [round(i * spacing) for i in range(num_inference_steps, -1, -1)]
+def _solver(sampler: str, eta: float) -> Callable:
+    if sampler not in SAMPLERS:
+        near = difflib.get_close_matches(sampler, SAMPLERS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it must be one of {', '.join(SAMPLERS)}"
+        raise ValueError(f"sampler is {sampler!r}; {hint}")
+    check_eta(eta)
+    if sampler == "ddim":
+        return functools.partial(ddim, eta=eta)
+    if eta != 0:
+        raise ValueError(f"eta is {eta} with sampler {sampler!r}; only 'ddim' takes one")
+    return SAMPLERS[sampler]
 
 
-def guide(preds: Sequence[Tensor], guidance_scale: float) -> list[Tensor]:
-    """u + guidance_scale·(c − u) at every level, in float32; (2B, …) → (B, …), preds holding u's half, then c's."""
-    halves = [pred.float().chunk(2) for pred in preds]
-    return [torch.lerp(unconditional, conditional, guidance_scale) for unconditional, conditional in halves]
+def _check_shapes(shapes: Sequence[Sequence[int]], diffusion: MatryoshkaDiffusion) -> None:
+    if len(shapes) != len(diffusion.scales) or len({shape[0] for shape in shapes}) != 1:
+        raise ValueError(f"shapes is {shapes}; it must hold {len(diffusion.scales)} shapes, all of one batch size")
 
 
-def draw_noise(shape: Sequence[int], generator: Generators, device: torch.device) -> Tensor:
-    """Standard normal noise in float32, drawn where the generator lies; a list of generators draws one sample each."""
-    if generator is None:
-        return torch.randn(*shape, device=device)
-    if isinstance(generator, torch.Generator):
-        return torch.randn(*shape, generator=generator, device=generator.device).to(device)
-    if len(generator) != shape[0]:
-        raise ValueError(f"generator has {len(generator)} entries; the batch has {shape[0]} samples")
-    return torch.stack([draw_noise(shape[1:], one, device) for one in generator])
+def _level_scales(guidance_scale: float | Sequence[float], levels: int) -> list[float]:
+    scales = list(guidance_scale) if isinstance(guidance_scale, Sequence) else [guidance_scale] * levels
+    if len(scales) != levels:
+        raise ValueError(f"guidance_scale has {len(scales)} entries; it must be one number, or {levels}, one a level")
+    return scales
 
 
-def _doubled_context(
-    context: Tensor | None, mask: Tensor | None, negative_context: Tensor | None, negative_mask: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """[negative, positive] along the batch, of features and of masks; a single mask missing means all tokens count."""
-    if context is None or negative_context is None:
-        raise ValueError("guidance_scale other than 1 needs both context and negative_context")
-    if context.shape != negative_context.shape:
-        raise ValueError(
-            f"negative_context has shape {tuple(negative_context.shape)}; it must be context's, {tuple(context.shape)}"
-        )
-    masks = None
-    if mask is not None or negative_mask is not None:
-        everything = torch.ones(context.shape[:2], dtype=torch.bool, device=context.device)
-        masks = torch.cat([everything if m is None else m.to(torch.bool) for m in (negative_mask, mask)])
-    return torch.cat([negative_context, context]), masks
+def _checked_interval(interval: tuple[float, float]) -> tuple[float, float]:
+    if len(interval) != 2 or not interval[0] <= interval[1]:
+        raise ValueError(f"guidance_interval is {interval}; it must be (low, high), low ≤ high")
+    return interval
+
+
+def _started(
+    diffusion: MatryoshkaDiffusion, images: Tensor, t: float, shapes: Sequence[Sequence[int]], noise: Levels
+) -> Levels:
+    """Every level of the images as it is at t."""
+    if tuple(images.shape) != tuple(shapes[0]):
+        raise ValueError(f"start has images of shape {tuple(images.shape)}; shapes[0] is {tuple(shapes[0])}")
+    if not 1 < t <= diffusion.num_steps:
+        raise ValueError(f"start has time {t}; it must be above 1 and at most {diffusion.num_steps}")
+    strides = [level_stride(shapes[0], shape, f"shapes[{i}]") for i, shape in enumerate(shapes)]
+    images = at_least_float32(images).to(diffusion.device)
+    time = torch.full((len(images),), t - 1, dtype=images.dtype, device=images.device)
+    return diffusion.add_noise(images, time, strides, [eps.to(images.dtype) for eps in noise])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mdm_models.config import UNetConfig
-from mdm_models.diffusion import MatryoshkaDiffusion
+from mdm_models.diffusion import MatryoshkaDiffusion, discrete_times
 from mdm_models.text import TransformerTextEncoder
 from mdm_models.training import checkpoint as checkpoints
 from mdm_models.training.checkpoint import Checkpoint
@@ -145,7 +145,7 @@ class Learner:
         offset = np.random.default_rng((self.config.seed, self.step)).random()
         positions = self.place.rank * count + np.arange(count)
         fractions = (offset + positions / (count * self.place.world)) % 1
-        return torch.from_numpy((fractions * self.diffusion.num_steps).astype(np.int64))
+        return discrete_times(torch.from_numpy(fractions), self.diffusion.num_steps)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         on = self.config.precision == "bf16" or (self.config.precision == "auto" and self.place.device.type == "cuda")

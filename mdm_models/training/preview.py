@@ -42,7 +42,7 @@ class Preview:
         with learner.ema.swapped_in(), torch.no_grad(), learner.autocast():
             context, mask = model.text(tokens)
             (captioned, empty), (captioned_mask, empty_mask) = context.chunk(2), mask.chunk(2)
-            levels = sample(
+            sampled = sample(
                 model.unet,
                 learner.diffusion,
                 [(len(self.captions), *shape) for shape in shapes],
@@ -55,6 +55,6 @@ class Preview:
                 generator=torch.Generator().manual_seed(config.seed),
             )
         model.train()
-        sampled = levels[0] if levels[0].dim() == 5 else levels[0].unsqueeze(2)
+        sampled = sampled if sampled.dim() == 5 else sampled.unsqueeze(2)
         path.parent.mkdir(exist_ok=True)
         save_grid(path, {"real": self.clips, "sampled": sampled}, self.captions, config.frame_rate)
