@@ -32,10 +32,12 @@ def check_tensor_lists(**arguments: Sequence[Tensor]) -> None:
 
 
 def check_ints(**arguments: int) -> None:
-    """Every argument is an integer, and no bool."""
+    """Every argument is an integer that fits into 64 bits, and no bool."""
     for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
             raise TypeError(f"{name} is {type(value).__name__}; it must be an int")
+        if isinstance(value, int) and value.bit_length() > 63:
+            raise ValueError(f"{name} is {value}; it must fit into 64 bits")
 
 
 def check_bools(**arguments: bool) -> None:

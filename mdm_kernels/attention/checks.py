@@ -85,7 +85,8 @@ def check_torch_arguments(
     if key.shape[-1] != query.shape[-1] or value.shape[-2] != key.shape[-2]:
         raise ValueError(f"query and key must have one head width, key and value as many tokens; not so {sizes}")
     leading = [x.shape[: -2 - gqa] + query.shape[-3:-2] * gqa for x in (query, key, value)]
-    logits = (*_broadcast(f"the leading sizes must broadcast; they do not {sizes}", *leading), query.shape[-2], key.shape[-2])
+    batch = _broadcast(f"the leading sizes must broadcast; they do not {sizes}", *leading)
+    logits = (*batch, query.shape[-2], key.shape[-2])
     if not 0 <= dropout_p <= 1:
         raise ValueError(f"dropout_p is {dropout_p}; it must be in 0…1")
     if attn_mask is None:

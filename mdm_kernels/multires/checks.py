@@ -34,7 +34,8 @@ def checked_strides(images: Tensor, strides: Sequence[Stride]) -> list[tuple[int
         if images.dim() == 4 and time != 1:
             raise ValueError(f"strides has {pair} for images of shape {tuple(images.shape)}; without frames, time is 1")
         if frames % time or images.shape[-2] % space or images.shape[-1] % space:
-            raise ValueError(f"images has shape {tuple(images.shape)}; its T, H, W must divide by strides[{i}] = {pair}")
+            shape = tuple(images.shape)
+            raise ValueError(f"images has shape {shape}; its T, H, W must divide by strides[{i}] = {pair}")
     return pairs
 
 

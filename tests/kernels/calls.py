@@ -1,4 +1,4 @@
-"""Calls of the ops, to be run on any backend in any dtype: the result and the gradient of every differentiable input."""
+"""Calls of the ops, to be run on any backend in any dtype: results, and the gradients of all differentiable inputs."""
 
 import dataclasses
 from collections.abc import Callable
@@ -69,9 +69,9 @@ def upstream_gradient(y: Tensor) -> Tensor:
 
 
 def group_norm(
-    *shape: int, groups=2, film_rows: int | None = None, skip: int = 0, channels_last=True, activation: str | None = "silu"
+    *shape: int, groups=2, film_rows=0, skip=0, channels_last=True, activation: str | None = "silu"
 ) -> Call:
-    """x of `shape`, and if `skip` is given a second input with so many channels."""
+    """x of `shape`; `skip`: channels of a second input, if any; `film_rows`: rows of scale and shift, if any."""
     channels = shape[1] + skip
     last = torch.channels_last if channels_last else torch.contiguous_format
     inputs = {"x": torch.randn(shape).contiguous(memory_format=last)}

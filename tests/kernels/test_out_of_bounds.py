@@ -25,7 +25,8 @@ class Guards:
 
     def place(self, x: Tensor) -> Tensor:
         """x's values, in its strides, with GUARD elements of NaN on both sides and between rows that do not touch."""
-        span = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
+        reach = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+        span = reach + 1 if x.numel() else 0
         memory = torch.full(((span + 2 * GUARD) * x.itemsize,), NAN, dtype=torch.uint8, device=x.device)
         outside = torch.ones(span + 2 * GUARD, dtype=torch.bool, device=x.device)
         outside.as_strided(x.shape, x.stride(), GUARD).fill_(False)
