@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import types
+import typing
 from dataclasses import dataclass
 
 KINDS = ("image", "space", "time")
@@ -65,6 +67,9 @@ class UNetConfig:
     """the nested UNet"""
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            _check_type(field.name, getattr(self, field.name), _HINTS[field.name])
+        self._check_sizes()
         stages = len(self.channels)
         if stages == 0 or len(self.blocks) != stages:
             raise ValueError(
@@ -76,17 +81,50 @@ class UNetConfig:
                 raise ValueError(f"{name} {layers} must be () or have one entry for each of the {stages} stages")
         if self.kind not in KINDS:
             raise ValueError(f"kind {self.kind!r} must be one of {', '.join(KINDS)}")
-        for channels in self.channels:
-            if channels % self.norm_groups:
-                raise ValueError(f"channels {self.channels} must all be multiples of norm_groups {self.norm_groups}")
         if any(self.temporal_attention) and self.kind != "time":
             raise ValueError(f"temporal_attention needs kind 'time', not {self.kind!r}")
         if self.inner is None and self.kind != "image":
             raise ValueError(f"the innermost UNet sees one frame: its kind must be 'image', not {self.kind!r}")
-        if self.embed_dim % 8:
-            raise ValueError(f"embed_dim {self.embed_dim} must be a multiple of 8")
         if self.inner is not None:
             self._check_nesting(self.inner)
+        self._check_heads()
+
+    def _check_sizes(self) -> None:
+        for name in ("num_heads", "temporal_head_dim", "embed_dim", "norm_groups", "image_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+        for name in ("context_dim", "context_proj_dim", "context_layers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} {getattr(self, name)} must not be negative")
+        for name, least in (("channels", 1), ("blocks", 1), ("attention", 0), ("temporal_attention", 0)):
+            if any(entry < least for entry in getattr(self, name)):
+                raise ValueError(f"{name} {getattr(self, name)} must have entries of at least {least}")
+        for channels in self.channels:
+            if channels % self.norm_groups:
+                raise ValueError(f"channels {self.channels} must all be multiples of norm_groups {self.norm_groups}")
+        if self.embed_dim % 8:
+            raise ValueError(f"embed_dim {self.embed_dim} must be a multiple of 8")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout {self.dropout} must be at least 0 and less than 1")
+
+    def _check_heads(self) -> None:
+        attending = [width for width, layers in zip(self.channels, self.attention, strict=False) if layers]
+        if self.mid_blocks:
+            attending.append(self.channels[-1])
+        over_time = [width for width, layers in zip(self.channels, self.temporal_attention, strict=False) if layers]
+        for width in attending:
+            if width % self.num_heads:
+                raise ValueError(
+                    f"channels {width} of a stage with attention must be a multiple of num_heads {self.num_heads}"
+                )
+        for width in over_time:
+            if width % self.temporal_head_dim:
+                raise ValueError(
+                    f"channels {width} of a stage with temporal_attention must be a multiple of temporal_head_dim "
+                    f"{self.temporal_head_dim}"
+                )
+        if self.is_video and attending and self.context_width:
+            raise ValueError("attention to text needs kind 'image': a clip has one text for many frames")
 
     def _check_nesting(self, inner: "UNetConfig") -> None:
         if self.mid_blocks or self.context_dim:
@@ -144,15 +182,47 @@ class UNetConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "UNetConfig":
-        """The inverse of `to_dict`, also after a trip through JSON (lists for tuples). ValueError for unknown keys."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"unknown config keys {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-        values = {key: _tuples(value) if isinstance(value, list) else value for key, value in values.items()}
-        if values.get("inner") is not None:
+        """The inverse of `to_dict`, also after a trip through JSON (lists for tuples).
+
+        Raises ValueError for a key that is unknown or missing and for a value that no model can have, TypeError for a
+        value of a wrong type; each names the key.
+        """
+        if not isinstance(values, dict):
+            raise TypeError(f"a UNet's config is {values!r}; it must be a dict")
+        if unknown := sorted(set(values) - set(_HINTS)):
+            raise ValueError(f"unknown config keys {', '.join(unknown)}; known are {', '.join(sorted(_HINTS))}")
+        if missing := sorted(set(_HINTS) - set(values)):
+            raise ValueError(f"config keys {', '.join(missing)} are missing")
+        values = {key: _tuples(value) for key, value in values.items()}
+        if values["inner"] is not None:
             values["inner"] = cls.from_dict(values["inner"])
         return cls(**values)
 
 
+_HINTS = typing.get_type_hints(UNetConfig)  # the type of each field
+
+
 def _tuples(value):
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _check_type(name: str, value, hint) -> None:
+    if not _has_type(value, hint):
+        expected = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else hint
+        raise TypeError(f"{name} is {value!r}; it must be of type {expected}")
+
+
+def _has_type(value, hint) -> bool:
+    """Whether a value fits the annotation of a field of `UNetConfig`; ints pass for floats, bools do not for ints."""
+    if typing.get_origin(hint) is tuple:
+        inside = typing.get_args(hint)
+        if not isinstance(value, tuple):
+            return False
+        if inside[-1] is Ellipsis:
+            return all(_has_type(entry, inside[0]) for entry in value)
+        return len(value) == len(inside) and all(map(_has_type, value, inside))
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return any(_has_type(value, option) for option in typing.get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))

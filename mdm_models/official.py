@@ -1,17 +1,27 @@
 """The configs and checkpoints of the official code (apple/ml-mdm), converted to ours."""
 
-import argparse
-import pickle
 import re
+import zipfile
+import zlib
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mdm_models.config import UNetConfig
+from mdm_models.files import one_line
 from mdm_models.unet import UNet
+from mdm_models.weights import fitting_model, placed, with_weights
+from mdm_models.zoo import model_config
 
-_UNSUPPORTED = ("interp_conditioning",)
+# What official checkpoints name beside tensors: the settings of the training run, as instances of the official classes
+# (under the names that its modules had over the years), and numbers of numpy. None of it is imported or called here.
+_IGNORED = (
+    "argparse.Namespace",
+    "_codecs.encode",
+    *(f"{module}." for module in ("numpy", "ml_mdm", "config", "models", "diffusion", "samplers", "reader")),
+    *(f"{module}." for module in ("language_models", "distributed", "trainer")),
+)
 
 # Official module names → ours, applied in this order to every key.
 _RENAMES = [
@@ -61,9 +71,8 @@ def _embed_dim(config: dict) -> int:
 
 
 def _level(config: dict, embed_dim: int, context_dim: int) -> UNetConfig:
-    for name in _UNSUPPORTED:
-        if config.get(name):
-            raise ValueError(f"official config: {name} is set; its layers are not part of the model's output")
+    if config.get("interp_conditioning"):
+        raise ValueError("official config: interp_conditioning is set; its layers are not part of the model's output")
     if config.get("micro_conditioning"):
         pairs = (item.split(":") for item in config["micro_conditioning"].split(","))
         micro = tuple((name, float(default)) for name, default in pairs)
@@ -72,6 +81,10 @@ def _level(config: dict, embed_dim: int, context_dim: int) -> UNetConfig:
     resnet = config["resnet_config"]
     stages = len(config["resolution_channels"])
     levels = config["attention_levels"]
+    if (levels or not config["skip_mid_blocks"]) and resnet["num_groups_norm"] != 32:
+        raise ValueError(
+            f"official config: num_groups_norm is {resnet['num_groups_norm']}; attention there always has 32 groups"
+        )
     attention = tuple(n if i in levels else 0 for i, n in enumerate(config["num_attention_layers"]))
     temporal = tuple(config.get("num_temporal_attention_layers") or ())[:stages]
     kind = ("space" if config["temporal_spatial_ds"] else "time") if config["temporal_mode"] else "image"
@@ -123,35 +136,63 @@ def _converted(key: str, value: Tensor) -> tuple[str, Tensor]:
     return key, value.flatten(1) if is_pointwise else value
 
 
-def load_checkpoint(path: str | Path, name: str) -> UNet:
+def load_checkpoint(
+    path: str | Path, name: str, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> UNet:
     """An official .pth file → the model `name` ("mdm_t2i_64", ...) with its weights, in evaluation mode.
 
-    The file is read without running any code in it. Raises FileNotFoundError, or ValueError in one line if the file is
-    damaged, is no official checkpoint, or is one of another model.
+    dtype: of the weights; None: that of the file. The file is read without running any code in it. Raises
+    FileNotFoundError, or ValueError in one line if the file is damaged, is no official checkpoint, or is one of another
+    model.
     """
-    from mdm_models.zoo import create_model
+    weights = state_dict_from_official(read_checkpoint(path))
+    model = fitting_model(model_config(name), weights, path, dtype)
+    own = model.state_dict()
+    return with_weights(model, {key: placed(weights.pop(key), own[key], dtype, device) for key in own})
 
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """The official state dict in a .pth file. Errors as in `load_checkpoint`."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
+    _check_archive(path)
+    foreign = []
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        foreign = [name for name in names if not name.startswith(_IGNORED)]
+        with torch.serialization.safe_globals([] if foreign else [(_Ignored, name) for name in names]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: not a readable official checkpoint ({reason})") from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise ValueError(f"{path}: not an official checkpoint: it has no 'state_dict'")
-    return _filled(create_model(name), state_dict_from_official(checkpoint["state_dict"]), path, name)
+    except Exception as error:  # wrong bytes make an unpickler raise nearly anything
+        if foreign:
+            reason = f"reading it could run {', '.join(foreign)}, which no official checkpoint has"
+            raise ValueError(f"{path} is refused: {reason}") from None
+        raise ValueError(f"{path} is not a readable checkpoint: {one_line(error).split('. ')[0]}") from None
+    state_dict = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(state_dict, dict) or not all(isinstance(value, Tensor) for value in state_dict.values()):
+        raise ValueError(f"{path} is not an official checkpoint: it has no tensors under 'state_dict'")
+    return state_dict
 
 
-def _filled(model: UNet, state_dict: dict[str, Tensor], path: Path, name: str) -> UNet:
-    own = model.state_dict()
-    wrong = sorted(own.keys() ^ state_dict.keys())
-    wrong += [key for key in own.keys() & state_dict.keys() if own[key].shape != state_dict[key].shape]
-    if wrong:
-        raise ValueError(
-            f"{path}: a checkpoint of another model than {name}: {len(wrong)} tensors differ, as {wrong[0]}"
-        )
-    model.load_state_dict(state_dict)
-    return model.eval()
+def _check_archive(path: Path) -> None:
+    """ValueError unless the file is whole: an archive as torch.save makes, each record with its checksum."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{path} is no checkpoint of torch.save, or not all of one: {one_line(error)}") from None
+    if damaged:
+        raise ValueError(f"{path} is damaged: its record {damaged!r} has another checksum than when it was written")
+
+
+class _Ignored:
+    """Stands for whatever a checkpoint holds beside the weights (settings, numbers of numpy): made, never used."""
+
+    def __new__(cls, *args, **kwargs):
+        return object.__new__(cls)
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass

@@ -6,6 +6,7 @@ returns one tensor a level, highest resolution first.
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -159,6 +160,12 @@ class UNet(nn.Module):
         """The UNet that holds the text layers: the one at the lowest resolution."""
         return self
 
+    def save_pretrained(self, directory: str | Path, overwrite: bool = False) -> None:
+        """Write config.json and model.safetensors, for `mdm_models.from_pretrained`. See `pretrained.write`."""
+        from mdm_models.pretrained import write  # which makes models, so that it must be imported after this file
+
+        write(directory, self.config, self.state_dict(), overwrite)
+
     def forward(
         self,
         x: list[Tensor],
@@ -281,8 +288,10 @@ def _unet(config: UNetConfig) -> UNet:
 
 
 def empty_model(config: UNetConfig) -> UNet:
-    """The model of a config with parameters that have no memory yet (on the meta device), in channels_last format: to be
-    given their first values by `materialise`, or those of a state dict."""
+    """The model of a config with parameters that have no memory yet (on the meta device), in channels_last format.
+
+    They are given their first values by `materialise`, or those of a state dict by `load_state_dict(assign=True)`.
+    """
     with torch.device("meta"):
         return _unet(config).to(memory_format=torch.channels_last)
 

@@ -16,9 +16,9 @@ def _named(function: Callable[[], UNetConfig]) -> Callable[[], UNetConfig]:
     return function
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """Names of the models that match a shell wildcard, sorted."""
-    return sorted(fnmatch.filter(_CONFIGS, pattern))
+def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
+    """Names of the models that match a shell wildcard, sorted; pretrained: those whose weights come along (none)."""
+    return [] if pretrained else sorted(fnmatch.filter(_CONFIGS, pattern))
 
 
 def model_config(name: str, **overrides) -> UNetConfig:
@@ -45,9 +45,19 @@ def _replaced(config: UNetConfig, overrides: dict) -> UNetConfig:
     return dataclasses.replace(config, **overrides)
 
 
-def create_model(name: str, **overrides) -> UNet:
-    """A named model, freshly initialised; `overrides` as in `model_config`."""
-    return build_model(model_config(name, **overrides))
+def create_model(name: str, pretrained: bool = False, **overrides) -> UNet:
+    """A named model, freshly initialised; `overrides` as in `model_config`.
+
+    pretrained: raises ValueError, which says where weights are to be had, as none come with this package.
+    """
+    config = model_config(name, **overrides)
+    if pretrained:
+        raise ValueError(
+            f"no weights of {name} come with this package: download a checkpoint of apple/ml-mdm (its README links "
+            "vis_model.pth for 64, 256 and 1024), run `python -m mdm_models.convert vis_model.pth DIR`, and call "
+            "mdm_models.from_pretrained(DIR)"
+        )
+    return build_model(config)
 
 
 @_named

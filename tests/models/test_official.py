@@ -1,12 +1,18 @@
+"""Official checkpoints: what is in them, and files that only look like one."""
+
 import argparse
-import io
+import os
+import pickle
+import sys
+import types
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 
-from mdm_models import create_model, list_models, official
-from tests.models.golden import shapes_of
+from mdm_models import create_model, official
+from tests.models.golden import relative_error, shapes_of
 
 PARAMETERS = {"mdm_t2i_64": 461_359_107, "mdm_t2i_256": 476_613_958, "mdm_t2i_1024": 480_970_057}
 
@@ -21,79 +27,117 @@ def test_official_checkpoint_fits_tensor_by_tensor(name):
     assert sum(v.numel() for v in own.values()) == PARAMETERS[name]
 
 
-@pytest.fixture
-def tiny_checkpoint(tmp_path, monkeypatch):
-    """A small model of the official layout, saved as the official code saves; and the weights it holds."""
-    from mdm_models import zoo
-
-    def mdm_small():
-        from mdm_models import UNetConfig
-
-        return UNetConfig(channels=(32,), blocks=(1,), attention=(1,), embed_dim=32, mid_blocks=True, context_dim=8)
-
-    monkeypatch.setitem(zoo._CONFIGS, "mdm_small", mdm_small)
-    model = create_model("mdm_small")
-    pointwise = ("qkv.weight", "attention.0.proj.weight", "middle_blocks.1.proj.weight")
-    names = {
-        "time_embed.fc": "temb_layer", "text.pool.": "cond_emb.", "middle_blocks.0.": "mid_blocks.0.resnets.0.",
-        "middle_blocks.1.": "mid_blocks.0.attn.0.", "middle_blocks.2.": "mid_blocks.1.resnets.0.",
-        "down.": "down_blocks.", "up.": "up_blocks.", ".attention.": ".attn.", ".film.": ".time_layer.",
-        ".skip.": ".conv3.", ".context_norm.": ".norm_cond.", ".context_kv.": ".kv_cond.", ".proj.": ".proj_out.",
-    }  # fmt: skip
-    saved = {}
-    for key, value in model.state_dict().items():
-        theirs = key
-        for ours, name in names.items():
-            theirs = theirs.replace(ours, name)
-        saved[theirs] = value[..., None, None] if key.endswith(pointwise) else value
-    path = tmp_path / "vis_model.pth"
-    torch.save({"state_dict": saved, "args": argparse.Namespace(lr=1e-4), "batch_num": 7}, path)
-    return path, model.state_dict()
+def test_checkpoint_gives_the_official_outputs(official_checkpoint):
+    golden = official_checkpoint.golden
+    model = official.load_checkpoint(official_checkpoint.path, official_checkpoint.name)
+    with torch.no_grad():
+        (output,) = model(golden.x, **golden.inputs)
+    assert not model.training
+    assert relative_error(output, golden.y[0]) <= 1e-5
 
 
-def test_checkpoint_file_loads_with_its_weights(tiny_checkpoint):
-    path, weights = tiny_checkpoint
-    loaded = official.load_checkpoint(path, "mdm_small").state_dict()
-    assert all(torch.equal(loaded[key], weights[key]) for key in weights)
+def test_checkpoint_is_loaded_in_the_dtype_asked_for(official_checkpoint):
+    model = official.load_checkpoint(official_checkpoint.path, official_checkpoint.name, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
-def test_checkpoint_of_another_model_is_refused(tiny_checkpoint):
-    path, _ = tiny_checkpoint
-    with pytest.raises(ValueError, match="another model than mdm_t2i_tiny"):
-        official.load_checkpoint(path, "mdm_t2i_tiny")
+def test_settings_of_official_classes_are_ignored_without_importing_them(official_checkpoint, monkeypatch):
+    module = types.ModuleType("samplers")
+    module.SamplerConfig = type("SamplerConfig", (), {"__module__": module.__name__})
+    settings = argparse.Namespace(sampler_config=module.SamplerConfig(), loss=np.float64(0.5))
+    settings.sampler_config.steps = [1, 2]
+    checkpoint = torch.load(official_checkpoint.path, weights_only=False)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, module.__name__, module)
+        torch.save({**checkpoint, "args": settings}, official_checkpoint.path)
+    weights = official.read_checkpoint(official_checkpoint.path)
+    assert weights.keys() == checkpoint["state_dict"].keys()
 
 
-def test_truncated_checkpoint_is_refused_in_one_line(tiny_checkpoint):
-    path, _ = tiny_checkpoint
-    path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(ValueError, match="not a readable official checkpoint") as error:
-        official.load_checkpoint(path, "mdm_small")
+def test_checkpoint_of_another_model_is_refused(official_checkpoint):
+    with pytest.raises(ValueError, match=r"vis_model.pth is of another model: it lacks \d+ tensors, as "):
+        official.load_checkpoint(official_checkpoint.path, "mdm_t2i_tiny")
+
+
+def refusal(path) -> str:
+    with pytest.raises(ValueError, match=path.name) as error:
+        official.read_checkpoint(path)
     assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 5000, 0.5, 0.99, -1])
+def test_truncated_checkpoint_is_refused_in_one_line(official_checkpoint, kept):
+    path = official_checkpoint.path
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
+    assert "no checkpoint of torch.save, or not all of one" in refusal(path)
+
+
+def test_one_wrong_byte_in_the_weights_is_noticed(official_checkpoint):
+    path = official_checkpoint.path
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    assert "is damaged: its record 'vis_model/data/" in refusal(path)
+
+
+def test_a_web_page_in_place_of_the_file_is_refused(tmp_path):
+    path = tmp_path / "vis_model.pth"
+    path.write_text("<html>404 Not Found</html>")
+    assert "no checkpoint of torch.save" in refusal(path)
 
 
 class Malicious:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
     def __reduce__(self):
-        return print, ("code in a checkpoint ran",)
+        return self.call
 
 
-def test_checkpoint_with_code_in_it_is_refused_unread(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("function", "argument", "name"),
+    [(os.system, "echo ran", "posix.system"), (eval, "print('ran')", "eval"), (print, "ran", "print")],
+)
+def test_checkpoint_that_would_run_code_is_refused_unrun(tmp_path, capfd, function, argument, name):
     path = tmp_path / "bad.pth"
-    torch.save({"state_dict": {}, "extra": Malicious()}, path)
-    with pytest.raises(ValueError, match="not a readable official checkpoint"):
-        official.load_checkpoint(path, "mdm_t2i_tiny")
-    assert "ran" not in capsys.readouterr().out
+    torch.save({"state_dict": {}, "extra": Malicious(function, argument)}, path)
+    assert f"{name}, which no official checkpoint has" in refusal(path)
+    assert "ran" not in capfd.readouterr().out
 
 
-def test_file_without_weights_is_refused(tmp_path):
+def test_plain_pickle_that_would_run_code_is_refused_unrun(tmp_path, capfd):
+    path = tmp_path / "bad.pth"
+    path.write_bytes(pickle.dumps({"state_dict": {}, "extra": Malicious(os.system, "echo ran")}))
+    refusal(path)
+    torch.save({"extra": Malicious(os.system, "echo ran")}, path, _use_new_zipfile_serialization=False)
+    refusal(path)
+    assert "ran" not in capfd.readouterr().out
+
+
+def test_a_function_under_an_official_name_is_not_called(tmp_path, monkeypatch, capfd):
+    module = types.ModuleType("samplers")
+    exec("def run():\n    print('ran')", module.__dict__)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    path = tmp_path / "bad.pth"
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "extra": Malicious(module.run)}, path)
+    official.read_checkpoint(path)
+    assert "ran" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("content", [{"model": {}}, [1, 2], {"state_dict": {"step": 3}}, {"state_dict": None}])
+def test_checkpoint_without_weights_is_refused(tmp_path, content):
     path = tmp_path / "other.pth"
-    torch.save({"model": {}}, path)
-    with pytest.raises(ValueError, match="no 'state_dict'"):
-        official.load_checkpoint(path, "mdm_t2i_tiny")
-    with zipfile.ZipFile(buffer := io.BytesIO(), "w") as archive:
+    torch.save(content, path)
+    assert "no tensors under 'state_dict'" in refusal(path)
+
+
+def test_archive_of_something_else_is_refused(tmp_path):
+    path = tmp_path / "other.pth"
+    with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
-    path.write_bytes(buffer.getvalue())
-    with pytest.raises(ValueError, match="not a readable official checkpoint"):
-        official.load_checkpoint(path, "mdm_t2i_tiny")
+    assert "not a readable checkpoint" in refusal(path)
 
 
 def test_missing_file_is_named(tmp_path):
@@ -101,28 +145,14 @@ def test_missing_file_is_named(tmp_path):
         official.load_checkpoint(tmp_path / "absent.pth", "mdm_t2i_tiny")
 
 
-def test_unknown_model_name_gets_a_suggestion():
-    with pytest.raises(ValueError, match="did you mean 'mdm_t2i_64'"):
-        create_model("mdm_t2i_46")
-
-
-def test_unknown_override_is_named():
-    with pytest.raises(ValueError, match="unknown model options widths"):
-        create_model("mdm_t2i_tiny", widths=3)
-
-
-def test_models_are_listed_by_wildcard():
-    assert list_models("mdm_t2v_*") == ["mdm_t2v_256", "mdm_t2v_64", "mdm_t2v_tiny"]
-
-
-def test_text_width_reaches_the_innermost_unet():
-    with torch.device("meta"):
-        model = create_model("mdm_t2v_tiny", context_dim=16)
-    assert model.config.innermost.context_dim == 16
-
-
-def test_video_levels_and_their_noise_scales():
-    with torch.device("meta"):
-        config = create_model("mdm_t2v_256").config
-    assert config.strides == [(1, 1), (1, 4), (16, 4)]
-    assert config.scales == [16.0, 4.0, 1.0]
+def test_group_norms_of_another_size_than_official_attention_has_are_refused():
+    config = {
+        "conditioning_feature_dim": 8,
+        "resolution_channels": [64],
+        "attention_levels": [0],
+        "num_attention_layers": [1],
+        "skip_mid_blocks": True,
+        "resnet_config": {"num_groups_norm": 16},
+    }
+    with pytest.raises(ValueError, match="num_groups_norm is 16"):
+        official.config_from_official(config)

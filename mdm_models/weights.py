@@ -1,0 +1,62 @@
+"""Weights from a file → a model: do they fit, and without having both in memory."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mdm_models.config import UNetConfig
+from mdm_models.unet import UNet, empty_model
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that a model computes in
+
+
+def fitting_model(
+    config: UNetConfig, tensors: Mapping[str, Tensor], source: str | Path, dtype: torch.dtype | None = None
+) -> UNet:
+    """The config's model, without memory, if these tensors can be its weights. `source` is what errors call them.
+
+    Raises ValueError in one line that names the first tensor that is missing, unknown or of another shape, or if the
+    weights are in no dtype that a model computes in; TypeError if `dtype`, which they are to be converted to, is none.
+    """
+    blocks = sum(sum(level.blocks) + sum(level.attention) + level.context_layers for level in config.levels)
+    if blocks > len(tensors):  # before a damaged config has us make a million layers
+        raise ValueError(f"{source} holds {len(tensors)} tensors, too few for the {blocks} blocks of the model")
+    model = empty_model(config)
+    own = model.state_dict()
+    if missing := own.keys() - tensors.keys():
+        raise ValueError(f"{source} is of another model: it lacks {len(missing)} tensors, as {min(missing)}")
+    if unknown := tensors.keys() - own.keys():
+        raise ValueError(f"{source} is of another model: it has {len(unknown)} tensors too many, as {min(unknown)!r}")
+    for key, tensor in own.items():
+        if tensor.shape != tensors[key].shape:
+            shapes = f"{tuple(tensors[key].shape)}; the model's is {tuple(tensor.shape)}"
+            raise ValueError(f"{source} is of another model: {key} has shape {shapes}")
+    _check_dtypes({tensor.dtype for tensor in tensors.values()}, source, dtype)
+    return model
+
+
+def placed(
+    tensor: Tensor, own: Tensor, dtype: torch.dtype | None, device: str | torch.device, copy: bool = False
+) -> Tensor:
+    """A weight in the memory format of the model's `own` tensor, in `dtype` (None: as it is), on `device`."""
+    channels_last = own.dim() == 4 and own.is_contiguous(memory_format=torch.channels_last)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return tensor.to(device=device, dtype=dtype, memory_format=memory_format, copy=copy)
+
+
+def with_weights(model: UNet, weights: dict[str, Tensor]) -> UNet:
+    """A model without memory → the same with these very tensors as its weights, in evaluation mode."""
+    model.load_state_dict(weights, assign=True)
+    return model.to(model.conv_in.weight.device).eval()  # the buffers follow the weights
+
+
+def _check_dtypes(found: set[torch.dtype], source: str | Path, dtype: torch.dtype | None) -> None:
+    names = ", ".join(sorted(map(str, found)))
+    if dtype is not None and dtype not in DTYPES:
+        raise TypeError(f"dtype is {dtype!r}; it must be one of {', '.join(map(str, DTYPES))}")
+    if not all(each.is_floating_point for each in found):
+        raise ValueError(f"{source} has weights of type {names}; they must be floating-point numbers")
+    if dtype is None and (len(found) > 1 or not found <= set(DTYPES)):
+        raise ValueError(f"{source} has weights of type {names}; choose one to compute in with the argument dtype")

@@ -1,0 +1,46 @@
+"""The named models."""
+
+import pytest
+import torch
+
+from mdm_models import create_model, list_models, model_config
+
+
+def test_unknown_model_name_gets_a_suggestion():
+    with pytest.raises(ValueError, match="did you mean 'mdm_t2i_64'"):
+        create_model("mdm_t2i_46")
+
+
+def test_unknown_override_is_named():
+    with pytest.raises(ValueError, match="unknown model options widths"):
+        create_model("mdm_t2i_tiny", widths=3)
+
+
+def test_models_are_listed_by_wildcard():
+    assert list_models("mdm_t2v_*") == ["mdm_t2v_256", "mdm_t2v_64", "mdm_t2v_tiny"]
+
+
+def test_no_model_is_listed_as_pretrained():
+    assert list_models(pretrained=True) == []
+
+
+def test_asking_for_pretrained_weights_says_how_to_get_them():
+    with pytest.raises(ValueError, match=r"no weights of mdm_t2i_64 come .* `python -m mdm_models.convert"):
+        create_model("mdm_t2i_64", pretrained=True)
+
+
+def test_text_width_reaches_the_innermost_unet():
+    assert model_config("mdm_t2v_tiny", context_dim=16).innermost.context_dim == 16
+
+
+def test_video_levels_and_their_noise_scales():
+    config = model_config("mdm_t2v_256")
+    assert config.strides == [(1, 1), (1, 4), (16, 4)]
+    assert config.scales == [16.0, 4.0, 1.0]
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_model_can_be_built_without_memory(name):
+    with torch.device("meta"):
+        model = create_model(name)
+    assert {tensor.device.type for tensor in [*model.parameters(), *model.buffers()]} == {"meta"}
