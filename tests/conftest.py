@@ -8,6 +8,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import torch
 
+with torch.device("meta"):  # has torch list its allocating functions before a test replaces them by `poisoned_memory`
+    torch.empty(0)
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
 
