@@ -107,7 +107,6 @@ def measure(case: ModelCase, rates, seconds: float) -> Iterator[Row]:
     for name, (calls, work) in steps.items():
         case.model.train(name == "training step")
         yield Row(
-            group="model",
             name=case.name,
             shape=case.shape,
             step=name,

@@ -16,7 +16,10 @@ from mdm_models import layers
 from mdm_models.diffusion import objective
 
 
-def group_norm_silu(x, num_groups, weight=None, bias=None, eps=1e-5, *, scale=None, shift=None, activation="silu"):
+def group_norm_silu(
+    x, num_groups, weight=None, bias=None, eps=1e-5, *, skip=None, scale=None, shift=None, activation="silu"
+):
+    x = x if skip is None else torch.cat([x, skip], dim=1)
     y = F.group_norm(x, num_groups, weight, bias, eps)
     if scale is not None:
         frames = x.shape[0] // scale.shape[0]
@@ -44,7 +47,10 @@ def temporal_attention(qkv, *, num_heads, frames, rotary=None):
         raise NotImplementedError("the plain version is for models without rotary positions")
     clips = qkv.unflatten(0, (-1, frames)).transpose(1, 2)  # (B, L, T, 3C)
     q, k, v = (part.unflatten(3, (num_heads, -1)).transpose(2, 3) for part in clips.chunk(3, dim=3))
-    h = F.scaled_dot_product_attention(q, k, v)  # (B, L, heads, T, D)
+    if qkv.is_cuda:  # the fused kernels there take four dimensions; on a CPU, products in five are faster
+        h = F.scaled_dot_product_attention(*(x.flatten(0, 1) for x in (q, k, v))).unflatten(0, q.shape[:2])
+    else:
+        h = F.scaled_dot_product_attention(q, k, v)  # (B, L, heads, T, D)
     return h.transpose(2, 3).flatten(3).transpose(1, 2).flatten(0, 1)
 
 
@@ -85,14 +91,25 @@ def multires_loss(
     return loss
 
 
+def sampler_step(x, preds, alpha_bar_t, alpha_bar_s, guidance_scale=5.0):
+    """x_s of one level in float32 by the DDPM posterior (Ho et al. 2020, equation 7) from x_t (B, …), v-predictions
+    (2B, …), the unconditional ones first, and ᾱ of t and s (B,)."""
+    unconditional, conditional = preds.float().chunk(2)
+    v = unconditional + guidance_scale * (conditional - unconditional)
+    a_t, a_s = _beside(alpha_bar_t, x), _beside(alpha_bar_s, x)
+    x_0 = (a_t.sqrt() * x - (1 - a_t).sqrt() * v).clamp(-1, 1)
+    beta = 1 - a_t / a_s
+    mean = x_0 * (beta * a_s.sqrt() / (1 - a_t)) + x * ((a_t / a_s).sqrt() * (1 - a_s) / (1 - a_t))
+    return mean + (beta * (1 - a_s) / (1 - a_t)).sqrt() * torch.randn_like(x)
+
+
 @contextlib.contextmanager
 def plain_pytorch() -> Iterator[None]:
     """Inside the block the models and the objective of `mdm_models` run on the functions above."""
 
-    def forward(self, x, scale=None, shift=None):
-        return group_norm_silu(
-            x, self.num_groups, self.weight, self.bias, self.eps, scale=scale, shift=shift, activation=self.activation
-        )
+    def forward(self, x, scale=None, shift=None, skip=None):
+        options = {"skip": skip, "scale": scale, "shift": shift, "activation": self.activation}
+        return group_norm_silu(x, self.num_groups, self.weight, self.bias, self.eps, **options)
 
     with contextlib.ExitStack() as patches:
         patches.enter_context(mock.patch.object(GroupNormSiLU, "forward", forward))

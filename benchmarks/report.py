@@ -2,12 +2,9 @@
 
 import dataclasses
 import json
-import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy
-import torch
 
 from benchmarks.timing import Timing
 
@@ -16,7 +13,6 @@ from benchmarks.timing import Timing
 class Row:
     """One thing measured both ways: "ours" and "plain" are the keys of timings (seconds) and peaks (bytes)."""
 
-    group: str
     name: str
     shape: str
     step: str
@@ -55,11 +51,18 @@ COLUMNS = (
 
 def table(rows: list[Row]) -> str:
     """A Markdown table; times are medians."""
-    cells = [COLUMNS] + [_cells(row) for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
-    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in cells]
+    return markdown_table(COLUMNS, [_cells(row) for row in rows])
+
+
+def markdown_table(columns: Sequence[str], lines: list[Sequence[str]]) -> str:
+    """Aligned, so that it can be read as text too."""
+    widths = [max(len(line[i]) for line in [columns, *lines]) for i in range(len(columns))]
+
+    def row(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.ljust(w) for cell, w in zip(cells, widths, strict=True)) + " |"
+
     rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
+    return "\n".join([row(columns), rule, *map(row, lines)])
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -79,9 +82,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def write_json(path: Path, machine: dict, rows: list[Row]) -> None:
-    """Every number behind the table, with the machine and the library versions."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
-    content = {"machine": machine, "versions": versions, "rows": [dataclasses.asdict(row) for row in rows]}
+def write_json(path: Path, machine: dict, rows: list) -> None:
+    """Every number behind the table, with the machine."""
+    content = {"machine": machine, "rows": [dataclasses.asdict(row) for row in rows]}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -1,54 +1,41 @@
-"""What the fused ops gain on this machine: every op and model beside plain PyTorch, beside its floor.
+"""What the fused ops gain the models on this machine: each beside plain PyTorch, beside its floor.
 
     python benchmarks/throughput.py --quick
     python benchmarks/throughput.py --models mdm_t2i_64,mdm_t2v_64 --batch 8 --json results.json
 
 On a GPU "ours" are the Triton kernels; on a CPU they are the references of `mdm_kernels`. Times are medians of calls
-made in turn. The floor is the time that the least memory traffic (ops) or the arithmetic (ops and models) would take
-at the rates of a large copy and of a large matrix product, both measured first.
+made in turn. The floor is the time that the arithmetic would take at the rate of a large matrix product, measured
+first. benchmarks/kernels.py measures the ops by themselves.
 """
 
 import argparse
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: find the packages beside benchmarks/
 
-from benchmarks import models, ops
+from benchmarks import models
+from benchmarks.machine import DTYPES, Rates, describe
 from benchmarks.report import Row, table, write_json
-from benchmarks.timing import copy_rate, device_name, matrix_rate
 from mdm_models import list_models
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What this machine reaches: bytes a second of a copy, operations a second of a matrix product."""
-
-    copy: float
-    matrix: float
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     summary, *_ = __doc__.split("\n\n")
     parser = argparse.ArgumentParser(description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument(
-        "--quick", action="store_true", help="small shapes, one small model: under a minute on a laptop"
-    )
+    parser.add_argument("--quick", action="store_true", help="one small model: under a minute on a laptop")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there too")
-    parser.add_argument("--models", metavar="NAMES", help="comma-separated model names, or 'none' (default: what fits)")
+    parser.add_argument("--models", metavar="NAMES", help="comma-separated model names (default: what fits)")
     parser.add_argument("--batch", type=int, default=1, help="batch size of the models")
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of the ops' inputs; models: autocast")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of autocast")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=1.0, help="how long to repeat each call")
     options = parser.parse_args(arguments)
     if options.batch < 1:
         parser.error(f"--batch {options.batch}: must be at least 1")
-    if options.models not in (None, "none"):
+    if options.models is not None:
         for name in options.models.split(","):
             if name not in models.SIZES:
                 parser.error(f"--models {name!r}: no such model; known are {', '.join(list_models())}")
@@ -57,19 +44,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(options: argparse.Namespace) -> None:
     device, dtype = torch.device(options.device), DTYPES[options.dtype]
-    rates = Rates(copy_rate(device), matrix_rate(device, dtype))
-    machine = {
-        "device": device_name(device),
-        "dtype": options.dtype,
-        "copy GB/s": round(rates.copy / 1e9, 1),
-        "matrix TFLOP/s": round(rates.matrix / 1e12, 3),
-    }
+    rates = Rates.measured(device, dtype)
+    machine = describe(device, options.dtype, rates)
     print(", ".join(f"{name} {value}" for name, value in machine.items()), end="\n\n")
     seconds = min(options.seconds, 0.3) if options.quick else options.seconds
     rows: list[Row] = []
-    for case in ops.cases(device, options.quick):
-        _progress(f"{case.op} {case.shape}")
-        rows += ops.measure(case, dtype, device, rates, seconds)
     for name in _model_names(options, device):
         _progress(name)
         rows += models.measure(models.ModelCase(name, options.batch, dtype, device), rates, seconds)
@@ -80,8 +59,6 @@ def main(options: argparse.Namespace) -> None:
 
 
 def _model_names(options: argparse.Namespace, device: torch.device) -> list[str]:
-    if options.models == "none":
-        return []
     return options.models.split(",") if options.models else models.default_names(device, options.quick)
 
 

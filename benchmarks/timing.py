@@ -1,4 +1,4 @@
-"""Measures of one machine: time, peak memory, and the rates that the floors are computed from."""
+"""How long calls take, in turn and out of caches, and how much memory they need at their peak."""
 
 import gc
 import statistics
@@ -21,14 +21,9 @@ class Timing:
     fastest: float
     slowest: float
 
-
-def device_name(device: torch.device) -> str:
-    """The accelerator's name, or the processor's with its number of threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    with open("/proc/cpuinfo") as info:
-        models = [line.split(":")[1].strip() for line in info if line.startswith("model name")]
-    return f"{models[0] if models else 'CPU'}, {torch.get_num_threads()} threads"
+    def of_one_among(self, calls: int) -> "Timing":
+        """Of one call, if this is the time of so many."""
+        return Timing(self.median / calls, self.fastest / calls, self.slowest / calls)
 
 
 def time_side_by_side(
@@ -103,29 +98,49 @@ class _TensorMemory(TorchDispatchMode):
         self.held -= size
 
 
-def copy_rate(device: torch.device) -> float:
-    """Bytes a second that a copy reads and writes, counting both, on a tensor well past the caches."""
-    source = torch.randn(2**28 if device.type == "cuda" else 2**25, device=device)
-    target = torch.empty_like(source)
-    timing = time_side_by_side({"copy": lambda: target.copy_(source)}, device, seconds=0.5, at_least=5)
-    return 2 * source.numel() * source.element_size() / timing["copy"].median
+@dataclass(frozen=True)
+class Runner:
+    """Calls a function with one set of inputs after the other, so that none waits for it in a cache."""
+
+    run: Callable[[], object]
+    calls: int
+    """calls of the function in one run"""
+    launched: str
+    """"CUDA graph", "Python" or "CPU": what makes the calls"""
+
+    @classmethod
+    def of(cls, call: Callable, sets: list[tuple[Tensor, ...]], device: torch.device) -> "Runner":
+        """On a GPU a captured graph of one call a set: what the kernels take, without the launches from Python, which
+        take longer than a small kernel. What cannot be captured is launched from Python."""
+        if device.type != "cuda":
+            return cls(_rotating(sets, call), 1, "CPU")
+        try:
+            return cls(_captured(sets, call), len(sets), "CUDA graph")
+        except RuntimeError:  # of torch or of CUDA: the call synchronises, or allocates outside torch
+            torch.cuda.synchronize(device)
+            return cls(lambda: [call(*inputs) for inputs in sets], len(sets), "Python")
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large square matrix product."""
-    size = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    timing = time_side_by_side({"product": lambda: a @ b}, device, seconds=0.5, at_least=5)
-    return 2 * size**3 / timing["product"].median
+def _captured(sets: list[tuple[Tensor, ...]], call: Callable) -> Callable[[], object]:
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # first calls compile, tune and allocate workspaces, which a capture must not
+        for inputs in sets[:2]:
+            call(*inputs)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = [call(*inputs) for inputs in sets]  # kept, or all would write to one place, which stays in the cache
+    del kept
+    return graph.replay
 
 
-def rotating(inputs: list[tuple[Tensor, ...]], call: Callable[..., object]) -> Callable[[], object]:
-    """A call that takes the next of several sets of inputs each time, so that none waits for it in a cache."""
+def _rotating(sets: list[tuple[Tensor, ...]], call: Callable) -> Callable[[], object]:
     turn = 0
 
     def next_call() -> object:
         nonlocal turn
         turn += 1
-        return call(*inputs[turn % len(inputs)])
+        return call(*sets[turn % len(sets)])
 
     return next_call

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import models, ops, plain, throughput
+from benchmarks import machine, models, plain, throughput
 from benchmarks.report import Row, table
 from benchmarks.timing import Timing, peak_memory
 
@@ -14,28 +14,17 @@ def run(*arguments: str) -> None:
     throughput.main(throughput.parse_arguments([*arguments, "--device", "cpu"]))
 
 
-def test_command_prints_every_op_and_model_and_writes_json(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(throughput, "copy_rate", lambda device: 1e10)
-    monkeypatch.setattr(throughput, "matrix_rate", lambda device, dtype: 1e11)
+def test_command_prints_every_model_and_writes_json(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(machine, "copy_rate", lambda device: 1e10)
+    monkeypatch.setattr(machine, "matrix_rate", lambda device, dtype: 1e11)
     file = tmp_path / "new" / "results.json"
     run("--quick", "--seconds", "0", "--models", "mdm_t2i_tiny", "--json", str(file))
     rows = json.loads(file.read_text())["rows"]
     printed = capsys.readouterr().out
-    names = {row["name"] for row in rows}
-    assert {case.op for case in ops.cases(CPU, quick=True)} | {"mdm_t2i_tiny"} == names
-    assert all(name in printed for name in names)
-    assert {row["step"] for row in rows if row["group"] == "model"} == {"training step", "sampling step"}
+    assert {row["name"] for row in rows} == {"mdm_t2i_tiny"}
+    assert {row["step"] for row in rows} == {"training step", "sampling step"}
+    assert "mdm_t2i_tiny" in printed
     assert all(row["timings"]["ours"]["median"] > 0 and row["floor"] > 0 for row in rows)
-
-
-# The seeded ops draw other noise than the plain ones: those are compared on given noise, below.
-UNSEEDED = [case for case in ops.cases(CPU, quick=True) if "seeded" not in case.op]
-
-
-@pytest.mark.parametrize("case", UNSEEDED, ids=lambda case: case.op)
-def test_plain_op_computes_what_ours_computes(case):
-    inputs = case.inputs(torch.float32, CPU)
-    torch.testing.assert_close(case.ours(*inputs), case.plain(*inputs), rtol=1e-4, atol=1e-5)
 
 
 def test_plain_objective_computes_what_ours_computes():
@@ -65,10 +54,10 @@ def test_peak_memory_counts_what_lives_at_once():
 
 def test_table_shows_the_ratio_of_medians():
     times = {"ours": Timing(0.5, 0.4, 0.6), "plain": Timing(1.0, 0.9, 1.1)}
-    row = Row("op", "group_norm_silu", "1×32", "forward", 4, times, {"ours": 10**6, "plain": 2 * 10**6}, floor=0.25)
+    row = Row("mdm_t2i_64", "1×32", "forward", 4, times, {"ours": 10**6, "plain": 2 * 10**6}, floor=0.25)
     line = table([row]).splitlines()[-1]
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
-        "group_norm_silu", "1×32", "forward", "500", "1e+03", "2.00×", "8", "250", "50 %", "1", "2",
+        "mdm_t2i_64", "1×32", "forward", "500", "1e+03", "2.00×", "8", "250", "50 %", "1", "2",
     ]  # fmt: skip
 
 
