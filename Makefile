@@ -1,17 +1,19 @@
 # `make test` and `make demo` need only Python ≥ 3.11 and make: they build .venv, install what constraints.txt pins, and run.
 PYTHON ?= python3
 BIN := .venv/bin
+ifeq ($(BIN),.venv/bin)
 STAMP := .venv/installed
+endif  # make BIN=/opt/torch/bin TARGET uses what is installed there as it is, and installs nothing
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install test lint aot aot-report demo clean
+.PHONY: help install test lint aot aot-report gpu demo clean
 
 help: ## What there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
 
 install: $(STAMP) ## Build .venv with everything in it
 
-$(STAMP): pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
@@ -31,12 +33,17 @@ aot-report: $(STAMP) ## The same, and write what it found to docs/kernels.md
 test: $(STAMP) lint aot ## Everything CI runs
 	$(BIN)/python -m pytest -q -n 2
 
+gpu: ## On a machine with a GPU: its tests, then the benchmarks of ops and models (ARGS=--quick for a first look)
+	@benchmarks/gpu.sh --check
+	@$(MAKE) --silent install
+	@benchmarks/gpu.sh $(BIN)/python $(ARGS)
+
 demo: $(STAMP) ## Train a small text-to-video model on real clips, sample it, and measure the ops
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node=2 recipes/t2v_webvid.py --preset tiny \
 		--data recipes/data/clips-000.tar recipes/data/clips-001.tar --out runs/demo \
 		--batch-size 4 --steps 260 --sample-every 130
-	$(BIN)/python benchmarks/throughput.py --quick --json runs/demo/throughput.json > runs/demo/throughput.md
-	@cat runs/demo/throughput.md
+	$(BIN)/python benchmarks/kernels.py --quick --out runs/demo
+	$(BIN)/python benchmarks/throughput.py --quick --json runs/demo/throughput.json
 	@echo 'Sampled clips beside real ones: runs/demo/samples/step-00000260.webp'
 
 clean: ## Remove .venv and runs

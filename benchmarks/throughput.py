@@ -26,7 +26,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     summary, *_ = __doc__.split("\n\n")
     parser = argparse.ArgumentParser(description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one small model: under a minute on a laptop")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there too")
+    parser.add_argument("--json", type=Path, metavar="FILE.json", help="write every number there, the table to FILE.md")
     parser.add_argument("--models", metavar="NAMES", help="comma-separated model names (default: what fits)")
     parser.add_argument("--batch", type=int, default=1, help="batch size of the models")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of autocast")
@@ -46,7 +46,8 @@ def main(options: argparse.Namespace) -> None:
     device, dtype = torch.device(options.device), DTYPES[options.dtype]
     rates = Rates.measured(device, dtype)
     machine = describe(device, options.dtype, rates)
-    print(", ".join(f"{name} {value}" for name, value in machine.items()), end="\n\n")
+    facts = ", ".join(f"{name} {value}" for name, value in machine.items())
+    print(facts, end="\n\n")
     seconds = min(options.seconds, 0.3) if options.quick else options.seconds
     rows: list[Row] = []
     for name in _model_names(options, device):
@@ -56,6 +57,7 @@ def main(options: argparse.Namespace) -> None:
     print(table(rows))
     if options.json:
         write_json(options.json, machine, rows)
+        options.json.with_suffix(".md").write_text(f"{facts}\n\n{table(rows)}\n")
 
 
 def _model_names(options: argparse.Namespace, device: torch.device) -> list[str]:
