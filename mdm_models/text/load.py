@@ -5,15 +5,16 @@ from pathlib import Path
 
 import torch
 
-from mdm_models.text import clip, precomputed
+from mdm_models.text import clip, precomputed, trained
 from mdm_models.text.classes import ClassLabels
 from mdm_models.text.clip import OpenClipTextEncoder
 from mdm_models.text.frozen import loading
 from mdm_models.text.huggingface import HuggingFaceTextEncoder
 from mdm_models.text.interface import TextEncoder
 from mdm_models.text.precomputed import PrecomputedText
+from mdm_models.text.trained import TransformerTextEncoder
 
-KINDS = ("huggingface", "open_clip", "classes", "precomputed")
+KINDS = ("huggingface", "open_clip", "classes", "precomputed", "trained")
 
 
 def load_text_encoder(
@@ -28,8 +29,9 @@ def load_text_encoder(
 
     path_or_name: a directory of Hugging Face transformers (T5, BERT, CLIP, ...: "huggingface") or of open_clip
     ("open_clip"), a text file with the name of a class on each line ("classes"), or a folder of features that
-    `python -m mdm_models.precompute` wrote ("precomputed"). None of these touches the network. Anything else is taken
-    for the id of a model on the Hugging Face hub, behind "hf-hub:" if it is open_clip's, and is downloaded.
+    `python -m mdm_models.precompute` wrote ("precomputed"), or the encoder that was trained with a pipeline's model
+    ("trained"). None of these touches the network. Anything else is taken for the id of a model on the Hugging Face
+    hub, behind "hf-hub:" if it is open_clip's, and is downloaded.
     kind: one of the words in quotes above; by default, found out from what is there.
     max_tokens: longest prompt in tokens, 128 as in the official models; less if the encoder cannot take as many.
     dtype: of weights and features; the official models read float32 features.
@@ -47,12 +49,19 @@ def load_text_encoder(
             return ClassLabels(Path(path).read_text().splitlines(), dtype=dtype, device=device)
     if kind == "precomputed":
         return PrecomputedText(path, dtype=dtype, device=device)
+    if kind == "trained":
+        return TransformerTextEncoder.load(path, dtype, device)
     raise ValueError(f"kind {kind!r} must be one of {', '.join(KINDS)}")
 
 
 def _kind(path: str) -> str:
     if os.path.isdir(path):
-        signs = {clip.CONFIG: "open_clip", precomputed.UNCONDITIONAL: "precomputed", "config.json": "huggingface"}
+        signs = {
+            clip.CONFIG: "open_clip",
+            precomputed.UNCONDITIONAL: "precomputed",
+            trained.CONFIG: "trained",
+            "config.json": "huggingface",
+        }
         for file, kind in signs.items():
             if os.path.isfile(os.path.join(path, file)):
                 return kind

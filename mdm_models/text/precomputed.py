@@ -85,9 +85,14 @@ def file_of(shard: str | Path) -> str:
     return f"{Path(shard).stem}.safetensors"
 
 
+def prompt_for(shard: str | Path, key: str) -> str:
+    """By what name `PrecomputedText` knows a sample: clips-000.tar and a17 → "clips-000/a17"."""
+    return f"{Path(shard).stem}/{key}"
+
+
 class PrecomputedText:
-    """A `TextEncoder` whose prompts are "SHARD/KEY", such as "clips-000/a17" for the sample a17 of clips-000.tar; ""
-    gives the features of the empty prompt, for guidance and for dropped captions.
+    """A `TextEncoder` whose prompts are the names that `prompt_for` gives to samples, and "" for the empty prompt that
+    guidance and dropped captions need.
 
     encoder: whose features they must be, by default whatever the folder holds; all of it must be of one encoder.
     """

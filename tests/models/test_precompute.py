@@ -60,6 +60,12 @@ def test_features_carry_the_identity_of_their_encoder(run, shard, encoder_folder
         PrecomputedText(tmp_path / "features", encoder=load_text_encoder(encoder_folder, max_tokens=20).identity)
 
 
+def test_who_may_read_the_folder_may_read_the_features(run, shard, tmp_path):
+    (tmp_path / "features").mkdir(mode=0o755)
+    run(shard)
+    assert (tmp_path / "features" / "x.safetensors").stat().st_mode & 0o777 == 0o644
+
+
 def test_shards_that_are_done_are_left_alone(run, shard, tmp_path, monkeypatch):
     run(shard)
     second = write_shard(tmp_path / "y.tar", {"d": "a fox"})

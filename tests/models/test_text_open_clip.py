@@ -84,7 +84,7 @@ def test_weights_and_features_have_the_wanted_dtype(saved):
 def test_a_hugging_face_tokenizer_inside_the_directory_is_used(tmp_path):
     model = save_open_clip(tmp_path, hf_tokenizer_name="some/tokenizer", no_causal_mask=True, pool_type="last")
     save_tokenizer(tmp_path)
-    features, mask = load_text_encoder(tmp_path)(["a red fox", "fox"])
+    features, mask = load_text_encoder(tmp_path, max_tokens=5)(["a red fox", "fox"])
     assert mask.sum(dim=1).tolist() == [4, 2]
     tokens = torch.tensor([[3, 4, 7, 1] + [0] * 8])
     torch.testing.assert_close(features[:1], hidden_states(model, tokens)[:, :4])  # padding is seen, as in training

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mdm_models.text import EncoderIdentity, PrecomputedText, load_text_encoder
-from mdm_models.text.precomputed import UNCONDITIONAL, write_features
+from mdm_models.text.precomputed import UNCONDITIONAL, prompt_for, write_features
 
 T5 = EncoderIdentity("t5", width=4, max_tokens=8, weights="abc")
 FEATURES = {  # sorted neither by key nor by length
@@ -24,7 +24,8 @@ def folder(tmp_path):
 
 
 def test_features_come_back_by_shard_and_key(folder):
-    features, mask = PrecomputedText(folder)(["clips-000/b", "clips-000/long/key é", "", "clips-000/a"])
+    prompts = [prompt_for("data/clips-000.tar", key) for key in ("b", "long/key é")]
+    features, mask = PrecomputedText(folder)([*prompts, "", "clips-000/a"])
     assert mask.sum(dim=1).tolist() == [3, 5, 1, 2]
     wanted = (FEATURES["b"], FEATURES["long/key é"], EMPTY, FEATURES["a"])
     for row, valid, expected in zip(features, mask, wanted, strict=True):

@@ -22,6 +22,16 @@ def test_features_have_the_width_and_a_mask(encoder):
     assert mask.dtype == torch.bool
 
 
+def test_prompts_give_what_their_tokens_give(encoder):
+    torch.testing.assert_close(encoder(["a cat", ""]), encoder(encoder.tokenize(["a cat", ""])))
+
+
+def test_features_are_zero_at_padding(encoder):
+    features, mask = encoder(["a cat"])
+    assert (features[~mask] == 0).all()
+    assert (features[mask] != 0).any(dim=-1).all()
+
+
 def test_the_empty_caption_has_a_start_and_an_end(encoder):
     assert encoder.mask(encoder.tokenize([""])).sum() == 2
 
