@@ -48,9 +48,10 @@ class NoiseSchedule(nn.Module):
         self.num_steps = num_steps
         self.log_snr_shifts = [shift_power * math.log(scale) for scale in scales]
         # For one time, as in sampling: in float64, and on the CPU, where looking a number up stalls no GPU.
-        self.exact_log_alpha_bars = alpha_bar_table(name, num_steps).log()
+        table = alpha_bar_table(name, num_steps).log()
+        self.exact_log_alpha_bars = table.cpu()
         # For a tensor of times, as in training.
-        self.register_buffer("log_alpha_bars", self.exact_log_alpha_bars.float(), persistent=False)
+        self.register_buffer("log_alpha_bars", table.float(), persistent=False)
 
     def noise_levels(self, t: Time) -> list[NoiseLevel]:
         """What x_t is made of at every level: () float64 on the CPU for a number t, float32 in t's shape for a tensor.
@@ -62,7 +63,8 @@ class NoiseSchedule(nn.Module):
         if isinstance(t, Tensor):
             log_alpha_bar = _interpolated(self.log_alpha_bars, t)
         else:
-            log_alpha_bar = _interpolated(self.exact_log_alpha_bars, torch.tensor(t, dtype=torch.float64))
+            t = torch.tensor(t, dtype=torch.float64, device="cpu")
+            log_alpha_bar = _interpolated(self.exact_log_alpha_bars, t)
         logsnr = log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar))
         return [NoiseLevel((logsnr - shift) / 2) for shift in self.log_snr_shifts]
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mdm_models import create_model
 from mdm_models.diffusion import SAMPLERS, MatryoshkaDiffusion, sample, seeded_generators
 from mdm_models.diffusion.noise import draw_noise
 from mdm_models.diffusion.solvers import Process, ddim, ddpm
@@ -342,6 +343,30 @@ def test_the_highest_level_is_returned_unless_all_are_asked_for():
     every = sample(model, model.diffusion, batched(2), num_inference_steps=2, seed=0, return_levels=True)
     assert [tuple(x.shape) for x in every] == batched(2)
     assert torch.equal(highest, every[0])
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_nested_model_of_clips_in_bf16_is_sampled_at_real_times(sampler):
+    model = create_model("mdm_t2v_tiny").to(torch.bfloat16).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.02)
+    context = torch.randn(2, 1, 3, 64)
+    clips = sample(
+        model,
+        MatryoshkaDiffusion(model.config.scales),
+        [(1, 3, 8, 32, 32), (1, 3, 1, 32, 32)],
+        context[0],
+        negative_context=context[1],
+        guidance_scale=(4.0, 2.0),
+        sampler=sampler,
+        num_inference_steps=2,
+        start=(torch.rand(1, 3, 8, 32, 32) * 2 - 1, 700.5),
+        return_levels=True,
+    )
+    assert [tuple(clip.shape) for clip in clips] == [(1, 3, 8, 32, 32), (1, 3, 1, 32, 32)]
+    for clip in clips:
+        assert clip.dtype == torch.float32
+        assert clip.isfinite().all()
 
 
 # What is refused
