@@ -1,4 +1,6 @@
-"""What the tests of `accelerate` compare: a model's output and gradients before and after."""
+"""What the tests of `accelerate` share: a model's output and gradients before and after, and what a report counts."""
+
+from collections import Counter
 
 import torch
 from torch import Tensor, nn
@@ -25,3 +27,17 @@ def assert_same(results: dict[str, Tensor], expected: dict[str, Tensor]) -> None
         allowed = 100 * torch.finfo(result.dtype).eps * max(1.0, expected[name].abs().max().item())
         error = (result - expected[name]).abs().max().item()
         assert error <= allowed, f"{name} differs by {error}, which is more than {allowed}"
+
+
+def parts(entries: list) -> Counter:
+    """How often a report has each part."""
+    return Counter(entry.part for entry in entries)
+
+
+def with_random_norms(model: nn.Module) -> nn.Module:
+    """The model, with weights and biases in its norms that do something: diffusers starts them at 1 and 0."""
+    for norm in model.modules():
+        if isinstance(norm, nn.GroupNorm):
+            nn.init.normal_(norm.weight, 1.0, 0.3)
+            nn.init.normal_(norm.bias, 0.0, 0.3)
+    return model
