@@ -177,6 +177,21 @@ class UNetConfig:
         time, space = self.strides[-1]
         return [space / s * math.sqrt(time / t) for t, s in self.strides]
 
+    def sample_shapes(self, size: int) -> list[tuple[int, ...]]:
+        """The shape of one sample at every level, highest resolution first: (C, H, W) of an image, (C, T, H, W) of a
+        clip. `size` is the highest level's height and width; the innermost level sees one frame.
+
+        Raises ValueError if the levels cannot halve that size often enough.
+        """
+        frames, space = self.strides[-1]
+        multiple = space * 2 ** (len(self.innermost.channels) - 1)
+        if size < 1 or size % multiple:
+            raise ValueError(f"size is {size}; this model needs a multiple of {multiple}")
+        return [
+            (self.image_channels, *([frames // time] if self.is_video else []), size // space, size // space)
+            for time, space in self.strides
+        ]
+
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
 

@@ -87,16 +87,12 @@ def plan(config: TrainConfig, architecture: UNetConfig | None = None) -> Plan:
         model = architecture or model_config(config.model, context_dim=config.text_width)
     except ValueError as error:
         raise TrainingError(f"model: {error}") from None
-    time, space = model.strides[-1]
+    time, _ = model.strides[-1]
     if config.frames != time:  # the innermost UNet sees one frame
         raise TrainingError(f"frames is {config.frames}; {config.model} works on {time}")
-    multiple = space * 2 ** (len(model.innermost.channels) - 1)
-    if config.size % multiple:
-        raise TrainingError(f"size is {config.size}; {config.model} needs a multiple of {multiple}")
     if len(config.level_weights) not in (0, len(model.levels)):
         raise TrainingError(f"level_weights is {config.level_weights}; {config.model} has {len(model.levels)} levels")
-    shapes = []
-    for time, space in model.strides:
-        size = config.size // space
-        shapes.append((model.image_channels, *([config.frames // time] if model.is_video else []), size, size))
-    return Plan(model, shapes)
+    try:
+        return Plan(model, model.sample_shapes(config.size))
+    except ValueError as error:
+        raise TrainingError(f"{error} ({config.model})") from None

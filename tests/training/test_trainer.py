@@ -218,7 +218,7 @@ def test_data_of_bad_samples_only_ends_before_the_first_step(config, shard_of):
     ("change", "message"),
     [
         ({"frames": 8}, "frames is 8; small works on 4"),
-        ({"size": 17}, "size is 17; small needs a multiple of 2"),
+        ({"size": 17}, "size is 17; this model needs a multiple of 2"),
         ({"level_weights": (1.0,)}, "2 levels"),
     ],
 )

@@ -1,0 +1,292 @@
+"""Prompts → pictures: a model, its text encoder and its diffusion process in one object, saved and loaded together."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mdm_models.diffusion import MatryoshkaDiffusion, sample
+from mdm_models.files import one_line, write_whole
+from mdm_models.pictures import Clip, from_pictures, to_pictures, to_pixels
+from mdm_models.pretrained import from_pretrained
+from mdm_models.text import TextEncoder, TransformerTextEncoder, load_text_encoder
+from mdm_models.unet import UNet
+
+PIPELINE_FILE, TEXT_FOLDER = "pipeline.json", "text_encoder"
+FORMAT_VERSION = 1  # of pipeline.json
+OUTPUT_TYPES = ("pil", "np", "pt")
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """What sampling needs to know and the weights do not tell; the contents of pipeline.json."""
+
+    size: int
+    """height and width of the highest resolution, in pixels"""
+    text_encoder: str = ""
+    """where the text encoder is: "text_encoder" for the folder of that name beside this file, or what
+    `mdm_models.text.load_text_encoder` takes; "" for a model without text"""
+    max_tokens: int = 128
+    """longest prompt, in tokens"""
+    shift_power: float = 1.0
+    """a level of resolution ratio s has its signal-to-noise ratio divided by s to this power"""
+    schedule: str = "deepfloyd"
+    """the noise schedule"""
+    num_steps: int = 1000
+    """times of the diffusion process"""
+    prediction: str = "v"
+    """what the network predicts: v, eps or x0"""
+    guidance_scale: float = 5.0
+    """guidance unless a call says otherwise"""
+    frame_rate: float = 8.0
+    """frames of a clip shown a second"""
+
+    def save(self, directory: Path) -> None:
+        values = {"format_version": FORMAT_VERSION} | dataclasses.asdict(self)
+        write_whole(directory / PIPELINE_FILE, lambda path: path.write_text(json.dumps(values, indent=1) + "\n"))
+
+    @classmethod
+    def load(cls, directory: Path) -> "PipelineConfig":
+        """Raises FileNotFoundError, or ValueError that names the file and the key."""
+        path = directory / PIPELINE_FILE
+        try:
+            values = json.loads(path.read_text())
+        except FileNotFoundError:
+            remedy = "convert the model again, or build a Pipeline(model, text_encoder, config) and save it"
+            raise FileNotFoundError(f"{path}: no such file; {remedy}") from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged: {one_line(error)}") from None
+        if not isinstance(values, dict) or values.pop("format_version", None) != FORMAT_VERSION:
+            raise ValueError(f"{path} is not a pipeline's config of format_version {FORMAT_VERSION}")
+        types = {field.name: field.type for field in dataclasses.fields(cls)}
+        if strays := sorted(values.keys() ^ types.keys()):
+            raise ValueError(f"{path} must have the keys {', '.join(types)}, no others: see {', '.join(strays)}")
+        for key, value in values.items():
+            right = (int, float) if types[key] is float else types[key]
+            if not isinstance(value, right) or isinstance(value, bool):
+                raise ValueError(f"{path}: {key} is {value!r}; it must be of type {types[key].__name__}")
+        return cls(**values)
+
+
+class Pipeline:
+    """Turns prompts into images or clips.
+
+        pipeline = Pipeline.from_pretrained("mdm_t2i_256", device="cuda", dtype=torch.bfloat16)
+        pipeline("a penguin", num_inference_steps=50, seed=0)[0].save("penguin.png")
+
+    model: a UNet or nested UNet; text_encoder: a `TextEncoder` as wide as the model's context_dim, or None for a model
+    without text.
+    """
+
+    def __init__(self, model: UNet, text_encoder: TextEncoder | None, config: PipelineConfig):
+        wanted = model.config.innermost.context_dim
+        width = text_encoder.width if text_encoder is not None else 0
+        if width != wanted:
+            found = f"is {width} wide" if width else "is missing"
+            raise ValueError(f"text_encoder {found}; the model reads text features {wanted} wide")
+        self.model = model.eval()
+        self.text_encoder = text_encoder
+        self.config = config
+        self.shapes = model.config.sample_shapes(config.size)
+        self.diffusion = MatryoshkaDiffusion(
+            model.config.scales, config.shift_power, config.schedule, config.num_steps, config.prediction
+        ).to(self.device)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        text_encoder: TextEncoder | str | Path | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+    ) -> "Pipeline":
+        """Load what `save_pretrained` or `python -m mdm_models.convert` wrote.
+
+        source: the directory. text_encoder: one to use in place of what the directory names: an encoder, or what
+        `load_text_encoder` takes. dtype: of the model's weights, None for that of the file; the text encoder's features
+        are float32. device: where the model and the text encoder run.
+
+        Raises FileNotFoundError, ValueError or TypeError in one line that names the file.
+        """
+        directory = Path(source)
+        config = PipelineConfig.load(directory)
+        model = from_pretrained(directory, dtype=dtype, device=device)
+        if text_encoder is None and config.text_encoder:
+            text_encoder = directory / TEXT_FOLDER if config.text_encoder == TEXT_FOLDER else config.text_encoder
+        if isinstance(text_encoder, str | Path):
+            text_encoder = load_text_encoder(text_encoder, max_tokens=config.max_tokens, device=device)
+        return cls(model, text_encoder, config)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write config.json, model.safetensors and pipeline.json; and the text encoder, if it was trained with the
+        model. Another encoder stays where it is, and pipeline.json keeps its name."""
+        directory = Path(directory)
+        self.model.save_pretrained(directory)
+        config = self.config
+        if isinstance(self.text_encoder, TransformerTextEncoder):
+            self.text_encoder.save(directory / TEXT_FOLDER)
+            config = dataclasses.replace(config, text_encoder=TEXT_FOLDER)
+        config.save(directory)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.conv_in.weight.device
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
+        """Move everything to a device, and the model to a dtype; returns the pipeline."""
+        self.model.to(device=device, dtype=dtype)
+        self.diffusion.to(self.device)
+        if hasattr(self.text_encoder, "to"):
+            self.text_encoder.to(self.device)
+        return self
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None = None,
+        *,
+        num_inference_steps: int = 50,
+        guidance_scale: float | Sequence[float] | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        num_images_per_prompt: int = 1,
+        sampler: str = "ddim",
+        eta: float = 0.0,
+        threshold: str = "clip",
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        seed: int | None = None,
+        image: Image.Image | Sequence[Image.Image] | Tensor | None = None,
+        strength: float = 0.8,
+        micro: dict[str, float] | None = None,
+        output_type: str = "pil",
+        return_levels: bool = False,
+        low_memory: bool = False,
+        callback: Callable[[int, float, list[Tensor]], object] | None = None,
+        progress: bool = True,
+    ) -> list[Image.Image] | list[Clip] | Tensor:
+        """Sample images or clips, `num_images_per_prompt` for each prompt in turn.
+
+        prompt: one or several. negative_prompt: what to steer away from, one for all or one a prompt; "" by default.
+        num_inference_steps, guidance_scale, guidance_interval, sampler, eta, threshold, generator, seed, callback: as
+            for `mdm_models.diffusion.sample`; guidance_scale None is the pipeline's own. With a seed, an image is the
+            same whatever batch it is in.
+        image, strength: begin from a picture, one for all or one a prompt, or from a tensor (B, 3, H, W) or
+            (B, 3, T, H, W) in −1…1, with the noise of time strength · num_steps: near 0 it hardly changes, at 1 little
+            of it is left.
+        micro: micro-conditions by name, for all images.
+        output_type: "pil" for pictures, or `Clip`s, which can be saved; "np" for uint8 arrays (B, [T,] H, W, 3);
+            "pt" for a float32 tensor (B, 3, [T,] H, W) in −1…1.
+        return_levels: a list with one of these for each resolution, highest first.
+        low_memory: run the network on one row of the batch at a time, which gives the same images in the memory of one.
+            The resolutions cannot be sampled one after another: at every step each of them reads the features of the
+            others.
+        progress: show a progress bar.
+
+        Raises ValueError or TypeError for an argument that is not one of these.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}")
+        if num_images_per_prompt < 1:
+            raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; it must be at least 1")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        count = len(prompts) * num_images_per_prompt
+        guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        interval = {} if guidance_interval is None else {"guidance_interval": guidance_interval}
+        model = _RowByRow(self.model) if low_memory else self.model
+        with tqdm(total=num_inference_steps, desc="sampling", unit="step", delay=0.5, disable=not progress) as bar:
+
+            def after_step(i: int, t: float, x_0: list[Tensor]) -> None:
+                bar.update()
+                if callback is not None:
+                    callback(i, t, x_0)
+
+            levels = sample(
+                model,
+                self.diffusion,
+                [(count, *shape) for shape in self.shapes],
+                **self._text(prompts, negative_prompt, num_images_per_prompt),
+                micro=self._micro(micro or {}, count),
+                guidance_scale=guidance_scale if self.text_encoder is not None else 1.0,
+                num_inference_steps=num_inference_steps,
+                sampler=sampler,
+                eta=eta,
+                threshold=threshold,
+                generator=generator,
+                seed=seed,
+                start=None if image is None else self._start(image, strength, num_images_per_prompt, count),
+                callback=after_step,
+                return_levels=True,
+                **interval,
+            )
+        shown = [self._shown(level, output_type) for level in levels]
+        return shown if return_levels else shown[0]
+
+    def _text(self, prompts: list[str], negative: str | Sequence[str] | None, repeats: int) -> dict[str, Tensor]:
+        """The prompts and what guidance pushes away from, encoded together so that they have one length."""
+        if self.text_encoder is None:
+            if any(prompts) or negative:
+                raise ValueError("prompt is given; this model has no text encoder and takes only \"\"")
+            return {}
+        negatives = [negative or ""] * len(prompts) if negative is None or isinstance(negative, str) else list(negative)
+        if len(negatives) != len(prompts):
+            raise ValueError(f"negative_prompt has {len(negatives)} entries; there are {len(prompts)} prompts")
+        features, mask = self.text_encoder(prompts + negatives)
+        rows = [part.repeat_interleave(repeats, dim=0) for part in (*features.chunk(2), *mask.chunk(2))]
+        return dict(zip(("context", "negative_context", "context_mask", "negative_context_mask"), rows, strict=True))
+
+    def _micro(self, micro: dict[str, float], count: int) -> dict[str, Tensor]:
+        return {name: torch.full((count,), float(value), device=self.device) for name, value in micro.items()}
+
+    def _start(
+        self, image: Image.Image | Sequence[Image.Image] | Tensor, strength: float, repeats: int, count: int
+    ) -> tuple[Tensor, float]:
+        if not 0 < strength <= 1:
+            raise ValueError(f"strength is {strength}; it must be above 0 and at most 1")
+        shape = (count, *self.shapes[0])
+        if not isinstance(image, Tensor):
+            pictures = [image] if isinstance(image, Image.Image) else list(image)
+            image = from_pictures(pictures, self.config.size)
+            if len(shape) == 5:  # a still clip
+                image = image[:, :, None].expand(-1, -1, shape[2], -1, -1)
+        if image.shape[0] == 1:
+            image = image.expand(count, *image.shape[1:])
+        elif image.shape[0] * repeats == count:
+            image = image.repeat_interleave(repeats, dim=0)
+        if tuple(image.shape) != shape:
+            raise ValueError(f"image has shape {tuple(image.shape)}; it must be one, or one a prompt: {shape}")
+        return image.float().to(self.device), strength * self.config.num_steps
+
+    def _shown(self, images: Tensor, output_type: str):
+        if output_type == "pt":
+            return images
+        return to_pixels(images) if output_type == "np" else to_pictures(images, self.config.frame_rate)
+
+
+class _RowByRow:
+    """A model called on one row of the batch at a time."""
+
+    def __init__(self, model: UNet):
+        self.model = model
+
+    def __call__(self, x, time, context, context_mask, micro) -> list[Tensor]:
+        def row(tensor: Tensor | None, i: int) -> Tensor | None:
+            return None if tensor is None else tensor[i : i + 1]
+
+        rows = [
+            self.model(
+                [row(level, i) for level in x],
+                row(time, i),
+                row(context, i),
+                row(context_mask, i),
+                {name: row(value, i) for name, value in (micro or {}).items()},
+            )
+            for i in range(len(time))
+        ]
+        return [torch.cat(level) for level in zip(*rows, strict=True)]
