@@ -82,10 +82,28 @@ class SinusoidalEmbedding(nn.Module):
         return self.fc2(F.silu(self.fc1(sinusoid.to(self.fc1.weight.dtype))))
 
 
-class ResidualBlock(nn.Module):
-    """GroupNorm·SiLU → conv → GroupNorm·FiLM·SiLU → dropout → conv, beside a skip.
+class Shortcut(nn.Conv2d):
+    """The 1×1 convolution beside a residual block that changes the width.
 
-    x (B·T, in, H, W), embedding (B, embed_dim) already through SiLU → (B·T, out, H, W).
+    x (B·T, C, H, W) and, on the way up, skip (B·T, C', H, W) with C + C' = in → (B·T, out, H, W). Each is multiplied by
+    its part of the weight, so that nothing is concatenated.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        if skip is None:
+            return super().forward(x)
+        of_x, of_skip = self.weight.split([x.shape[1], skip.shape[1]], dim=1)
+        return F.conv2d(x, of_x, self.bias) + F.conv2d(skip, of_skip)
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm·SiLU → conv → GroupNorm·FiLM·SiLU → dropout → conv, beside a shortcut.
+
+    x (B·T, C, H, W) and, on the way up, skip (B·T, C', H, W) with C + C' = in; embedding (B, embed_dim) already through
+    SiLU → (B·T, out, H, W).
     """
 
     def __init__(self, in_channels: int, out_channels: int, embed_dim: int, norm_groups: int, dropout: float):
@@ -96,13 +114,13 @@ class ResidualBlock(nn.Module):
         self.norm2 = GroupNormSiLU(norm_groups, out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.skip = Shortcut(in_channels, out_channels) if in_channels != out_channels else None
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, skip: Tensor | None = None) -> Tensor:
         scale, shift = self.film(embedding).chunk(2, dim=1)
-        h = self.conv1(self.norm1(x))
+        h = self.conv1(self.norm1(x, skip=skip))
         h = self.dropout(self.norm2(h, scale, shift))
-        return self.skip(x) + self.conv2(h)
+        return (x if self.skip is None else self.skip(x, skip)) + self.conv2(h)
 
 
 class AttentionBlock(nn.Module):

@@ -74,9 +74,14 @@ class Stage(nn.Module):
         resamplers = {"down": Downsample, "up": Upsample}
         self.resample = resamplers[resample](width, config.kind) if resample else None
 
-    def block(self, index: int, x: Tensor, embedding: Tensor, condition: Condition) -> Tensor:
-        """Residual block `index` and the attention layers after it.  (B·T, in, H, W) → (B·T, width, H, W)."""
-        x = self.resnets[index](x, embedding)
+    def block(
+        self, index: int, x: Tensor, embedding: Tensor, condition: Condition, skip: Tensor | None = None
+    ) -> Tensor:
+        """Residual block `index`, of x and, on the way up, a skip, and the attention layers after it.
+
+        x (B·T, C, H, W), skip (B·T, in − C, H, W) → (B·T, width, H, W).
+        """
+        x = self.resnets[index](x, embedding, skip)
         for layer in self._after(self.attention, self.attention_layers, index):
             x = layer(x, condition.context, condition.context_mask)
         for layer in self._after(self.temporal, self.temporal_layers, index):
@@ -214,7 +219,7 @@ class UNet(nn.Module):
         h, inner_predictions = self.middle(h, embedding, x[1:], condition)
         for stage in self.up:
             for i in range(len(stage.resnets)):
-                h = stage.block(i, torch.cat([h, skips.pop()], dim=1), embedding, own)
+                h = stage.block(i, h, embedding, own, skip=skips.pop())
             if stage.resample is not None:
                 h = stage.change_resolution(h, rows)
 

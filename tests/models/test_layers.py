@@ -2,13 +2,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mdm_models.layers import Downsample, TemporalAttentionBlock, TimeConv, Upsample
+from mdm_models.layers import Downsample, ResidualBlock, TemporalAttentionBlock, TimeConv, Upsample
 
 
 @pytest.fixture
 def clips():
     """Two clips of 4 frames: (2·4, 32, 8, 8), channels_last."""
     return torch.randn(8, 32, 8, 8).contiguous(memory_format=torch.channels_last)
+
+
+def test_a_residual_block_of_a_skip_is_that_of_the_concatenation(clips):
+    block = ResidualBlock(32 + 16, 24, embed_dim=8, norm_groups=3, dropout=0.0)
+    torch.nn.init.normal_(block.conv2.weight, std=0.1)
+    skip = torch.randn(8, 16, 8, 8)
+    embedding = torch.randn(2, 8)
+    expected = block(torch.cat([clips, skip], dim=1), embedding)
+    torch.testing.assert_close(block(clips, embedding, skip), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
