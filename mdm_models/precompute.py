@@ -36,9 +36,9 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 def precompute(shards: list[str], encoder: FrozenTextEncoder, out: Path, batch_size: int) -> None:
     """Write the features of every shard's captions into the folder `out`, which is made if need be.
 
-    A sample without a usable caption is named and left out. The features of one shard are held in memory until they
-    are written: 2 · width bytes a token. Raises DataError for a shard that cannot be used, ValueError if `out` holds
-    features of another encoder or if features are not finite.
+    A sample without a usable caption is named and left out. The features of one shard are held in memory, twice while
+    they are written: 4 · width bytes a token. Raises DataError for a shard that cannot be used, ValueError if `out`
+    holds features of another encoder or if features are not finite.
     """
     sources: dict[str, str | None] = {UNCONDITIONAL: None}  # file of features → shard
     for path in shards:

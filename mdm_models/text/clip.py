@@ -1,6 +1,7 @@
 """Text towers of open_clip."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -36,14 +37,16 @@ class OpenClipTextEncoder(FrozenTextEncoder):
 
         Raises ValueError in one line.
         """
-        folder = Path(path_or_id)
-        name = f"local-dir:{path_or_id}" if folder.is_dir() else path_or_id
-        remedy = f"copy the directory anew: {CONFIG} and the weights" if folder.is_dir() else OFFLINE
-        with loading(f"text encoder {path_or_id}", remedy):
+        what, name, remedy = f"text encoder {path_or_id}", path_or_id, OFFLINE
+        if os.path.isdir(path_or_id):
+            name, remedy = f"local-dir:{path_or_id}", f"copy the directory anew: {CONFIG} and the weights"
+            with loading(what, remedy):
+                borrowed = _text_config(Path(path_or_id)).get("hf_model_name")
+            if borrowed:
+                raise ValueError(f"{what}: its text tower is {borrowed} of Hugging Face; load that from its directory")
+        with loading(what, remedy):
             import open_clip
 
-            if folder.is_dir():
-                _check(folder)
             model = open_clip.create_model(name, force_custom_text=True, require_pretrained=True, weights_only=True)
             tokenizer = open_clip.get_tokenizer(name)
         return cls(path_or_id, model.text.to(device, dtype), tokenizer, max_tokens)
@@ -73,10 +76,8 @@ class OpenClipTextEncoder(FrozenTextEncoder):
         return last["text_intermediates"][0]
 
 
-def _check(folder: Path) -> None:
-    """What open_clip would answer by random weights or by looking on the hub."""
+def _text_config(folder: Path) -> dict:
+    """What the text tower is. Raises ValueError where there are no weights, which open_clip would draw at random."""
     if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
         raise ValueError(f"there are no weights (none of {', '.join(WEIGHTS)})")
-    text = json.loads((folder / CONFIG).read_text())["model_cfg"]["text_cfg"]
-    if "hf_model_name" in text:
-        raise ValueError(f"its text tower is {text['hf_model_name']} of Hugging Face: load that by its own directory")
+    return json.loads((folder / CONFIG).read_text())["model_cfg"]["text_cfg"]

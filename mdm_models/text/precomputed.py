@@ -66,8 +66,9 @@ def write_features(path: Path, features: dict[str, Tensor], identity: EncoderIde
     order = sorted(features, key=str.encode)
     longest = max([1, *(len(key.encode()) for key in order)])
     keys = np.array([key.encode() for key in order], dtype=f"S{longest}")
+    nothing = torch.zeros(0, identity.width, dtype=torch.bfloat16)  # gives a shard without captions its width
     tensors = {
-        "features": torch.cat([torch.zeros(0, identity.width), *(features[key] for key in order)]).bfloat16(),
+        "features": torch.cat([nothing, *(features[key].bfloat16() for key in order)]),
         "ends": torch.tensor([len(features[key]) for key in order]).cumsum(dim=0),
         "keys": torch.from_numpy(keys.view(np.uint8).reshape(len(order), longest)),
     }

@@ -1,7 +1,6 @@
 import importlib.util
 import json
 import os
-import pickle
 import socket
 import warnings
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BartConfig, BartModel, CLIPConfig, CLIPModel, GPT2Config, GPT2Model
 
 from mdm_models.text import HuggingFaceTextEncoder, load_text_encoder
-from tests.models.text_directories import save_huggingface, t5
+from tests.models.text_directories import MakesFile, save_huggingface, t5
 
 
 @pytest.fixture
@@ -223,14 +222,6 @@ def test_a_damaged_directory_is_refused_in_one_line(copy, damage, reason):
     assert "\n" not in str(caught.value)
 
 
-class MakesFile:
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
 def test_pickled_weights_are_read_as_tensors(copy, encoder):
     torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
     remove_weights(copy)
@@ -240,7 +231,7 @@ def test_pickled_weights_are_read_as_tensors(copy, encoder):
 def test_code_in_pickled_weights_is_not_run(copy):
     remove_weights(copy)
     weights = {"encoder.final_layer_norm.weight": MakesFile(copy / "ran")}
-    torch.save(weights, copy / "pytorch_model.bin", pickle_module=pickle)
+    torch.save(weights, copy / "pytorch_model.bin")
     with pytest.raises(ValueError, match="more than tensors") as caught:
         load_text_encoder(copy)
     assert not (copy / "ran").exists()

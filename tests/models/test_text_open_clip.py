@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from mdm_models.text import load_text_encoder
-from tests.models.text_directories import save_open_clip, save_tokenizer
+from tests.models.text_directories import MakesFile, save_open_clip, save_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def break_config(folder):
         (remove_weights, "no weights"),
         (truncate_weights, "header"),
         (deepen, r"text.transformer.resblocks.2"),
-        (borrow_a_tower, "some/bert"),
+        (borrow_a_tower, "some/bert of Hugging Face; load that"),
         (break_config, "model_cfg"),
     ],
 )
@@ -144,6 +144,15 @@ def test_a_damaged_directory_is_refused_in_one_line(tmp_path, damage, reason):
         load_text_encoder(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_code_in_pickled_weights_is_not_run(tmp_path):
+    save_open_clip(tmp_path)
+    remove_weights(tmp_path)
+    torch.save({"logit_scale": MakesFile(tmp_path / "ran")}, tmp_path / "open_clip_pytorch_model.bin")
+    with pytest.raises(ValueError, match="more than tensors"):
+        load_text_encoder(tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_too_few_tokens_for_a_prompt_are_refused(saved):
