@@ -36,7 +36,7 @@ def check_ints(**arguments: int) -> None:
     for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
             raise TypeError(f"{name} is {type(value).__name__}; it must be an int")
-        if isinstance(value, int) and value.bit_length() > 63:
+        if not -(2**63) <= value < 2**63:  # value.bit_length() would make a dynamic size of torch.compile a constant
             raise ValueError(f"{name} is {value}; it must fit into 64 bits")
 
 

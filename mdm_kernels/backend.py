@@ -6,17 +6,14 @@ MDM_KERNELS_BACKEND says which one a process starts with; `set_backend` and `use
 """
 
 import contextlib
-import functools
 import os
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd import function as autograd_function
 
 from mdm_kernels import arguments
-from mdm_kernels.library import define as define
 
 BACKENDS = ("auto", "triton", "torch")
 
@@ -66,7 +63,7 @@ def shapes_only(x: Tensor) -> bool:
 def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     """The tensors in the autocast dtype where autocast is on for their device; float64 and None stay as they are."""
     device = next(t.device.type for t in tensors if t is not None)
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):  # "meta" has none
+    if device == "meta" or not torch.is_autocast_enabled(device):  # a meta device has no autocast
         return list(tensors)
     dtype = torch.get_autocast_dtype(device)
     return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
@@ -80,7 +77,8 @@ def launch(kernel, grid: tuple[int, ...], *args, **options) -> None:
     elif 0 not in grid:
         options = wavefront_options(options) if torch.version.hip else options
         device = next(a.device for a in args if isinstance(a, Tensor))
-        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+        with torch.cuda.device(device) if elsewhere else contextlib.nullcontext():  # entering it costs microseconds
             kernel[grid](*args, **options)
 
 
@@ -101,20 +99,3 @@ def recording(record: Callable[[object, tuple, dict], None]) -> Iterator[None]:
         yield
     finally:
         _recorder = None
-
-
-def once_differentiable(backward: Callable) -> Callable:
-    """Decorator of an autograd.Function's `backward`: differentiating what it returns raises a RuntimeError.
-
-    torch's decorator of this name lets such a derivative pass as zero where the incoming gradient is a constant, as in
-    `grad(y.sum(), x, create_graph=True)`.
-    """
-    differentiable_once = autograd_function.once_differentiable(backward)
-
-    @functools.wraps(backward)
-    def wrapper(ctx, *gradients):
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            gradients = [g if g is None else g.detach().requires_grad_() for g in gradients]
-        return differentiable_once(ctx, *gradients)
-
-    return wrapper

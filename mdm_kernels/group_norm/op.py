@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import arguments, backend
+from ..library import Derivative, below_autograd, define, register_derivative
 from . import reference
 from .checks import check_arguments, check_options
 from .reference import is_channels_last
@@ -61,7 +62,7 @@ def _float32(*shape: int, like: Tensor) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=like.device)
 
 
-@backend.define(
+@define(
     "group_norm_silu_forward(Tensor x, Tensor? skip, int num_groups, Tensor? weight, Tensor? bias, Tensor? scale, "
     "Tensor? shift, float eps, bool silu) -> (Tensor, Tensor, Tensor)"
 )
@@ -100,7 +101,7 @@ def _forward(x, skip, num_groups, weight, bias, scale, shift, eps, silu):
     return y, mean, rstd
 
 
-@backend.define(
+@define(
     "group_norm_silu_backward(Tensor dy, Tensor x, Tensor? skip, Tensor mean, Tensor rstd, int num_groups, "
     "Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift, bool silu) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
@@ -178,25 +179,27 @@ def _launch_parameter_gradients(problem: _Problem, sums, gradients) -> None:
         )
 
 
-class _GroupNormSiLU(torch.autograd.Function):
+class _GroupNormSiLU(Derivative):
     @staticmethod
     def forward(ctx, x, skip, num_groups, weight, bias, scale, shift, eps, silu):
-        y, mean, rstd = torch.ops.mdm_kernels.group_norm_silu_forward(
-            x, skip, num_groups, weight, bias, scale, shift, eps, silu
-        )
+        y, mean, rstd = below_autograd(_forward, x, skip, num_groups, weight, bias, scale, shift, eps, silu)
         ctx.save_for_backward(x, skip, mean, rstd, weight, bias, scale, shift)
         ctx.num_groups, ctx.silu = num_groups, silu
-        return y
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.set_materialize_grads(False)
+        return y, mean, rstd
 
     @staticmethod
-    @backend.once_differentiable
-    def backward(ctx, dy):
+    def backward(ctx, dy, *_):
+        if dy is None:
+            return (None,) * 9
         x, skip, mean, rstd, *parameters = ctx.saved_tensors
-        dx, dskip, *gradients = torch.ops.mdm_kernels.group_norm_silu_backward(
-            dy, x, skip, mean, rstd, ctx.num_groups, *parameters, ctx.silu
-        )
+        dx, dskip, *gradients = _backward(dy, x, skip, mean, rstd, ctx.num_groups, *parameters, ctx.silu)
         gradients = [None if tensor is None else g for tensor, g in zip(parameters, gradients, strict=True)]
         return dx, None if skip is None else dskip, None, *gradients, None, None
+
+
+register_derivative(_forward, _GroupNormSiLU.apply)
 
 
 def group_norm_silu(
@@ -235,7 +238,8 @@ def group_norm_silu(
     check_arguments(x, skip, num_groups, weight, bias, eps, scale, shift, activation)
     if x.dtype == torch.float64 or not backend.runs_triton(x):
         return reference.group_norm_silu(x, num_groups, weight, bias, eps, skip, scale, shift, activation)
-    return _GroupNormSiLU.apply(x, skip, num_groups, weight, bias, scale, shift, eps, activation == "silu")
+    y, _, _ = _forward(x, skip, num_groups, weight, bias, scale, shift, eps, activation == "silu")
+    return y
 
 
 class GroupNormSiLU(nn.GroupNorm):

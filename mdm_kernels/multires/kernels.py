@@ -10,6 +10,8 @@ Tensors are dense, contiguous or channels_last; T is 1 for images. `level` is `r
 from step to step or from level to level alone is not specialised, so that it compiles nothing anew.
 """
 
+import functools
+
 import triton
 import triton.language as tl
 
@@ -18,6 +20,7 @@ LARGEST_RATIO = 16  # a tile holds whole pooling windows
 GRADIENT_BLOCK = 2048
 
 
+@functools.cache  # triton.next_power_of_2 costs microseconds
 def tile_shape(height: int, width: int, space_ratio: int) -> tuple[int, int]:
     """(BLOCK_H, BLOCK_W) for a level of this size: whole groups of 4 columns, whole windows of `space_ratio` pixels."""
     widest = TILE_ELEMENTS // max(space_ratio, 8)

@@ -1,11 +1,13 @@
 """Which implementation runs, and what a launch does."""
 
+import contextlib
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mdm_kernels import backend
 from mdm_kernels.backend import launch, recording, runs_triton, set_backend, shapes_only, use_backend
@@ -112,34 +114,18 @@ def test_meta_tensors_want_shapes_except_while_recording():
 
 
 def test_fake_tensors_want_shapes():
-    with torch._subclasses.FakeTensorMode():
+    with FakeTensorMode():
         assert shapes_only(torch.ones(1))
 
 
-class Cube(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    @backend.once_differentiable
-    def backward(ctx, dy):
-        return 3 * dy * ctx.saved_tensors[0] ** 2
-
-
-def test_a_first_derivative_is_right():
-    x = torch.tensor([2.0], requires_grad=True)
-    Cube.apply(x).sum().backward()
-    assert x.grad == 12
-
-
-@pytest.mark.parametrize("reduce", [torch.sum, lambda y: y.square().sum()], ids=["constant", "varying"])
-def test_a_second_derivative_raises_whatever_the_incoming_gradient(reduce):
-    x = torch.tensor([2.0], requires_grad=True)
-    (dx,) = torch.autograd.grad(reduce(Cube.apply(x)), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        dx.sum().backward()
+def test_a_launch_enters_the_device_of_its_tensors_unless_it_is_there(monkeypatch):
+    entered = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: entered.append(device) or contextlib.nullcontext())
+    with FakeTensorMode():
+        for index in (0, 1):
+            launch(Kernel(), (1,), None, 3, torch.ones(1, device=f"cuda:{index}"))
+    assert entered == [torch.device("cuda:1")]
 
 
 def test_amd_gets_half_the_warps_and_two_stages():

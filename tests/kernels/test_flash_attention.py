@@ -151,26 +151,14 @@ def test_autocast_casts_the_inputs():
         torch.testing.assert_close(out, flash_attention(*(x.half() for x in qkv)), rtol=0, atol=0)
 
 
-def test_compiles_without_a_graph_break():
-    qkv = [x.requires_grad_() for x in make_qkv(queries=5, keys=7, width=16)]
-    mask = make_mask(keys=7)
-
-    def loss(*qkv):
-        return flash_attention(*qkv, key_mask=mask).square().sum()
-
-    with use_backend("triton"):
-        expected = torch.autograd.grad(loss(*qkv), qkv)
-        actual = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(*qkv), qkv)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
-
-
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_library_ops_are_well_behaved(masked):
     q, k, v = make_qkv(queries=5, keys=7, width=16)
     mask = make_mask(keys=7) if masked else None
     ops = torch.ops.mdm_kernels
-    torch.library.opcheck(ops.flash_attention_forward, (q, k, v, mask, 0.25))
     out, lse = ops.flash_attention_forward(q, k, v, mask, 0.25)
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    torch.library.opcheck(ops.flash_attention_forward, (*leaves, mask, 0.25))
     torch.library.opcheck(ops.flash_attention_backward, (out, q, k, v, mask, out, lse, 0.25))
 
 

@@ -167,7 +167,8 @@ def test_parameters_must_have_the_channels_of_both():
 def test_ops_are_registered_correctly(memory_format):
     (x, *parameters), skip = two_inputs(1, 5, 3, (3, 2), memory_format, film_rows=1)
     ops = torch.ops.mdm_kernels
-    torch.library.opcheck(ops.group_norm_silu_forward, (x, skip, 2, *parameters, 1e-5, True))
+    leaves = [tensor if tensor is None else tensor.clone().requires_grad_() for tensor in (x, skip, *parameters)]
+    torch.library.opcheck(ops.group_norm_silu_forward, (*leaves[:2], 2, *leaves[2:], 1e-5, True))
     y, mean, rstd = ops.group_norm_silu_forward(x, skip, 2, *parameters, 1e-5, True)
     torch.library.opcheck(ops.group_norm_silu_backward, (y, x, skip, mean, rstd, 2, *parameters, True))
 

@@ -322,13 +322,13 @@ def test_loss_is_float32_whatever_the_default_dtype(name):
 def test_ops_are_registered_correctly(seeded):
     images, alpha_bars, _, noise, preds = make_batch((2, 3, 8, 8))
     noise, seed = ([], 3) if seeded else (noise, None)
-    preds, levels = [pred.detach() for pred in preds], ([1, 1], [1, 4])
+    residuals, levels = [pred.detach() for pred in preds], ([1, 1], [1, 4])
     spaces = ("v", "eps", [1.0, 1.0])
     ops = torch.ops.mdm_kernels
     arguments = (images, alpha_bars, *levels, noise, seed, None)
     torch.library.opcheck(ops.multires_noise, arguments)
     torch.library.opcheck(ops.multires_loss_forward, (preds, *arguments, *spaces, True))
-    torch.library.opcheck(ops.multires_loss_backward, (preds, torch.rand(2), alpha_bars, *spaces))
+    torch.library.opcheck(ops.multires_loss_backward, (residuals, torch.rand(2), alpha_bars, *spaces))
 
 
 @pytest.mark.parametrize("name", ["triton", "torch"])

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -150,19 +149,6 @@ def test_autocast_casts_the_inputs(backend):
     torch.testing.assert_close(out, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("with_context", [False, True])
-def test_compiles_without_a_graph_break(with_context):
-    inputs = [x.requires_grad_() for x in make_inputs(tokens=5, context=7, width=16)[: 1 + with_context]]
-
-    def loss(*inputs):
-        return F.silu(self_cross_attention(*inputs, num_heads=2)).sum()
-
-    with use_backend("triton"):
-        expected = torch.autograd.grad(loss(*inputs), inputs)
-        actual = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(*inputs), inputs)
-    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
-
-
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("channels_fastest", [False, True])
 def test_the_library_ops_are_well_behaved(masked, channels_fastest):
@@ -170,8 +156,9 @@ def test_the_library_ops_are_well_behaved(masked, channels_fastest):
     qkv = qkv if channels_fastest else qkv.mT.contiguous().mT
     mask = make_mask(keys=7) if masked else None
     ops = torch.ops.mdm_kernels
-    torch.library.opcheck(ops.self_cross_attention_forward, (qkv, context_kv, mask, 2))
     out, lse = ops.self_cross_attention_forward(qkv, context_kv, mask, 2)
+    leaves = [x.clone().requires_grad_() for x in (qkv, context_kv)]
+    torch.library.opcheck(ops.self_cross_attention_forward, (*leaves, mask, 2))
     torch.library.opcheck(ops.self_cross_attention_backward, (out, qkv, context_kv, mask, out, lse, 2))
 
 

@@ -144,24 +144,12 @@ def test_autocast_casts_the_input(backend):
         torch.testing.assert_close(out, temporal_attention(qkv.half(), num_heads=2, frames=16), rtol=0, atol=0)
 
 
-def test_compiles_without_a_graph_break():
-    qkv, angles = make_qkv(frames=4).requires_grad_(), make_angles(4)
-
-    def loss(qkv):
-        return temporal_attention(qkv, num_heads=2, frames=4, rotary=angles).square().sum()
-
-    with use_backend("triton"):
-        expected = torch.autograd.grad(loss(qkv), qkv)
-        actual = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(qkv), qkv)
-    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
-
-
 @pytest.mark.parametrize("rotary", [False, True])
 def test_the_library_ops_are_well_behaved(rotary):
     qkv = make_qkv(frames=4)
     cos, sin = (make_angles(4).cos(), make_angles(4).sin()) if rotary else (None, None)
     ops = torch.ops.mdm_kernels
-    torch.library.opcheck(ops.temporal_attention_forward, (qkv, cos, sin, 2, 4))
+    torch.library.opcheck(ops.temporal_attention_forward, (qkv.clone().requires_grad_(), cos, sin, 2, 4))
     grad = torch.randn(8, 5, 64)
     torch.library.opcheck(ops.temporal_attention_backward, (grad, qkv, cos, sin, 2, 4))
 
