@@ -10,8 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mdm_models.diffusion import MatryoshkaDiffusion
+from mdm_models.diffusion import MatryoshkaDiffusion, sample
 from mdm_models.diffusion.schedule import NoiseLevel
+
+SHAPES = [(3, 4, 4), (3, 2, 2), (3, 1, 1)]  # one sample's, at each level
+SCALES = (16, 4, 1)
+DEVIATIONS = (0.12, 0.1, 0.08)
 
 
 class GaussianMixture:
@@ -89,6 +93,22 @@ class GaussianMixture:
             k4 = slope(moved(x, k3, h), (i + 1) * h)
             x = [y + h / 6 * (a + 2 * b + 2 * c + d) for y, a, b, c, d in zip(x, k1, k2, k3, k4, strict=True)]
         return x
+
+
+def mixture(prediction: str = "v") -> GaussianMixture:
+    """Over three levels, for a model that predicts v, eps or x0."""
+    return GaussianMixture(MatryoshkaDiffusion(SCALES, prediction=prediction), SHAPES, DEVIATIONS)
+
+
+def batched(count: int) -> list[tuple[int, ...]]:
+    """The shapes of a batch at every level."""
+    return [(count, *shape) for shape in SHAPES]
+
+
+def draw(model: GaussianMixture, count: int = 4, **options) -> list[Tensor]:
+    """`count` samples at every level, unclipped on the way; options are those of `sample`."""
+    options = {"threshold": "none", "num_inference_steps": 10, "seed": 0} | options
+    return sample(model, model.diffusion, batched(count), return_levels=True, **options)
 
 
 def slope_of(errors: dict[int, float]) -> float:
