@@ -24,6 +24,7 @@ class Result:
     shared: int = 0
     tensor_memory: int = 0
     warps: int = 1
+    instructions: int = 0
     loads: int = 0
     wide_loads: int = 0
     stores: int = 0
@@ -104,6 +105,7 @@ COLUMNS = (
     "registers",
     "shared KB",
     "occupancy %",
+    "instructions",
     "16-byte loads",
     "16-byte stores",
     "matrix",
@@ -153,6 +155,7 @@ def _cells(row: list[Result]) -> tuple[str, ...]:
         each(lambda r: str(r.registers)),
         each(lambda r: "<1" if 0 < r.shared < 1024 else f"{r.shared / 1024:.0f}"),
         each(lambda r: f"{100 * r.occupancy:.0f}"),
+        each(lambda r: str(r.instructions)),
         each(lambda r: f"{r.wide_loads}/{r.loads}"),
         each(lambda r: f"{r.wide_stores}/{r.stores}"),
         each(lambda r: str(r.matrix)),

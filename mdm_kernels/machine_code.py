@@ -49,8 +49,8 @@ def occupancy(target: Target, registers: int, shared: int, tensor_memory: int, w
 
 def measure(compiled) -> dict[str, int]:
     """Of a kernel that Triton compiled: registers a thread, bytes of stack, spilled registers, bytes of shared memory,
-    columns of tensor memory, warps; loads from global memory, stores to it, how many of each move 16 bytes a thread,
-    and matrix instructions."""
+    columns of tensor memory, warps; instructions, and of them loads from global memory, stores to it, those of both
+    that move 16 bytes a thread, and those for the matrix units."""
     cost = nvidia_code(compiled.asm["cubin"]) if "cubin" in compiled.asm else amd_code(compiled.asm["amdgcn"])
     metadata = compiled.metadata
     return cost | {
@@ -80,7 +80,7 @@ def _nvidia_tool(name: str, *arguments: str) -> str:
 
 def nvidia_instructions(assembly: str) -> dict[str, int]:
     """Counts from what nvdisasm prints, a line an instruction: /*0850*/ @P0 LDG.E.128 R4, desc[UR6][R2.64] ;"""
-    opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", assembly, re.MULTILINE)
+    opcodes = re.findall(r"^[ \t]+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", assembly, re.MULTILINE)
     # a wide one may say LDG.E.128.CONSTANT; 256 is Blackwell's; LTC128B is a hint to the cache
     return _counts(opcodes, r"LDG(STS)?\.", r"STG\.", r".*\.(128|256)\b", r"(UTC)?[A-Z]G?MMA\b")
 
@@ -102,7 +102,7 @@ def amd_code(assembly: str) -> dict[str, int]:
 
 def amd_instructions(assembly: str) -> dict[str, int]:
     """Counts from LLVM's assembly, a line an instruction: buffer_load_dwordx4 v[0:3], v2, s[4:7], 0 offen"""
-    opcodes = re.findall(r"^\s+([a-z]\w+)", assembly, re.MULTILINE)
+    opcodes = re.findall(r"^[ \t]+([a-z]\w+)", assembly, re.MULTILINE)
     return _counts(opcodes, r"(global|buffer|flat)_load_", r"(global|buffer|flat)_store_", r".*_dwordx4\b", r"v_mfma_")
 
 
@@ -114,6 +114,7 @@ def _counts(opcodes: list[str], load: str, store: str, wide: str, matrix: str) -
 
     loads, stores = matching(load, opcodes), matching(store, opcodes)
     return {
+        "instructions": len(opcodes),
         "loads": len(loads),
         "wide_loads": len(matching(wide, loads)),
         "stores": len(stores),

@@ -36,12 +36,13 @@ kernel:
 
 
 def test_nvidia_instructions_are_counted():
-    counts = {"loads": 5, "wide_loads": 3, "stores": 2, "wide_stores": 1, "matrix": 3}
+    counts = {"instructions": 14, "loads": 5, "wide_loads": 3, "stores": 2, "wide_stores": 1, "matrix": 3}
     assert nvidia_instructions(SASS) == counts
 
 
 def test_amd_instructions_are_counted():
-    assert amd_instructions(GCN) == {"loads": 3, "wide_loads": 2, "stores": 2, "wide_stores": 1, "matrix": 1}
+    counts = {"instructions": 8, "loads": 3, "wide_loads": 2, "stores": 2, "wide_stores": 1, "matrix": 1}
+    assert amd_instructions(GCN) == counts
 
 
 @pytest.mark.parametrize(
