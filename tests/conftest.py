@@ -31,7 +31,10 @@ def poisoned_memory(monkeypatch):
         def allocate_poisoned(*args, **kwargs):
             tensor = allocate(*args, **kwargs)
             without_data = tensor.device.type == "meta" or isinstance(tensor, FakeTensor)
-            return tensor if without_data or not tensor.is_floating_point() else tensor.fill_(float("nan"))
+            if tensor.is_floating_point() and not without_data:
+                with torch.no_grad():  # the tensor may be asked for as a leaf that requires a gradient
+                    tensor.fill_(float("nan"))
+            return tensor
 
         return allocate_poisoned
 
