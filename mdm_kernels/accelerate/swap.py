@@ -39,8 +39,8 @@ def accelerate(model: nn.Module) -> Report:
     On CUDA and ROCm tensors the Triton kernels run, on CPU tensors their PyTorch references.
 
     Three things differ. Under autocast a norm returns the dtype of its input, where torch's returns float32. The
-    kernels have no second derivative and raise when asked for one. Tracers that do not run the model (torch.fx,
-    TorchScript, ONNX) do not know them: call `undo()` of the report before, or set the backend to "torch".
+    kernels have no second derivative and raise when asked for one. torch.fx and TorchScript cannot trace the ops: call
+    `undo()` of the report before.
 
     Args:
         model: any module; it may be partly accelerated already, whereupon only the rest is swapped.

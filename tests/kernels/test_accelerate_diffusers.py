@@ -106,6 +106,20 @@ def test_bfloat16_errs_no_more_than_before():
     assert (unet(x.bfloat16(), time).sample - truth).abs().max() <= 2 * before
 
 
+def test_autocast_errs_no_more_than_before():
+    unet = unet_2d_condition(**FILM)
+    inputs, masks = arguments(unet)
+    truth = unet(*inputs, **masks).sample
+
+    def error():
+        with torch.autocast(inputs[0].device.type, torch.bfloat16):
+            return (unet(*inputs, **masks).sample - truth).abs().max()
+
+    before = error()
+    mk.accelerate(unet)
+    assert error() <= 2 * before
+
+
 def test_results_stay_the_same_with_gradient_checkpoints_and_channels_last():
     unet = unet_2d_condition(**FILM).train().to(memory_format=torch.channels_last)
     inputs, masks = arguments(unet)
