@@ -12,7 +12,10 @@ def write_whole(path: Path, write_to: Callable[[Path], object]) -> None:
     """
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")  # beside it: a rename stays in one file system
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         write_to(partial)
+        partial.chmod(mode)  # safetensors makes files that only their owner can read
         sync(partial)
         partial.replace(path)
         sync(path.parent)

@@ -125,8 +125,11 @@ def _level(config: dict, embed_dim: int, context_dim: int) -> UNetConfig:
 
 
 def state_dict_from_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """An official model's state dict → ours: new names, and 1×1 convolutions inside attention as Linear weights."""
-    return dict(_converted(key, value) for key, value in state_dict.items())
+    """An official model's state dict → ours: new names, and 1×1 convolutions inside attention as Linear weights.
+
+    The frequencies of rotary positions, which are saved there but never trained, are left out.
+    """
+    return dict(_converted(key, value) for key, value in state_dict.items() if not key.endswith(".pos_emb.freqs"))
 
 
 def _converted(key: str, value: Tensor) -> tuple[str, Tensor]:

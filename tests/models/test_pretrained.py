@@ -101,6 +101,10 @@ def test_another_model_is_not_overwritten_unless_allowed(model, saved):
     assert_same_weights(from_pretrained(saved), other)
 
 
+def test_both_files_can_be_read_by_whom_the_umask_allows(saved):
+    assert (saved / "model.safetensors").stat().st_mode == (saved / "config.json").stat().st_mode
+
+
 class Crash(Exception):
     """Neither of the errors that saving handles: the process ends here."""
 
