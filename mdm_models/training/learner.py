@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mdm_models.config import UNetConfig
 from mdm_models.diffusion import MatryoshkaDiffusion, discrete_times
+from mdm_models.pipeline import Pipeline, PipelineConfig
 from mdm_models.text import TransformerTextEncoder
 from mdm_models.training import checkpoint as checkpoints
 from mdm_models.training.checkpoint import Checkpoint
@@ -164,6 +165,18 @@ class Learner:
         counters = self.counters() | {"ema_updates": self.ema.updates}
         state = Checkpoint(self.model.state_dict(), self.ema.averages, self.optimizer.state_dict(), counters)
         return checkpoints.save(run, state, self.identity(), self.config.keep)
+
+    def export(self, directory: Path) -> None:
+        """Write the averaged weights as a pipeline, to be sampled from; for the leading process only."""
+        config = PipelineConfig(
+            size=self.config.size,
+            max_tokens=self.config.text_tokens,
+            shift_power=self.config.shift_power,
+            guidance_scale=self.config.guidance_scale,
+            frame_rate=self.config.frame_rate,
+        )
+        with self.ema.swapped_in():
+            Pipeline(self.model.unet, self.model.text, config).save_pretrained(directory)
 
     def resume(self, run: Path) -> None:
         """Continue from the newest checkpoint in the run directory; start from `config.init_from` if there is none."""

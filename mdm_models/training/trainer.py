@@ -1,4 +1,4 @@
-"""The training loop: shards in; a run directory with checkpoints, a log and sampled clips out."""
+"""The training loop: shards in; a run directory with checkpoints, a log, sampled clips and the finished model out."""
 
 import contextlib
 import dataclasses
@@ -75,6 +75,8 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
             if preview and _due(learner.step, config.sample_every, config):
                 preview.draw(learner, planned.shapes, run / "samples" / f"step-{learner.step:08d}.webp")
 
+        if log:
+            learner.export(run / "model")
         if place.leads:
             rest = "" if learner.step >= config.steps else "; the same command goes on from there"
             print(f"{run}: {learner.step} of {config.steps} steps{rest}")

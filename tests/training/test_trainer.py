@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mdm_models.config import UNetConfig
+from mdm_models.pipeline import Pipeline
 from mdm_models.training import checkpoint as checkpoints
 from mdm_models.training.config import TrainConfig, plan
 from mdm_models.training.data import Batch
@@ -71,6 +72,16 @@ def test_a_record_holds_the_numbers_of_its_interval(config):
     assert record["epoch"] == 3
     assert record["samples_per_second"] == pytest.approx(2 / record["step_seconds"])
     assert len(record["level_losses"]) == 2
+
+
+def test_the_averaged_model_of_a_run_can_be_sampled(config):
+    run = train(dataclasses.replace(config, steps=1), CLIP_MODEL)
+    pipeline = Pipeline.from_pretrained(run / "model")
+    averages = weights(run)
+    assert all(torch.equal(averages[f"unet.{name}"], value) for name, value in pipeline.model.named_parameters())
+    assert all(torch.equal(averages[f"text.{name}"], value) for name, value in pipeline.text_encoder.named_parameters())
+    (clip,) = pipeline("a cat", num_inference_steps=1, progress=False)
+    assert len(clip.frames) == 4
 
 
 def test_a_resumed_run_equals_one_that_went_through(config, tmp_path):
