@@ -1,6 +1,7 @@
 """The benchmark of the ops, on a CPU at small shapes: everything but the numbers."""
 
 import dataclasses
+import functools
 import json
 import sys
 
@@ -107,6 +108,11 @@ def test_a_wrong_rival_shows_in_its_error(step):
     assert row.outcomes[OURS].error == 0
 
 
+def test_a_wrong_gradient_shows_in_the_error():
+    row = measured(dataclasses.replace(SMALL, plain=lambda x: x + x.detach()), BOTH)
+    assert row.outcomes[PYTORCH].error == pytest.approx(0.5)
+
+
 def test_a_result_that_is_not_a_number_is_no_small_error():
     row = measured(dataclasses.replace(SMALL, plain=lambda x: x * float("nan")))
     assert row.outcomes[PYTORCH].error != row.outcomes[PYTORCH].error
@@ -150,6 +156,13 @@ def test_compiled_rival_is_among_them_on_demand():
     assert COMPILED not in contenders.contenders(case, with_compile=False)
     found = contenders.contenders(case, with_compile=True)
     assert {OURS, PYTORCH, COMPILED, SDPA + "flash", "xformers"} <= found.keys()
+
+
+def test_compiled_rival_is_measured(monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    row = measure.measure(SMALL, BOTH, RATES, CPU, seconds=0, with_compile=True)
+    assert row.seconds(COMPILED) > 0, row.outcomes[COMPILED].failure
+    assert row.outcomes[COMPILED].error == 0
 
 
 MACHINE = {"device": "test", "dtype": "bf16", "copy GB/s": 10.0, "matrix TFLOP/s": 0.1, "kernels ran": True}

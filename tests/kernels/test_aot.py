@@ -82,7 +82,7 @@ def test_a_kernel_compiles_for_nvidia_and_amd(tmp_path):
     report, page = tmp_path / "report.json", tmp_path / "report.md"
     process = compiling(
         *("-m", "mdm_kernels.aot", "--json", str(report), "--markdown", str(page)),
-        *("--targets", "sm_80,gfx942", "--filter", "group_norm 768"),
+        *("--targets", "sm_80,gfx942", "--filter", "group_norm 768×16²"),
     )
     assert process.returncode == 0, process.stderr
     _, rows = aot_report.read_json(report)
