@@ -7,7 +7,6 @@ runs is given: what else a machine does can only add to it.
 """
 
 import argparse
-import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -107,11 +106,10 @@ def measure(case: Case, seconds: float) -> dict[str, float]:
     return {name: timing.fastest / CALLS * 1e6 for name, timing in timings.items()}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each op and way (default: %(default)s)")
-    seconds = parser.parse_args().seconds
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # so that Triton may be chosen on CPU tensors
+    seconds = parser.parse_args(arguments).seconds
     torch.set_num_threads(1)
     columns = ("forward", "plain forward", "forward + backward", "plain forward + backward")
     print(f"{'µs a call, launches left out':30}" + "".join(f"{column:>26}" for column in columns))

@@ -46,7 +46,7 @@ def runs_triton(x: Tensor) -> bool:
     """Whether an op called on `x` runs its Triton kernels (True) or its PyTorch reference (False)."""
     if _backend == "auto":
         return x.device.type == "cuda"  # ROCm devices are "cuda" in torch too
-    if _backend == "triton" and x.device.type == "cpu" and not _interpreting():
+    if _backend == "triton" and x.device.type == "cpu" and _recorder is None and not _interpreting():
         raise RuntimeError("backend 'triton' on a CPU tensor needs TRITON_INTERPRET=1 set before triton is imported")
     return _backend == "triton"
 

@@ -2,8 +2,7 @@
 
 An op is opaque to torch.compile and torch.export: one node of their graphs. Its derivative lies at the op itself (under
 the Autograd key), not in the public function, so that a call of `torch.ops.mdm_kernels.<name>` has it as well.
-`torch.library.register_autograd` would do this too, but costs more a call and fails under torch.func.grad
-(`benchmarks/call_overhead.py` measures what a call costs).
+`torch.library.register_autograd` would do this too, with more Python around each call, and fails under torch.func.grad.
 """
 
 import contextlib

@@ -10,6 +10,8 @@ the pilot, and `mean` is the mean of what is left: x − pilot − mean is exact
 the plain mean, rounded to float32, would be off by 0.005 standard deviations.
 """
 
+import functools
+
 import triton
 import triton.language as tl
 
@@ -17,6 +19,7 @@ WHOLE_GROUP_BYTES = 128 * 1024  # of x; all groups in flight then fit a cache of
 SMALL_GROUP = 8192  # elements for which one launch beats three, however few bytes of a group lie side by side
 
 
+@functools.cache  # like the others: triton.next_power_of_2 costs microseconds
 def whole_group_launch(groups: int, positions: int, itemsize: int, CHANNELS: int, CHANNELS_LAST: bool) -> dict | None:
     """Constants of the kernels that take a whole group of CHANNELS × `positions`; None where tiles are better."""
     block_c, block_s = triton.next_power_of_2(CHANNELS), triton.next_power_of_2(positions)
@@ -30,6 +33,7 @@ def whole_group_launch(groups: int, positions: int, itemsize: int, CHANNELS: int
     return {"BLOCK_C": block_c, "BLOCK_S": block_s, "num_warps": num_warps}
 
 
+@functools.cache
 def affine_launch(rows: int, channels: int) -> tuple[dict, tuple[int]]:
     """Constants and grid of affine_gradients."""
     block_c = 32  # 128 bytes of float32
@@ -37,6 +41,7 @@ def affine_launch(rows: int, channels: int) -> tuple[dict, tuple[int]]:
     return {"BLOCK_N": block_n, "BLOCK_C": block_c, "num_warps": 4}, (triton.cdiv(channels, block_c),)
 
 
+@functools.cache
 def film_launch(film_rows: int, channels: int, frames: int) -> tuple[dict, tuple[int]]:
     """Constants and grid of film_gradients."""
     block_c = 128

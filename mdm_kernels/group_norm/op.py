@@ -47,7 +47,10 @@ def _dense(x: Tensor | None, channels_last: bool) -> Tensor | None:
     """x itself if it is dense in that memory format, a copy otherwise."""
     if x is None:
         return None
-    return x.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else x.contiguous()
+    if not channels_last:
+        return x.contiguous()
+    rows = x.movedim(1, -1)
+    return x if rows.is_contiguous() else rows.contiguous().movedim(-1, 1)
 
 
 def _empty(x: Tensor, channels: int, channels_last: bool) -> Tensor:

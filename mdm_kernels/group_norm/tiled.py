@@ -6,6 +6,8 @@ transform the tiles (apply_forward). Backward: tile_gradient_sums, combine_gradi
 whatever the channels per group. Partial results (N, tiles, C) are float32 and add less than 2 % to the traffic.
 """
 
+import functools
+
 import triton
 import triton.language as tl
 
@@ -15,6 +17,7 @@ TILE = 8192  # elements of a tile
 CHANNELS_LAST_WIDTH = 32  # channels of a channels-last tile: 64 bytes in bf16, whole memory sectors
 
 
+@functools.cache
 def tile_launch(rows: int, channels: int, positions: int, channels_last: bool) -> tuple[dict, tuple[int], int]:
     """Constants and grid of the kernels that walk tiles, and the tiles of a row along its positions."""
     block_c, block_s = triton.next_power_of_2(channels), triton.next_power_of_2(positions)
@@ -36,6 +39,7 @@ def combine_statistics_launch(channels: int, tiles: int, tile: dict) -> dict:
     return {"CHANNELS": channels, "TILE_S": tile["BLOCK_S"], "BLOCK": block, "num_warps": 4}
 
 
+@functools.cache
 def combine_gradients_launch(channels: int, tiles: int) -> dict:
     """Constants of combine_gradient_sums for groups of `channels`."""
     block_c = min(triton.next_power_of_2(channels), 64)

@@ -66,7 +66,7 @@ def test_the_seed_is_left_alone():
 @pytest.mark.parametrize(
     ("seed", "error", "message"),
     [
-        (torch.tensor([1.0]), TypeError, "seed is a tensor of torch.float32; it must be an int or a tensor of torch.int"),
+        (torch.tensor([1.0]), TypeError, "seed is a tensor of torch.float32; it must be an int or a tensor"),
         (torch.tensor([1], dtype=torch.int32), TypeError, "seed is a tensor of torch.int32"),
         (torch.tensor([1, 2]), ValueError, r"seed has shape \(2,\); it must hold one element"),
         (torch.empty(0, dtype=torch.int64), ValueError, r"seed has shape \(0,\)"),

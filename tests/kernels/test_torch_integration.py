@@ -221,12 +221,11 @@ def test_func_reaches_the_parameters_of_a_module_for_each_sample():
         assert_close(per_sample(parameters, x), expected)
 
 
-@each_op
-def test_an_outer_derivative_sees_through_an_inner_one(case):
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if len(case.shapes) > 1])
+def test_an_outer_derivative_sees_through_an_inner_one(name):
     """autograd differentiates a value that torch.func has differentiated at the same time with respect to another."""
+    case = CASES[name]
     first, *others = case.inputs()
-    if not others:
-        pytest.skip("one input")
     with mk.use_backend("triton"):
         _, value = torch.func.grad_and_value(lambda x: case.function(x, *others).square().sum())(first.detach())
         gradients = torch.autograd.grad(value, others)
