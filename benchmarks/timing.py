@@ -37,7 +37,9 @@ def time_side_by_side(
         call()
     spent: dict[str, list[float]] = {name: [] for name in calls}
     began = time.perf_counter()
-    while len(next(iter(spent.values()))) < at_least or time.perf_counter() - began < seconds * len(calls):
+    repetitions = 0
+    while repetitions < at_least or time.perf_counter() - began < seconds * len(calls):
+        repetitions += 1
         for name, call in calls.items():
             spent[name].append(_time_once(call, device))
     return {name: Timing(statistics.median(times), min(times), max(times)) for name, times in spent.items()}

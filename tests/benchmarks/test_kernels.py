@@ -101,6 +101,17 @@ def test_a_rival_that_fails_is_recorded_and_the_others_run():
     assert "| double | broken | 1    | RuntimeError: no such luck |" in kernel_report.markdown(MACHINE, [row])
 
 
+def test_a_row_that_nobody_can_do_keeps_every_reason():
+    def broken(x):
+        raise RuntimeError("no such luck")
+
+    row = measured(dataclasses.replace(SMALL, ours=broken, plain=broken, oracle=None))
+    assert {name: outcome.failure for name, outcome in row.outcomes.items()} == {
+        OURS: "RuntimeError: no such luck",
+        PYTORCH: "RuntimeError: no such luck",
+    }
+
+
 @pytest.mark.parametrize("step", [FORWARD, BOTH])
 def test_a_wrong_rival_shows_in_its_error(step):
     row = measured(dataclasses.replace(SMALL, plain=lambda x: 3 * x), step)
