@@ -92,6 +92,14 @@ def test_saving_again_replaces_the_weights(saved):
     assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors"]
 
 
+def test_saving_again_never_writes_into_the_file_that_is_there(model, saved):
+    with (saved / "model.safetensors").open("rb") as file:
+        whole = file.read()
+        build_model(CONFIG).save_pretrained(saved)
+        file.seek(0)
+        assert file.read() == whole
+
+
 def test_another_model_is_not_overwritten_unless_allowed(model, saved):
     other = build_model(OTHER)
     with pytest.raises(ValueError, match="holds another model"):
@@ -122,7 +130,7 @@ def test_what_was_saved_survives_a_failure_while_the_weights_are_written(model, 
         raise error
 
     monkeypatch.setattr(pretrained, "save_file", failing)
-    with pytest.raises(type(error), match="No space left" if error.args else ""):
+    with pytest.raises(type(error), match="No space left" if error.args else None):
         build_model(OTHER if overwrite else CONFIG).save_pretrained(saved, overwrite=overwrite)
     assert_same_weights(from_pretrained(saved), model)
     assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors"]
