@@ -165,11 +165,27 @@ def test_an_input_that_does_not_fit_is_named(tiny, change, message):
         ({"kind": "time"}, "innermost UNet sees one frame"),
         ({"attention": (1, 1)}, "attention"),
         ({"temporal_attention": (1,)}, "needs kind 'time'"),
+        ({"attention": (1,), "num_heads": 5}, "32 of a stage with attention must be a multiple of num_heads 5"),
+        ({"mid_blocks": True, "num_heads": 5}, "must be a multiple of num_heads 5"),
+        ({"dropout": 1.0}, "dropout 1.0"),
+        ({"context_layers": -1}, "context_layers -1 must not be negative"),
     ],
 )
 def test_a_config_that_cannot_be_built_is_named(fields, message):
     with pytest.raises(ValueError, match=message):
         UNetConfig(**{"channels": (32,), "blocks": (1,), **fields})
+
+
+def test_temporal_heads_that_do_not_divide_the_width_are_named():
+    config = {**create_model("mdm_t2v_tiny").config.to_dict(), "temporal_head_dim": 24}
+    with pytest.raises(ValueError, match="must be a multiple of temporal_head_dim 24"):
+        UNetConfig.from_dict(config)
+
+
+def test_text_attention_in_a_video_level_is_refused():
+    config = {**create_model("mdm_t2v_tiny").config.to_dict(), "attention": (0, 0, 0, 1)}
+    with pytest.raises(ValueError, match="attention to text needs kind 'image'"):
+        UNetConfig.from_dict(config)
 
 
 def test_config_survives_json():
