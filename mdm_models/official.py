@@ -160,21 +160,27 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     _check_archive(path)
-    foreign = []
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         foreign = [name for name in names if not name.startswith(_IGNORED)]
-        with torch.serialization.safe_globals([] if foreign else [(_Ignored, name) for name in names]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = None if foreign else _unpickled(path, names)
     except Exception as error:  # wrong bytes make an unpickler raise nearly anything
-        if foreign:
-            reason = f"reading it could run {', '.join(foreign)}, which no official checkpoint has"
-            raise ValueError(f"{path} is refused: {reason}") from None
         raise ValueError(f"{path} is not a readable checkpoint: {one_line(error).split('. ')[0]}") from None
+    if foreign:
+        reason = f"reading it could run {', '.join(foreign)}, which no official checkpoint has"
+        raise ValueError(f"{path} is refused: {reason}")
     state_dict = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(state_dict, dict) or not all(isinstance(value, Tensor) for value in state_dict.values()):
+    if not isinstance(state_dict, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state_dict.items()
+    ):
         raise ValueError(f"{path} is not an official checkpoint: it has no tensors under 'state_dict'")
     return state_dict
+
+
+def _unpickled(path: Path, ignored: list[str]) -> object:
+    """What torch.load makes of the file, with `_Ignored` in the place of everything that has one of these names."""
+    with torch.serialization.safe_globals([(_Ignored, name) for name in ignored]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _check_archive(path: Path) -> None:

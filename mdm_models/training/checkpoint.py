@@ -6,7 +6,6 @@ a directory of that name is complete; the checksums catch what happens to it lat
 """
 
 import json
-import os
 import pickle
 import re
 import shutil
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mdm_models.files import one_line, sync
 from mdm_models.training.errors import CheckpointError
 
 MANIFEST = "manifest.json"
@@ -57,12 +57,12 @@ def save(run: Path, checkpoint: Checkpoint, identity: dict, keep: int) -> Path:
         if final.exists():  # a damaged one that was passed over when the run resumed
             shutil.rmtree(final)
         partial.rename(final)
-        _sync(folder)
+        sync(folder)
     except (OSError, SafetensorError, RuntimeError) as error:  # the last two wrap a full disk
         shutil.rmtree(partial, ignore_errors=True)
         saved = list_steps(run)
         last = f"the last one saved is {saved[-1]}" if saved else "none was saved before"
-        raise CheckpointError(f"checkpoint {final} cannot be written ({_one_line(error)}); {last}") from None
+        raise CheckpointError(f"checkpoint {final} cannot be written ({one_line(error)}); {last}") from None
     for old in list_steps(run)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -118,7 +118,7 @@ def load(path: Path, identity: dict) -> Checkpoint:
             counters=json.loads((path / "counters.json").read_text()),
         )
     except (OSError, SafetensorError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise Damaged(_one_line(error)) from None
+        raise Damaged(one_line(error)) from None
 
 
 def verified_manifest(path: Path) -> dict:
@@ -131,7 +131,7 @@ def verified_manifest(path: Path) -> dict:
             if _checksum(path / name) != checksum:
                 raise Damaged(f"{name} has another checksum")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Damaged(_one_line(error)) from None
+        raise Damaged(one_line(error)) from None
     return manifest
 
 
@@ -143,21 +143,13 @@ def _write(folder: Path, checkpoint: Checkpoint, identity: dict) -> None:
     files = {path.name: (path.stat().st_size, _checksum(path)) for path in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(json.dumps({"model": identity, "files": files}, indent=1))
     for path in folder.iterdir():
-        _sync(path)
-    _sync(folder)
+        sync(path)
+    sync(folder)
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """safetensors stores row-major memory only."""
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _checksum(path: Path) -> int:
@@ -174,7 +166,3 @@ def _flat(values: dict, prefix: str = "") -> dict:
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -126,7 +126,10 @@ def test_a_function_under_an_official_name_is_not_called(tmp_path, monkeypatch, 
     assert "ran" not in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("content", [{"model": {}}, [1, 2], {"state_dict": {"step": 3}}, {"state_dict": None}])
+@pytest.mark.parametrize(
+    "content",
+    [{"model": {}}, [1, 2], {"state_dict": {"step": 3}}, {"state_dict": {1: torch.zeros(1)}}, {"state_dict": None}],
+)
 def test_checkpoint_without_weights_is_refused(tmp_path, content):
     path = tmp_path / "other.pth"
     torch.save(content, path)

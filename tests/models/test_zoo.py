@@ -1,5 +1,8 @@
 """The named models."""
 
+import dataclasses
+import math
+
 import pytest
 import torch
 
@@ -37,6 +40,13 @@ def test_video_levels_and_their_noise_scales():
     config = model_config("mdm_t2v_256")
     assert config.strides == [(1, 1), (1, 4), (16, 4)]
     assert config.scales == [16.0, 4.0, 1.0]
+
+
+def test_strides_and_noise_scales_of_chained_time_levels():
+    inner = model_config("mdm_t2v_tiny")
+    config = dataclasses.replace(inner, channels=(32,) * 3, blocks=(1,) * 3, temporal_attention=(), inner=inner)
+    assert config.strides == [(1, 1), (4, 1), (32, 1)]
+    assert config.scales == [math.sqrt(32), math.sqrt(8), 1.0]
 
 
 @pytest.mark.parametrize("name", list_models())
