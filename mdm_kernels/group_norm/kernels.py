@@ -5,9 +5,12 @@ so that memory is read once and written once. Loops prefetch their next tile (nu
 multiprocessor. Groups too large for all this: tiled.py.
 
 x is (N, C, S), S the flattened spatial size, dense and either contiguous or channels-last; the two differ only in the
-address of an element. Statistics never take E[x²] − E[x]². Everywhere a group is first shifted by its first element,
-the pilot, and `mean` is the mean of what is left: x − pilot − mean is exact to the last bits even at 10000 ± 0.1, where
-the plain mean, rounded to float32, would be off by 0.005 standard deviations.
+address of an element. The last C_SKIP of the C channels may lie in a second tensor of the same format, the skip, and a
+group may have channels of both; y and dy are always one tensor.
+
+Statistics never take E[x²] − E[x]². Everywhere a group is first shifted by its first element, the pilot, and `mean` is
+the mean of what is left: x − pilot − mean is exact to the last bits even at 10000 ± 0.1, where the plain mean, rounded
+to float32, would be off by 0.005 standard deviations.
 """
 
 import functools
@@ -19,14 +22,16 @@ WHOLE_GROUP_BYTES = 128 * 1024  # of x; all groups in flight then fit a cache of
 SMALL_GROUP = 8192  # elements for which one launch beats three, however few bytes of a group lie side by side
 
 
-@functools.cache  # like the others: triton.next_power_of_2 costs microseconds
 def whole_group_launch(groups: int, positions: int, itemsize: int, CHANNELS: int, CHANNELS_LAST: bool) -> dict | None:
     """Constants of the kernels that take a whole group of CHANNELS × `positions`; None where tiles are better."""
-    block_c, block_s = triton.next_power_of_2(CHANNELS), triton.next_power_of_2(positions)
     narrow = CHANNELS_LAST and CHANNELS * itemsize < 16 and CHANNELS * positions > SMALL_GROUP
     too_large = CHANNELS * positions * itemsize > WHOLE_GROUP_BYTES or groups * CHANNELS * positions >= 2**31
-    if narrow or too_large or block_c > 1024:
-        return None
+    return None if narrow or too_large or CHANNELS > 1024 else _whole_group_constants(CHANNELS, positions)
+
+
+@functools.cache  # here and below: triton.next_power_of_2 costs microseconds
+def _whole_group_constants(channels: int, positions: int) -> dict:
+    block_c, block_s = triton.next_power_of_2(channels), triton.next_power_of_2(positions)
     warp_tile = 32 * 8  # a thread holds 8 elements: a 16-byte load in half precision, two in float32
     num_warps = min(max(block_c * block_s // warp_tile, 1), 16)
     block_s = min(block_s, max(num_warps * warp_tile // block_c, 1))
@@ -94,26 +99,30 @@ def activation_gradient(dy, u, SILU: tl.constexpr):
 
 
 @triton.jit
-def locate(x_ptr, skip_ptr, n, c, C, C_SKIP, S, CHANNELS_LAST: tl.constexpr):
-    """Pointers to the channels c of row n at its first position, and the elements from one position to the next.
+def offsets(n, c, first_s, i, C, S, CHANNELS_LAST: tl.constexpr):
+    """Of the positions first_s + i in the channels c of row n; n is int64, as there may be 2³¹ elements and more."""
+    first = n * C * S + first_s * stride_s(C, CHANNELS_LAST)
+    return first + (c.to(tl.int64) * stride_c(S, CHANNELS_LAST) + i * stride_s(C, CHANNELS_LAST))
 
-    n is int64, so that x may hold 2³¹ elements. Of the C channels the last C_SKIP are the skip's if there is one: each
-    channel is then read and written where it lies. Its pointer is chosen for 8 channels at a time where the border and
-    the first channel are multiples of 8, which the compiler sees, and loads stay as wide as without a skip.
+
+@triton.jit
+def elements(x_ptr, skip_ptr, n, c, first_s, i, C, C_SKIP, S, CHANNELS_LAST: tl.constexpr):
+    """Pointers to the positions first_s + i in the channels c of row n: into x, but for the last C_SKIP of C channels
+    into the skip, if there is one.
+
+    The compiler sees that the choice is the same for as many channels as the largest power of two dividing the border
+    and the first of c, and Triton 3.9 takes a pointer so chosen to be aligned to that many bytes, and no more: with 16,
+    channels-last loads are as wide as without a skip. A choice between whole addresses, rather than between the
+    channels' first ones, keeps the contiguous format's loads wide, too.
     """
-    c = c.to(tl.int64)
     if skip_ptr is None:
-        at = x_ptr + (n * C * S + c * stride_c(S, CHANNELS_LAST))
-        step = stride_s(C, CHANNELS_LAST)
+        at = x_ptr + offsets(n, c, first_s, i, C, S, CHANNELS_LAST)
     else:
         C_X = C - C_SKIP
-        in_x = c < C_X
-        x_at = x_ptr + (n * C_X * S + c * stride_c(S, CHANNELS_LAST))
-        skip_at = skip_ptr + (n * C_SKIP * S + (c - C_X) * stride_c(S, CHANNELS_LAST))
-        at = tl.where(in_x, x_at, skip_at)
-        skip_step = stride_s(C_SKIP, CHANNELS_LAST)
-        step = skip_step + (stride_s(C_X, CHANNELS_LAST) - skip_step) * in_x.to(tl.int32)
-    return at, step
+        in_x = x_ptr + offsets(n, c, first_s, i, C_X, S, CHANNELS_LAST)
+        in_skip = skip_ptr + offsets(n, c - C_X, first_s, i, C_SKIP, S, CHANNELS_LAST)
+        at = tl.where(c < C_X, in_x, in_skip)
+    return at
 
 
 @triton.jit
@@ -128,7 +137,7 @@ def group_position(skip_ptr, G, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, B
     c = first_c + k
     mine = k < CHANNELS
     if skip_ptr is not None and CHANNELS % 16 == 8 and CHANNELS < BLOCK_C:
-        c = first_c // 16 * 16 + k  # from a multiple of 16 on, which keeps `locate`'s pointers visibly aligned
+        c = first_c // 16 * 16 + k  # from a multiple of 16 on, for the sake of `elements`; the group still fits
         mine = (c >= first_c) & (c < first_c + CHANNELS)
     return group, n, first_c, c, mine, tl.arange(0, BLOCK_S)[None, :]
 
@@ -144,16 +153,15 @@ def group_forward(
     """y, mean, rstd of one group of one row."""
     C = G * CHANNELS
     group, n, first_c, c, mine, s = group_position(skip_ptr, G, CHANNELS, BLOCK_C, BLOCK_S)
-    x_at, x_step = locate(x_ptr, skip_ptr, n, c, C, C_SKIP, S, CHANNELS_LAST)  # [BLOCK_C, 1]
-    y_at, y_step = locate(y_ptr, None, n, c, C, 0, S, CHANNELS_LAST)
-    pilot_at, _ = locate(x_ptr, skip_ptr, n, first_c, C, C_SKIP, S, CHANNELS_LAST)
+    pilot_at = elements(x_ptr, skip_ptr, n, first_c, 0, 0, C, C_SKIP, S, CHANNELS_LAST)
     pilot = tl.load(pilot_at).to(tl.float32)
 
     means = tl.zeros([BLOCK_C, BLOCK_S], tl.float32)  # Welford: running mean and Σ(x − mean)² of each place in the tile
     deviations = tl.zeros([BLOCK_C, BLOCK_S], tl.float32)
     for start in tl.range(0, S, BLOCK_S, num_stages=2):
         inside = mine & (start + s < S)
-        x = tl.load(x_at + (start + s) * x_step, inside, other=0.0).to(tl.float32) - pilot
+        x_at = elements(x_ptr, skip_ptr, n, c, start, s, C, C_SKIP, S, CHANNELS_LAST)
+        x = tl.load(x_at, inside, other=0.0).to(tl.float32) - pilot
         difference = tl.where(inside, x - means, 0.0)
         means += difference * (1.0 / (start // BLOCK_S + 1))
         deviations += difference * (x - means)
@@ -168,9 +176,11 @@ def group_forward(
     )  # [BLOCK_C, 1]
     for start in tl.range(0, S, BLOCK_S, num_stages=2):
         inside = mine & (start + s < S)
-        x = tl.load(x_at + (start + s) * x_step, inside, other=0.0).to(tl.float32) - pilot
+        x_at = elements(x_ptr, skip_ptr, n, c, start, s, C, C_SKIP, S, CHANNELS_LAST)
+        x = tl.load(x_at, inside, other=0.0).to(tl.float32) - pilot
         y = activated((x - mean) * (rstd * gain) + offset, SILU)
-        tl.store(y_at + (start + s) * y_step, y.to(y_ptr.dtype.element_ty), inside)
+        y_at = y_ptr + offsets(n, c, start, s, C, S, CHANNELS_LAST)
+        tl.store(y_at, y.to(y_ptr.dtype.element_ty), inside)
     tl.store(mean_ptr + group, mean)
     tl.store(rstd_ptr + group, rstd)
 
@@ -187,10 +197,7 @@ def group_backward(
     to."""
     C = G * CHANNELS
     group, n, first_c, c, mine, s = group_position(skip_ptr, G, CHANNELS, BLOCK_C, BLOCK_S)
-    x_at, x_step = locate(x_ptr, skip_ptr, n, c, C, C_SKIP, S, CHANNELS_LAST)  # [BLOCK_C, 1]
-    dx_at, dx_step = locate(dx_ptr, dskip_ptr, n, c, C, C_SKIP, S, CHANNELS_LAST)
-    dy_at, dy_step = locate(dy_ptr, None, n, c, C, 0, S, CHANNELS_LAST)
-    pilot_at, _ = locate(x_ptr, skip_ptr, n, first_c, C, C_SKIP, S, CHANNELS_LAST)
+    pilot_at = elements(x_ptr, skip_ptr, n, first_c, 0, 0, C, C_SKIP, S, CHANNELS_LAST)
     pilot = tl.load(pilot_at).to(tl.float32)
     mean = tl.load(mean_ptr + group)
     rstd = tl.load(rstd_ptr + group)
@@ -202,8 +209,9 @@ def group_backward(
     sum_du_xhat = tl.zeros([BLOCK_C, BLOCK_S], tl.float32)
     for start in tl.range(0, S, BLOCK_S, num_stages=2):
         inside = mine & (start + s < S)
-        x = tl.load(x_at + (start + s) * x_step, inside, other=0.0).to(tl.float32)
-        dy = tl.load(dy_at + (start + s) * dy_step, inside, other=0.0).to(tl.float32)
+        x_at = elements(x_ptr, skip_ptr, n, c, start, s, C, C_SKIP, S, CHANNELS_LAST)
+        x = tl.load(x_at, inside, other=0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + offsets(n, c, start, s, C, S, CHANNELS_LAST), inside, other=0.0).to(tl.float32)
         xhat = (x - pilot - mean) * rstd
         du = activation_gradient(dy, xhat * gain + offset, SILU)  # 0 outside, where dy is 0
         sum_du += du
@@ -218,12 +226,14 @@ def group_backward(
 
     for start in tl.range(0, S, BLOCK_S, num_stages=2):
         inside = mine & (start + s < S)
-        x = tl.load(x_at + (start + s) * x_step, inside, other=0.0).to(tl.float32)
-        dy = tl.load(dy_at + (start + s) * dy_step, inside, other=0.0).to(tl.float32)
+        x_at = elements(x_ptr, skip_ptr, n, c, start, s, C, C_SKIP, S, CHANNELS_LAST)
+        x = tl.load(x_at, inside, other=0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + offsets(n, c, start, s, C, S, CHANNELS_LAST), inside, other=0.0).to(tl.float32)
         xhat = (x - pilot - mean) * rstd
         du = activation_gradient(dy, xhat * gain + offset, SILU)
         dx = (rstd * gain) * du - mean_dz - xhat * mean_dz_xhat
-        tl.store(dx_at + (start + s) * dx_step, dx.to(dx_ptr.dtype.element_ty), inside)
+        dx_at = elements(dx_ptr, dskip_ptr, n, c, start, s, C, C_SKIP, S, CHANNELS_LAST)
+        tl.store(dx_at, dx.to(dx_ptr.dtype.element_ty), inside)
 
 
 @triton.jit

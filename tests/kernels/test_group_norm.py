@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mdm_kernels import GroupNormSiLU, group_norm_silu
-from mdm_kernels.backend import use_backend
+from mdm_kernels.backend import recording, use_backend
 from tests.kernels.group_norm_accuracy import PATHS, check, definition, inputs, result_and_gradients, triton
 
 
@@ -33,6 +33,20 @@ def test_triton_computes_the_definition(
         x = x.contiguous(memory_format=torch.channels_last)
     if x[0].numel() // num_groups > 2:  # a group of two is ±1 whatever it holds: its gradient is all rounding
         check((x, *parameters), num_groups, activation, path)
+
+
+def test_each_path_runs_kernels_of_its_own():
+    """Were it otherwise, the tests of one path would pass without having run it."""
+    launched = {}
+    for path in PATHS:
+        names = launched[path] = set()
+        with triton(path), recording(lambda kernel, *_, names=names: names.add(kernel.fn.__name__)):
+            result_and_gradients(lambda x: group_norm_silu(x, 4), [torch.ones(2, 8, 4, 4)], torch.ones(2, 8, 4, 4))
+    assert launched["whole group"] == {"group_forward", "group_backward"}
+    assert launched["tiles"] == {
+        *("tile_statistics", "combine_statistics", "apply_forward"),
+        *("tile_gradient_sums", "combine_gradient_sums", "apply_backward"),
+    }
 
 
 @pytest.mark.parametrize("path", PATHS)
