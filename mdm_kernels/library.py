@@ -64,6 +64,8 @@ class Derivative(_SingleLevelFunction):
     expects to be called and would ask for a `setup_context` and a `vmap`.
     """
 
+    _compiled_autograd_key = staticmethod(torch.autograd.Function._compiled_autograd_key)
+
     @staticmethod
     def jvp(ctx, *tangents):
         raise NotImplementedError(

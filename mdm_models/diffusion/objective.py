@@ -74,7 +74,7 @@ class MatryoshkaDiffusion(nn.Module):
         strides: Sequence[int | tuple[int, int]],
         noise: Sequence[Tensor] | None = None,
         *,
-        seed: int | None = None,
+        seed: int | Tensor | None = None,
     ) -> list[Tensor]:
         """What the network is trained on: x_t of every level, list of (B, C, H, W) or (B, C, T, H, W).
 
@@ -90,7 +90,7 @@ class MatryoshkaDiffusion(nn.Module):
         time: Tensor,
         noise: Sequence[Tensor] | None = None,
         *,
-        seed: int | None = None,
+        seed: int | Tensor | None = None,
     ) -> Tensor:
         """Weighted sum over levels of the mean squared error of `preds` → (B,) float32, differentiable in preds.
 
