@@ -1,11 +1,14 @@
-"""The models of the official code (apple/ml-mdm), from a checkout of it, to run beside ours with the same weights.
+"""The models of the official code (apple/ml-mdm), from a checkout of it, measured beside ours on the same weights.
 
 Only its model files are run. What they import for other purposes (reading data, printing summaries, object stores) is
 replaced by empty modules, so that the checkout's own requirements, an old PyTorch among them, need not be installed.
 """
 
+import copy
 import importlib
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -13,6 +16,9 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from benchmarks.models import SIZES, TEXT_TOKENS
+from benchmarks.report import markdown_table
+from benchmarks.timing import Timing, time_side_by_side
 from mdm_models import UNet, create_model, official
 
 CONFIGS = {
@@ -67,6 +73,77 @@ def pair(name: str, checkout: Path) -> tuple[OfficialModel, UNet]:
                 parameter.normal_(std=(3 * parameter[0].numel()) ** -0.5)
     ours.load_state_dict(official.state_dict_from_official(theirs.state_dict()))
     return OfficialModel(theirs).eval(), ours.eval()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of computing one step of a model."""
+
+    name: str
+    step: str
+    who: str
+    timing: Timing
+    error: float | None
+    """of the highest resolution's prediction: its distance from the official float32 one over that one's norm"""
+
+
+def measure(name: str, checkout: Path, batch: int, device: torch.device, seconds: float) -> Iterator[Row]:
+    """A forward pass, and one with its backward, of the official model and of ours, in float32 and in bfloat16.
+
+    The official code computes in bfloat16 under autocast; our weights are bfloat16 themselves.
+    """
+    theirs, ours = (model.to(device) for model in pair(name, checkout))
+    rounded = copy.deepcopy(ours).to(torch.bfloat16)
+    torch.manual_seed(1)
+    size, _ = SIZES[name]
+    x = [torch.randn(batch, 3, size // space, size // space, device=device) for _, space in ours.config.strides]
+    time = torch.randint(0, 1000, (batch,), device=device)
+    context = torch.randn(batch, TEXT_TOKENS, ours.config.innermost.context_dim, device=device)
+
+    def under_autocast(*inputs):
+        with torch.autocast(device.type, torch.bfloat16):
+            return theirs(*inputs)
+
+    ways = {
+        "official, float32": theirs,
+        "official, bf16 autocast": under_autocast,
+        "ours, float32": ours,
+        "ours, bf16": rounded,
+    }
+
+    @torch.inference_mode()
+    def forward(model: Callable) -> Tensor:
+        return model(x, time, context)[0]
+
+    def forward_and_backward(model: Callable) -> None:
+        sum(level.float().square().mean() for level in model(x, time, context)).backward()
+        for network in (theirs, ours, rounded):
+            network.zero_grad()
+
+    expected = forward(theirs)
+    for step, run in (("forward", forward), ("forward + backward", forward_and_backward)):
+        calls = {who: (lambda run=run, model=model: run(model)) for who, model in ways.items()}
+        for who, timing in time_side_by_side(calls, device, seconds=seconds).items():
+            error = None
+            if step == "forward":
+                error = ((forward(ways[who]).float() - expected).norm() / expected.norm()).item()
+            yield Row(name, step, who, timing, error)
+
+
+def table(rows: list[Row]) -> str:
+    """A Markdown table: times, and how many times faster each is than the official code in both precisions."""
+    baseline = {(row.name, row.step, row.who): row.timing.median for row in rows}
+    lines = []
+    for row in rows:
+        ratios = [
+            f"{baseline[row.name, row.step, f'official, {how}'] / row.timing.median:.2f}×"
+            for how in ("float32", "bf16 autocast")
+        ]
+        spread = f"{1000 * row.timing.fastest:.0f} to {1000 * row.timing.slowest:.0f}"
+        error = "" if row.error is None else f"{row.error:.1g}"
+        lines.append((row.name, row.step, row.who, f"{1000 * row.timing.median:.0f}", spread, *ratios, error))
+    columns = ("model", "step", "code", "ms", "ms, min to max", "of official float32", "of official bf16", "error")
+    return markdown_table(columns, lines)
 
 
 def _official(name: str, folder: Path) -> nn.Module:

@@ -2,6 +2,7 @@
 
     python benchmarks/throughput.py --quick
     python benchmarks/throughput.py --models mdm_t2i_64,mdm_t2v_64 --batch 8 --json results.json
+    python benchmarks/throughput.py --models mdm_t2i_64,mdm_t2i_1024 --reference ml-mdm    # beside the official code
 
 On a GPU "ours" are the Triton kernels; on a CPU they are the references of `mdm_kernels`. Times are medians of calls
 made in turn. The floor is the time that the arithmetic would take at the rate of a large matrix product, measured
@@ -16,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: find the packages beside benchmarks/
 
-from benchmarks import models
+from benchmarks import models, official
 from benchmarks.machine import DTYPES, Rates, describe
 from benchmarks.report import Row, table, write_json
 from mdm_models import list_models
@@ -31,6 +32,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1, help="batch size of the models")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of autocast")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--reference", type=Path, metavar="CHECKOUT", help="of apple/ml-mdm: compare with it, on the same weights"
+    )
     parser.add_argument("--seconds", type=float, default=1.0, help="how long to repeat each call")
     options = parser.parse_args(arguments)
     if options.batch < 1:
@@ -39,7 +43,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         for name in options.models.split(","):
             if name not in models.SIZES:
                 parser.error(f"--models {name!r}: no such model; known are {', '.join(list_models())}")
+    if options.reference is not None:
+        _check_reference(parser, options)
     return options
+
+
+def _check_reference(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    options.models = options.models or "mdm_t2i_64"
+    for name in options.models.split(","):
+        if name not in official.CONFIGS:
+            parser.error(f"--models {name!r}: the official code has {', '.join(official.CONFIGS)}")
+    try:
+        official.source(options.reference)
+    except ValueError as error:
+        parser.error(f"--reference: {error}")
 
 
 def main(options: argparse.Namespace) -> None:
@@ -49,15 +66,19 @@ def main(options: argparse.Namespace) -> None:
     facts = ", ".join(f"{name} {value}" for name, value in machine.items())
     print(facts, end="\n\n")
     seconds = min(options.seconds, 0.3) if options.quick else options.seconds
-    rows: list[Row] = []
+    rows: list[Row] | list[official.Row] = []
     for name in _model_names(options, device):
         _progress(name)
-        rows += models.measure(models.ModelCase(name, options.batch, dtype, device), rates, seconds)
+        if options.reference:
+            rows += official.measure(name, options.reference, options.batch, device, seconds)
+        else:
+            rows += models.measure(models.ModelCase(name, options.batch, dtype, device), rates, seconds)
     _progress("")
-    print(table(rows))
+    shown = official.table(rows) if options.reference else table(rows)
+    print(shown)
     if options.json:
         write_json(options.json, machine, rows)
-        options.json.with_suffix(".md").write_text(f"{facts}\n\n{table(rows)}\n")
+        options.json.with_suffix(".md").write_text(f"{facts}\n\n{shown}\n")
 
 
 def _model_names(options: argparse.Namespace, device: torch.device) -> list[str]:

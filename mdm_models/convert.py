@@ -1,9 +1,9 @@
-"""Convert a checkpoint to a directory for `mdm_models.from_pretrained`: config.json and model.safetensors.
+"""Convert a checkpoint to a directory for `from_pretrained` and `mdm sample`.
 
-  python -m mdm_models.convert vis_model_256x256.pth mdm_t2i_256        an official checkpoint (with or without EMA)
-  python -m mdm_models.convert PORT/unet/nesting_level_1 mdm_t2i_256    a folder of the port to diffusers
+  mdm convert vis_model_256x256.pth mdm_t2i_256        an official checkpoint (with or without EMA)
+  mdm convert PORT/unet/nesting_level_1 mdm_t2i_256    a folder of the port to diffusers
 
-No code in the checkpoint is run.
+The directory gets config.json, model.safetensors and pipeline.json. No code in the checkpoint is run.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from mdm_models.config import UNetConfig
 from mdm_models.diffusers_port import read_port, state_dict_from_port
 from mdm_models.files import one_line
 from mdm_models.official import read_checkpoint, state_dict_from_official
+from mdm_models.pipeline import PipelineConfig
 from mdm_models.pretrained import CONFIG_FILE, WEIGHTS_FILE, write
 from mdm_models.unet import empty_model
 from mdm_models.weights import fitting_model
@@ -41,7 +42,16 @@ def convert(source: Path, directory: Path, name: str | None = None, overwrite: b
     parameters = sum(weight.numel() for weight in weights.values())
     print(f"writing {name}, {parameters:,} parameters, to {directory}", flush=True)
     write(directory, config, weights, overwrite)
+    _sampling(config).save(directory)
     return name
+
+
+def _sampling(config: UNetConfig) -> PipelineConfig:
+    """How the official models are sampled: at the size that they take for granted, with flan-t5-xl and a guidance of
+    7.5; at 1024² the noise is shifted by the square of the resolution ratio."""
+    size = int(dict(config.micro)["scale"])
+    shift_power = 2.0 if size == 1024 else 1.0
+    return PipelineConfig(size=size, text_encoder="google/flan-t5-xl", shift_power=shift_power, guidance_scale=7.5)
 
 
 def _recognised(weights: dict[str, Tensor], source: Path) -> str:
@@ -63,7 +73,7 @@ def _shapes(config: UNetConfig) -> set:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m mdm_models.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="mdm convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", metavar="IN", type=Path, help="a .pth file, or a folder nesting_level_N of the port")
     parser.add_argument("directory", metavar="OUT_DIR", type=Path, help="where the converted model goes")

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from mdm_models import convert, create_model, from_pretrained
+from mdm_models.pipeline import PipelineConfig
 from tests.models.golden import relative_error
 
 
@@ -26,6 +27,13 @@ def test_converted_checkpoint_gives_the_official_outputs(official_checkpoint, tm
     with torch.no_grad():
         (output,) = from_pretrained(tmp_path / "out")(golden.x, **golden.inputs)
     assert relative_error(output, golden.y[0]) <= 1e-5
+
+
+def test_converted_checkpoint_is_a_pipeline_with_the_official_settings(official_checkpoint, tmp_path):
+    converted(official_checkpoint.path, tmp_path)
+    config = PipelineConfig.load(tmp_path)
+    assert config.size == dict(official_checkpoint.golden.config.micro)["scale"]
+    assert (config.text_encoder, config.shift_power) == ("google/flan-t5-xl", 1.0)
 
 
 def test_checkpoint_that_is_no_named_model_is_refused_with_the_nearest(official_checkpoint, tmp_path, capsys):
@@ -90,4 +98,4 @@ def test_truncated_weights_of_the_port_are_refused(tmp_path, capsys):
 def test_help_explains_the_command(capsys):
     with pytest.raises(SystemExit, match="0"):
         converted("--help")
-    assert "python -m mdm_models.convert vis_model_256x256.pth" in capsys.readouterr().out
+    assert "mdm convert vis_model_256x256.pth" in capsys.readouterr().out
