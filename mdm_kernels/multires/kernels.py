@@ -15,6 +15,8 @@ import functools
 import triton
 import triton.language as tl
 
+from mdm_kernels.multires.philox import philox_key, philox_normal
+
 TILE_ELEMENTS = 1024  # 8 a thread at 4 warps: the noise of more would cost too many registers
 LARGEST_RATIO = 16  # a tile holds whole pooling windows
 GRADIENT_BLOCK = 2048
@@ -49,64 +51,6 @@ def element(sample, c, t, h, w, C, T, H, W, CHANNELS_LAST: tl.constexpr):
     else:
         offset = ((sample * C + c) * T + t) * H * W + (h * W + w)
     return offset
-
-
-@triton.jit
-def cos_sin_turns(turn):
-    """Cosine and sine of turn / 2²⁴ full circles, turn a uint32 below 2²⁴.
-
-    The angle is reduced exactly, in integers, to the nearest quarter turn ± 1/8, where short polynomials (Cephes sinf
-    and cosf) are right to 1e-7. tl.cos and tl.sin must cope with any angle, which costs them branches and a stack.
-    """
-    shifted = turn + 2097152  # 2²¹: an eighth of a turn
-    quarter = shifted >> 22
-    angle = ((shifted & 4194303).to(tl.int32) - 2097152).to(tl.float32) * 3.745070282923493e-07  # 2π · 2⁻²⁴; |…| ≤ π/4
-    x = angle * angle
-    sine = angle + angle * x * (-1.6666654611e-1 + x * (8.3321608736e-3 - x * 1.9515295891e-4))
-    cosine = 1.0 - 0.5 * x + x * x * (4.166664568298827e-2 + x * (-1.388731625493765e-3 + x * 2.443315711809948e-5))
-    odd = (quarter & 1) == 1
-    turned_cosine = tl.where(odd, sine, cosine)
-    turned_sine = tl.where(odd, cosine, sine)
-    cosine = tl.where(((quarter + 1) & 2) == 2, -turned_cosine, turned_cosine)
-    sine = tl.where((quarter & 2) == 2, -turned_sine, turned_sine)
-    return cosine, sine
-
-
-@triton.jit
-def box_muller(bits0, bits1):
-    uniform = ((bits0 >> 8) + 1).to(tl.float32) * 5.9604644775390625e-08  # 2⁻²⁴: in (0, 1]
-    radius = tl.sqrt(tl.maximum(-2.0 * tl.log(uniform), 0.0))  # a fast logarithm may pass 0 near 1
-    cosine, sine = cos_sin_turns(bits1 >> 8)
-    return radius * cosine, radius * sine
-
-
-@triton.jit
-def philox_key(seed_ptr, key_low, key_high):
-    """The key's two words: those of a seed in memory if there is one, else those given."""
-    if seed_ptr is not None:
-        seed = tl.load(seed_ptr)
-        low, high = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
-    else:
-        low, high = key_low.to(tl.uint32), key_high.to(tl.uint32)
-    return low, high
-
-
-@triton.jit
-def philox_normal(key_low, key_high, level, sample, row, group):
-    """The noise of `reference.philox_normal` in a tile: row (c·T + t)·H + h [BLOCK_H, 1], group ⌊w/4⌋ [1, BLOCK_W/4] →
-    [BLOCK_H, BLOCK_W]. One Philox call makes four neighbouring columns."""
-    bits0, bits1, bits2, bits3 = tl.philox_impl(
-        group.to(tl.uint32),
-        row.to(tl.uint32),
-        sample.to(tl.uint32),
-        level.to(tl.uint32),
-        key_low,
-        key_high,
-    )
-    normal0, normal1 = box_muller(bits0, bits1)
-    normal2, normal3 = box_muller(bits2, bits3)
-    quads = tl.join(tl.join(normal0, normal2), tl.join(normal1, normal3))  # [BLOCK_H, BLOCK_W/4, 2, 2], in order
-    return tl.reshape(quads, (quads.shape[0], quads.shape[1] * 4))
 
 
 @triton.jit
