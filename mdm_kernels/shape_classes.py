@@ -98,9 +98,9 @@ SHAPE_CLASSES: dict[str, Callable[[], None]] = {
     "group_norm 128×128² fp16, 16 frames": functools.partial(
         group_norm_class, 16, 128, 128, 128, dtype=torch.float16, film=True, frames=16
     ),
-    "group_norm 768 + 512 of a skip, 32²": functools.partial(group_norm_class, 2, 768, 32, 32, skip_channels=512),
-    "group_norm 256 + 128 of a skip, 128²": functools.partial(group_norm_class, 2, 256, 128, 128, skip_channels=128),
-    "group_norm 512 + 256 of a skip, 64² FiLM fp32 NCHW": functools.partial(
+    "group_norm of a skip, 768 + 512, 32²": functools.partial(group_norm_class, 2, 768, 32, 32, skip_channels=512),
+    "group_norm of a skip, 256 + 128, 128²": functools.partial(group_norm_class, 2, 256, 128, 128, skip_channels=128),
+    "group_norm of a skip, 512 + 256, 64² FiLM fp32 NCHW": functools.partial(
         group_norm_class, 2, 512, 64, 64, skip_channels=256, dtype=torch.float32, channels_last=False, film=True
     ),
     "multires 256² + 64²": functools.partial(multires_class, 2, 3, 256, 256, strides=[(1, 1), (1, 4)]),

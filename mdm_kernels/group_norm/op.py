@@ -10,7 +10,7 @@ from .. import arguments, backend
 from ..library import Derivative, below_autograd, define, register_derivative
 from . import reference
 from .checks import check_arguments, check_options
-from .reference import is_channels_last
+from .reference import concatenated, is_channels_last
 
 
 class _Problem(NamedTuple):
@@ -205,6 +205,15 @@ class _GroupNormSiLU(Derivative):
 register_derivative(_forward, _GroupNormSiLU.apply)
 
 
+def _kernels_take_a_skip() -> bool:
+    """On AMD GPUs, Triton 3.6 aborts where a pointer is chosen between two tensors; 3.9 does not."""
+    if torch.version.hip is None:
+        return True
+    import triton
+
+    return tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 9)
+
+
 def group_norm_silu(
     x: Tensor,
     num_groups: int,
@@ -241,6 +250,8 @@ def group_norm_silu(
     check_arguments(x, skip, num_groups, weight, bias, eps, scale, shift, activation)
     if x.dtype == torch.float64 or not backend.runs_triton(x):
         return reference.group_norm_silu(x, num_groups, weight, bias, eps, skip, scale, shift, activation)
+    if skip is not None and not _kernels_take_a_skip():
+        x, skip = concatenated(x, skip), None
     y, _, _ = _forward(x, skip, num_groups, weight, bias, scale, shift, eps, activation == "silu")
     return y
 

@@ -30,7 +30,7 @@ def group_norm_silu(
 ) -> Tensor:
     """As `mdm_kernels.group_norm_silu`; computes in float32 (float64 for float64), returns x's dtype."""
     if skip is not None:
-        x = _concatenated(x, skip)
+        x = concatenated(x, skip)
     gain, offset = _channel_transform(x, weight, bias, scale, shift)
     if x.numel() == 0:
         return x * gain.sum().to(x.dtype) + offset.sum().to(x.dtype)  # as empty, and every gradient is zero
@@ -49,7 +49,7 @@ def is_channels_last(x: Tensor) -> bool:
     return not x.is_contiguous() and x.dim() > 2 and x.shape[1] > 1 and x.stride(1) == 1
 
 
-def _concatenated(x: Tensor, skip: Tensor) -> Tensor:
+def concatenated(x: Tensor, skip: Tensor) -> Tensor:
     """x and the skip along channels, in x's memory format."""
     if is_channels_last(x):
         return torch.cat([x.movedim(1, -1), skip.movedim(1, -1)], -1).movedim(-1, 1)
