@@ -29,8 +29,7 @@ run() {
     echo "== $*"
     "$@" || failed+=("$*")
 }
-run "$python" -m pytest -q tests/kernels tests/models -m gpu
-run "$python" -m pytest -q tests/kernels --device cuda
+run "$python" -m pytest -q tests/kernels --device cuda -m "not slow" -n 4 --dist loadgroup
 run "$python" benchmarks/kernels.py --out "$out" "$@"
 run "$python" benchmarks/throughput.py --json "$out/throughput.json"
 

@@ -1,7 +1,8 @@
-"""Kernels run through Triton's interpreter where there is no GPU; fresh memory is poisoned with NaN, so that an
-element that no kernel writes fails the test that reads it."""
+"""Kernels run through Triton's interpreter, or on a GPU if told by --device; fresh memory is poisoned with NaN, so that
+an element that no kernel writes fails the test that reads it."""
 
 import os
+from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers and what they start share the cores, not fight for them
@@ -11,9 +12,6 @@ import torch
 with torch.device("meta"):  # has torch list its allocating functions before a test replaces them by `poisoned_memory`
     torch.empty(0)
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported
-
 import hypothesis
 import pytest
 from torch._subclasses.fake_tensor import FakeTensor
@@ -21,6 +19,53 @@ from torch._subclasses.fake_tensor import FakeTensor
 hypothesis.settings.register_profile("CI", derandomize=True)  # the same examples in every run
 if "CI" in os.environ:
     hypothesis.settings.load_profile("CI")
+
+KERNEL_TESTS = Path(__file__).parent / "kernels"
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where the kernels run: cpu (through Triton's interpreter), or cuda for tests/kernels alone",
+    )
+
+
+def pytest_configure(config):
+    """Before any test module is read: Triton looks for the interpreter when it is first imported, and modules make
+    tensors for their parameters."""
+    if config.getoption("device") == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+        return
+    if not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: PyTorch sees no CUDA or ROCm device on this machine")
+    os.environ.pop("TRITON_INTERPRET", None)
+    torch.set_default_device("cuda")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("device") == "cpu":
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs --device cuda"))
+        return
+    elsewhere = [item for item in items if KERNEL_TESTS not in item.path.parents]
+    items[:] = [item for item in items if KERNEL_TESTS in item.path.parents]
+    config.hook.pytest_deselected(items=elsewhere)
+
+
+@pytest.fixture(autouse=True)
+def references_by_default(request):
+    """On a GPU too, ops whose test does not choose a backend run their references."""
+    if request.config.getoption("device") == "cpu":
+        yield
+        return
+    from mdm_kernels import use_backend
+
+    with use_backend("torch"):
+        yield
+    torch.cuda.empty_cache()  # other processes run tests on the same GPU
 
 
 @pytest.fixture(autouse=True)

@@ -41,8 +41,7 @@ def test_tests_come_first_and_then_the_benchmarks(tmp_path):
     process, calls = run(tmp_path, "nothing that fails", "--quick")
     assert process.returncode == 0, process.stderr
     assert calls == [
-        "-m pytest -q tests/kernels tests/models -m gpu",
-        "-m pytest -q tests/kernels --device cuda",
+        "-m pytest -q tests/kernels --device cuda -m not slow -n 4 --dist loadgroup",
         f"benchmarks/kernels.py --out {tmp_path}/out --quick",
         f"benchmarks/throughput.py --json {tmp_path}/out/throughput.json",
     ]
@@ -51,8 +50,8 @@ def test_tests_come_first_and_then_the_benchmarks(tmp_path):
 def test_a_part_that_fails_is_named_and_the_others_run(tmp_path):
     process, calls = run(tmp_path, "--device cuda")
     assert process.returncode == 1
-    assert process.stderr == f"failed: {tmp_path}/python -m pytest -q tests/kernels --device cuda\n"
-    assert len(calls) == 4
+    assert process.stderr == f"failed: {tmp_path}/python -m pytest -q tests/kernels --device cuda -m not slow -n 4 --dist loadgroup\n"
+    assert len(calls) == 3
 
 
 def test_a_torch_that_sees_no_gpu_is_named(tmp_path):

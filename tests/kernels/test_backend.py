@@ -30,7 +30,8 @@ def restored_default():
 
 
 def test_auto_runs_the_reference_on_cpu():
-    assert not runs_triton(torch.ones(1))
+    with use_backend("auto"):
+        assert not runs_triton(torch.ones(1, device="cpu"))
 
 
 def test_use_backend_ends_with_its_block():
@@ -74,7 +75,7 @@ def test_the_environment_chooses_the_backend():
 def test_triton_on_cpu_needs_the_interpreter(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with use_backend("triton"), pytest.raises(RuntimeError, match="needs TRITON_INTERPRET=1"):
-        runs_triton(torch.ones(1))
+        runs_triton(torch.ones(1, device="cpu"))
 
 
 def test_launch_passes_arguments_and_constants():

@@ -136,7 +136,7 @@ def changed_tensors(x: Tensor) -> list:
     doubled = [torch.cat([x, x], d) for d in range(x.dim())]
     dims = [x[None], x[0], x.flatten(), x[..., None], x.sum()]
     types = [x.to(dtype) for dtype in DTYPES]
-    others = [x.to("meta"), x.to_sparse(), x.mT if x.dim() > 1 else x, [x], (x, x), x.tolist(), x.numpy()]
+    others = [x.to("meta"), x.to_sparse(), x.mT if x.dim() > 1 else x, [x], (x, x), x.tolist(), x.cpu().numpy()]
     needing_gradient = [x.clone().requires_grad_()] if x.is_floating_point() else []
     return [*sizes, *doubled, *dims, *types, *others, *needing_gradient]
 

@@ -115,6 +115,7 @@ def test_the_output_keeps_the_memory_order_of_q():
         assert flash_attention(q.contiguous(), k, v).is_contiguous()
 
 
+@pytest.mark.skipif(torch.get_default_device().type != "cpu", reason="a sparse file stands in for 4 GB of memory")
 def test_rows_further_apart_than_an_int32_can_say(tmp_path):
     far = torch.from_numpy(np.memmap(tmp_path / "sparse", np.float16, "w+", shape=(2**31 + 64,)))
     k = far.as_strided((1, 1, 3, 16), (0, 0, 2**30, 1))
@@ -145,7 +146,7 @@ def test_bf16_reference_matches_float64():
 
 def test_autocast_casts_the_inputs():
     qkv = make_qkv()
-    with torch.autocast("cpu", dtype=torch.float16), use_backend("triton"):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.float16), use_backend("triton"):
         out = flash_attention(*qkv)
     with use_backend("triton"):
         torch.testing.assert_close(out, flash_attention(*(x.half() for x in qkv)), rtol=0, atol=0)
@@ -184,7 +185,7 @@ def changed(**changes):
         (changed(k=torch.randn(2, 2, 7, 16).half()), TypeError, "k has dtype torch.float16.*q's, torch.float32"),
         (changed(**{name: torch.ones(2, 2, 5, 16).int() for name in "qkv"}), TypeError, "q has dtype torch.int32"),
         (changed(**{n: torch.ones(2, 2, 5, 0) for n in "qkv"}), ValueError, "heads 0 wide"),
-        (changed(v=torch.randn(2, 2, 7, 16, device="meta")), ValueError, "v is on meta.*cpu"),
+        (changed(v=torch.randn(2, 2, 7, 16, device="meta")), ValueError, "v is on meta"),
         (changed(key_mask=torch.ones(2, 5, dtype=torch.bool)), ValueError, r"key_mask has shape \(2, 5\).*\(2, 7\)"),
         (changed(key_mask=torch.ones(2, 7)), TypeError, "key_mask has dtype torch.float32.*torch.bool"),
         (changed(scale=0.0), ValueError, r"scale is 0\.0; it must be positive"),

@@ -210,7 +210,7 @@ def test_module_modulates():
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_autocast_keeps_the_dtype(backend):
     x = torch.randn(2, 8, 4, 4)
-    with use_backend(backend), torch.autocast("cpu", torch.bfloat16):
+    with use_backend(backend), torch.autocast(torch.get_default_device().type, torch.bfloat16):
         y = group_norm_silu(x, 4, torch.ones(8), torch.zeros(8), scale=torch.ones(2, 8))
     assert y.dtype == torch.float32
     torch.testing.assert_close(y, definition(x, 4, None, None, torch.ones(2, 8), None))
@@ -226,7 +226,7 @@ def test_autocast_keeps_the_dtype(backend):
         ({"num_groups": 0}, ValueError, r"num_groups is 0"),
         ({"weight": torch.ones(4)}, ValueError, r"weight has shape \(4,\); it must be \(8,\)"),
         ({"bias": torch.ones(8, dtype=torch.int32)}, TypeError, r"bias is torch.int32"),
-        ({"bias": torch.ones(8, device="meta")}, ValueError, r"bias is on meta and x on cpu"),
+        ({"bias": torch.ones(8, device="meta")}, ValueError, r"bias is on meta and x on "),
         ({"scale": torch.ones(8)}, ValueError, r"scale has shape \(8,\); it must be \(N / T, 8\)"),
         ({"shift": torch.ones(3, 8)}, ValueError, r"shift has 3 rows; they must divide the 2 rows of x"),
         ({"scale": torch.ones(1, 8), "shift": torch.ones(2, 8)}, ValueError, r"must have one shape"),
@@ -277,14 +277,3 @@ def test_meta_tensors_give_shapes():
     y = group_norm_silu(torch.empty(2, 8, 5, 5, dtype=torch.bfloat16, device="meta"), 4)
     assert y.shape == (2, 8, 5, 5)
     assert y.dtype == torch.bfloat16
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_more_than_2_31_elements(channels_last):
-    x = torch.zeros(33, 64, 1024, 1024, dtype=torch.bfloat16, device="cuda")
-    if channels_last:
-        x = x.to(memory_format=torch.channels_last)
-    x[-1].normal_()
-    y = group_norm_silu(x, 32)[-1:].cpu()
-    torch.testing.assert_close(y, group_norm_silu(x[-1:].cpu(), 32), rtol=2e-2, atol=2e-2)

@@ -143,7 +143,7 @@ def test_bf16_reference_matches_float64():
 def test_autocast_casts_the_inputs(backend):
     inputs = make_inputs()
     with use_backend(backend):
-        with torch.autocast("cpu", dtype=torch.float16):
+        with torch.autocast(torch.get_default_device().type, dtype=torch.float16):
             out = self_cross_attention(*inputs, num_heads=2)
         expected = self_cross_attention(*(x.half() for x in inputs), num_heads=2)
     torch.testing.assert_close(out, expected, rtol=0, atol=0)
@@ -186,7 +186,7 @@ def changed(**changes):
         (changed(context_kv=torch.randn(2, 7, 96)), ValueError, r"context_kv has shape \(2, 7, 96\).*\(2, any, 64\)"),
         (changed(context_kv=torch.randn(3, 7, 64)), ValueError, r"context_kv has shape \(3, 7, 64\).*\(2, any, 64\)"),
         (changed(context_kv=torch.randn(2, 7, 64).half()), TypeError, "context_kv has dtype torch.float16.*qkv's"),
-        (changed(context_kv=torch.randn(2, 7, 64, device="meta")), ValueError, "context_kv is on meta.*cpu"),
+        (changed(context_kv=torch.randn(2, 7, 64, device="meta")), ValueError, "context_kv is on meta"),
         (changed(key_mask=torch.ones(2, 5).bool()), ValueError, r"key_mask has shape \(2, 5\).*\(2, 7\)"),
         (changed(key_mask=torch.ones(2, 7).int()), TypeError, "key_mask has dtype torch.int32.*torch.bool"),
         (changed(context_kv=None, key_mask=torch.ones(2, 7).bool()), ValueError, "without context_kv it must be None"),

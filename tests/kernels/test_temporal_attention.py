@@ -139,7 +139,7 @@ def test_bf16_reference_matches_float64():
 def test_autocast_casts_the_input(backend):
     qkv = make_qkv()
     with use_backend(backend):
-        with torch.autocast("cpu", dtype=torch.float16):
+        with torch.autocast(torch.get_default_device().type, dtype=torch.float16):
             out = temporal_attention(qkv, num_heads=2, frames=16)
         torch.testing.assert_close(out, temporal_attention(qkv.half(), num_heads=2, frames=16), rtol=0, atol=0)
 
@@ -177,7 +177,7 @@ def changed(**changes):
         (changed(qkv=make_qkv(frames=4).int()), TypeError, "qkv has dtype torch.int32"),
         (changed(rotary=make_angles(8)), ValueError, r"rotary has shape \(8, 16\).*\(4, 16\)"),
         (changed(rotary=make_angles(4).int()), TypeError, "rotary has dtype torch.int32.*radians"),
-        (changed(rotary=make_angles(4).to("meta")), ValueError, "rotary is on meta.*cpu"),
+        (changed(rotary=make_angles(4).to("meta")), ValueError, "rotary is on meta"),
         (changed(qkv=make_qkv(frames=4, width=21), rotary=make_angles(4, 20)), ValueError, "pairs.*heads 21 wide"),
     ],
 )

@@ -25,7 +25,7 @@ class Case(NamedTuple):
     shapes: tuple[tuple[int, ...], ...]
     """of the inputs, without the batch"""
 
-    def inputs(self, batch: int = 4, device: str = "cpu") -> list[Tensor]:
+    def inputs(self, batch: int = 4, device: str | None = None) -> list[Tensor]:
         return [torch.randn(batch, *shape, device=device, requires_grad=True) for shape in self.shapes]
 
 
