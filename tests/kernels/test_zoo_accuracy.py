@@ -23,7 +23,7 @@ def is_heavy(maker) -> bool:
         return tokens > 256
     rows, channels, *sizes = maker.args
     channels += maker.keywords.get("skip", 0)
-    return maker.func is not calls.temporal and rows * channels * math.prod(sizes) > 3 * 256**2
+    return maker.func is not calls.temporal and rows * channels * math.prod(sizes) > 2**17
 
 
 def thin_calls(op) -> list:
