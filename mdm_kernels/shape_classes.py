@@ -107,6 +107,7 @@ SHAPE_CLASSES: dict[str, Callable[[], None]] = {
     "multires 256² + 64², seed in memory": functools.partial(
         multires_class, 2, 3, 256, 256, strides=[(1, 1), (1, 4)], seed=None, device_seed=True
     ),
+    "multires 64² of 4 channels": functools.partial(multires_class, 2, 4, 64, 64, strides=[(1, 1)]),
     "multires 1024² + 256² + 64²": functools.partial(
         multires_class, 2, 3, 1024, 1024, strides=[(1, 1), (1, 4), (1, 16)], dtype=torch.bfloat16
     ),

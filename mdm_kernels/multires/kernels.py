@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from mdm_kernels.multires.philox import philox_key, philox_normal
+from mdm_kernels.multires.pixels import load_pixels, pixel_offsets, store_pixels
 
 TILE_ELEMENTS = 1024  # 8 a thread at 4 warps: the noise of more would cost too many registers
 LARGEST_RATIO = 16  # a tile holds whole pooling windows
@@ -133,49 +134,90 @@ def loss_factor(alpha_bar, PREDICTION: tl.constexpr, LOSS_TARGET: tl.constexpr, 
     return factor
 
 
+@triton.jit
+def residual_tile(
+    pred, image_ptr, noise_ptr, pooled_ptr, signal, sigma, key_low, key_high, level, sample, c, t,
+    top, left, C, T, H, W,
+    SEEDED: tl.constexpr, PREDICTION: tl.constexpr, IMAGE_LAST: tl.constexpr,
+    POOL: tl.constexpr, TIME_RATIO: tl.constexpr, SPACE_RATIO: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """pred − target [BLOCK_H, BLOCK_W] of channel c in float32; with POOL, writes the next level's image too."""
+    h = top + tl.arange(0, BLOCK_H)[:, None]
+    w = left + tl.arange(0, BLOCK_W)[None, :]
+    inside = (h < H) & (w < W)
+    offset = element(sample, c, t, h, w, C, T, H, W, IMAGE_LAST)
+    x = tl.load(image_ptr + offset, inside, other=0.0).to(tl.float32)
+    eps = noise_tile(
+        noise_ptr, offset, inside, key_low, key_high, level, sample, c, t, h, left, C, T, H, SEEDED, BLOCK_W
+    )
+    if POOL:
+        store_pooled(pooled_ptr, x, sample, c, t, top, left, C, T, H, W, IMAGE_LAST, TIME_RATIO, SPACE_RATIO)
+    if PREDICTION == "v":
+        target = signal * eps - sigma * x
+    elif PREDICTION == "eps":
+        target = eps
+    else:
+        target = x
+    return pred.to(tl.float32) - target
+
+
 @triton.jit(do_not_specialize=["key_low", "key_high", "rows", "partials", "first_partial"])
 def loss_level(
     pred_ptr, image_ptr, noise_ptr, alpha_bar_ptr, residual_ptr, pooled_ptr, partial_ptr, seed_ptr, key_low, key_high,
     level, rows, scale, partials, first_partial, C, T, H, W,
     SEEDED: tl.constexpr, PREDICTION: tl.constexpr, LOSS_TARGET: tl.constexpr, SMALLEST_DENOMINATOR: tl.constexpr,
-    WITH_RESIDUAL: tl.constexpr, IMAGE_LAST: tl.constexpr, PRED_LAST: tl.constexpr,
+    WITH_RESIDUAL: tl.constexpr, IMAGE_LAST: tl.constexpr, PRED_LAST: tl.constexpr, PRED_PIXELS: tl.constexpr,
     POOL: tl.constexpr, TIME_RATIO: tl.constexpr, SPACE_RATIO: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """residual = pred − target, and this tile's share of the loss, into column first_partial + (its number) of
-    partial (B, partials). Samples from `rows` on have no prediction: their tiles are only pooled."""
+    partial (B, partials). Samples from `rows` on have no prediction: their tiles are only pooled. PRED_PIXELS: whether
+    predictions and residuals are moved by pixels.py (`levels.has_whole_pixels`)."""
     sample, number, t, top, left = tile_position(T, H, W, BLOCK_H, BLOCK_W)
     h = top + tl.arange(0, BLOCK_H)[:, None]
     w = left + tl.arange(0, BLOCK_W)[None, :]
     inside = (h < H) & (w < W)
-    predicted = sample < rows
     key_low, key_high = philox_key(seed_ptr, key_low, key_high)
     alpha_bar = tl.load(alpha_bar_ptr + sample)
-    squared_error = tl.zeros((BLOCK_H, BLOCK_W), tl.float32)
-    for c in range(C):
-        offset = element(sample, c, t, h, w, C, T, H, W, IMAGE_LAST)
-        x = tl.load(image_ptr + offset, inside, other=0.0).to(tl.float32)
-        if predicted:
-            eps = noise_tile(
-                noise_ptr, offset, inside, key_low, key_high, level, sample, c, t, h, left, C, T, H, SEEDED, BLOCK_W
-            )
-            if PREDICTION == "v":
-                target = tl.sqrt(alpha_bar) * eps - tl.sqrt(1.0 - alpha_bar) * x
-            elif PREDICTION == "eps":
-                target = eps
-            else:
-                target = x
-            pred_offset = element(sample, c, t, h, w, C, T, H, W, PRED_LAST)
-            residual = tl.load(pred_ptr + pred_offset, inside, other=0.0).to(tl.float32) - target
-            residual = tl.where(inside, residual, 0.0)
-            squared_error += residual * residual
+    if sample < rows:
+        signal, sigma = tl.sqrt(alpha_bar), tl.sqrt(1.0 - alpha_bar)
+        squared_error = tl.zeros((BLOCK_H, BLOCK_W), tl.float32)
+        if PRED_PIXELS:
+            place, exist = pixel_offsets(top, left, H, W, BLOCK_H, BLOCK_W)
+            place += (sample * T + t) * H * W * 3
+            preds = load_pixels(pred_ptr + place, exist)
+            residuals = ()
+            for c in tl.static_range(3):  # unrolled: which of `preds` it is must be known
+                residual = residual_tile(
+                    preds[c], image_ptr, noise_ptr, pooled_ptr, signal, sigma, key_low, key_high, level, sample, c, t,
+                    top, left, C, T, H, W,
+                    SEEDED, PREDICTION, IMAGE_LAST, POOL, TIME_RATIO, SPACE_RATIO, BLOCK_H, BLOCK_W,
+                )  # fmt: skip
+                squared_error += residual * residual
+                residuals += (residual.to(pred_ptr.dtype.element_ty),)
             if WITH_RESIDUAL:
-                tl.store(residual_ptr + pred_offset, residual, inside)
-        if POOL:
-            store_pooled(pooled_ptr, x, sample, c, t, top, left, C, T, H, W, IMAGE_LAST, TIME_RATIO, SPACE_RATIO)
-    if predicted:
+                store_pixels(residual_ptr + place, residuals, exist)
+        else:
+            for c in range(C):
+                pred_offset = element(sample, c, t, h, w, C, T, H, W, PRED_LAST)
+                pred = tl.load(pred_ptr + pred_offset, inside, other=0.0)
+                residual = residual_tile(
+                    pred, image_ptr, noise_ptr, pooled_ptr, signal, sigma, key_low, key_high, level, sample, c, t,
+                    top, left, C, T, H, W,
+                    SEEDED, PREDICTION, IMAGE_LAST, POOL, TIME_RATIO, SPACE_RATIO, BLOCK_H, BLOCK_W,
+                )  # fmt: skip
+                squared_error += residual * residual
+                if WITH_RESIDUAL:
+                    tl.store(residual_ptr + pred_offset, residual, inside)
+        squared_error = tl.where(inside, squared_error, 0.0)  # outside, the noise alone was counted
         share = tl.sum(squared_error) * scale * loss_factor(alpha_bar, PREDICTION, LOSS_TARGET, SMALLEST_DENOMINATOR)
         tl.store(partial_ptr + sample * partials + first_partial + number, share)
+    elif POOL:
+        for c in range(C):
+            x = tl.load(image_ptr + element(sample, c, t, h, w, C, T, H, W, IMAGE_LAST), inside, other=0.0)
+            x = x.to(tl.float32)
+            store_pooled(pooled_ptr, x, sample, c, t, top, left, C, T, H, W, IMAGE_LAST, TIME_RATIO, SPACE_RATIO)
 
 
 @triton.jit

@@ -82,6 +82,11 @@ def is_channels_last(x: Tensor) -> bool:
     return dense_format(x) != torch.contiguous_format
 
 
+def has_whole_pixels(x: Tensor) -> bool:
+    """Whether x is such that `pixels.py` moves it: its three channels side by side, its rows whole fours of pixels."""
+    return is_channels_last(x) and x.shape[1] == 3 and x.shape[-1] % 4 == 0
+
+
 def philox_key(seed: int | None) -> tuple[int, int]:
     """The key's low and high word as signed 32-bit integers, which Triton passes alike whatever their size."""
     words = (seed or 0) & 0xFFFFFFFF, (seed or 0) >> 32

@@ -18,7 +18,15 @@ from mdm_kernels.multires.checks import (
     checked_strides,
     checked_weights,
 )
-from mdm_kernels.multires.levels import dense_format, fits, is_channels_last, philox_key, plan_levels, split_seed
+from mdm_kernels.multires.levels import (
+    dense_format,
+    fits,
+    has_whole_pixels,
+    is_channels_last,
+    philox_key,
+    plan_levels,
+    split_seed,
+)
 
 
 @define(
@@ -86,6 +94,7 @@ def _loss_forward(
             WITH_RESIDUAL=with_residuals,
             IMAGE_LAST=is_channels_last(images),
             PRED_LAST=is_channels_last(pred),
+            PRED_PIXELS=has_whole_pixels(pred),
             POOL=level.pooled is not None,
             TIME_RATIO=level.time_ratio,
             SPACE_RATIO=level.space_ratio,

@@ -9,6 +9,8 @@ anew. General functions cost twice as much: they must cope with any argument.
 import triton
 import triton.language as tl
 
+from mdm_kernels.multires.pixels import join_fours
+
 
 @triton.jit
 def philox_key(seed_ptr, key_low, key_high):
@@ -84,5 +86,5 @@ def philox_normal(key_low, key_high, level, sample, row, group):
     )
     normal0, normal1 = box_muller(bits0, bits1)
     normal2, normal3 = box_muller(bits2, bits3)
-    quads = tl.join(tl.join(normal0, normal2), tl.join(normal1, normal3))  # [BLOCK_H, BLOCK_W/4, 2, 2], in order
-    return tl.reshape(quads, (quads.shape[0], quads.shape[1] * 4))
+    fours = join_fours(normal0, normal1, normal2, normal3)
+    return tl.reshape(fours, (fours.shape[0], fours.shape[1] * 4))

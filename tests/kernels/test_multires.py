@@ -136,6 +136,13 @@ def test_predictions_and_images_may_differ_in_dtype_and_memory_format():
     assert_as_exact(loss_and_gradients, preds, images, alpha_bars, strides, seed=1)
 
 
+@pytest.mark.parametrize(("channels", "width"), [(3, 132), (3, 4), (3, 22), (4, 24)])
+def test_channels_last_predictions_match_float64_in_whole_pixels_and_one_by_one(channels, width):
+    images, alpha_bars, strides, noise, preds = make_batch((2, channels, 6, width), (1, 2))
+    preds = [pred.detach().contiguous(memory_format=torch.channels_last).requires_grad_() for pred in preds]
+    assert_as_exact(loss_and_gradients, preds, images, alpha_bars, strides, noise)
+
+
 @pytest.mark.parametrize("image_format", FORMATS)
 @pytest.mark.parametrize("pred_format", FORMATS)
 def test_x_t_keeps_the_images_memory_format_and_gradients_the_predictions(image_format, pred_format):
