@@ -36,7 +36,7 @@ def pytest_configure(config):
     """Before any test module is read: Triton looks for the interpreter when it is first imported, and modules make
     tensors for their parameters."""
     if config.getoption("device") == "cpu":
-        os.environ["TRITON_INTERPRET"] = "1"
+        os.environ |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
         return
     if not torch.cuda.is_available():
         raise pytest.UsageError("--device cuda: PyTorch sees no CUDA or ROCm device on this machine")
