@@ -40,6 +40,7 @@ def _forward(qkv: Tensor, context_kv: Tensor, key_mask: Tensor | None, num_heads
     from mdm_kernels.attention.self_cross_kernels import self_cross_forward
 
     options = tiling.forward_tiles(qkv.element_size(), batch * num_heads * tokens)
+    context_tile = tiling.context_tile(options["BLOCK_M"])
     backend.launch(
         self_cross_forward,
         (tiling.count(tokens, options["BLOCK_M"]) * batch * num_heads,),
@@ -48,7 +49,8 @@ def _forward(qkv: Tensor, context_kv: Tensor, key_mask: Tensor | None, num_heads
         *(batch, num_heads, tokens, context_tokens, width**-0.5),
         **tiling.width_constants(width),
         EVEN=tokens % options["BLOCK_N"] == 0,
-        EVEN_CONTEXT=context_tokens % options["BLOCK_N"] == 0,
+        BLOCK_CONTEXT=context_tile,
+        EVEN_CONTEXT=context_tokens % context_tile == 0,
         MASKED=key_mask is not None,
         **options,
     )

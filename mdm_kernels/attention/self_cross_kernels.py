@@ -30,9 +30,9 @@ def self_cross_forward(
     qkv_batch, qkv_row, qkv_column, context_batch, context_row, context_column, mask_batch, mask_column,
     out_batch, out_row, out_column, B, H, L, S, scale,
     D: tl.constexpr, DA: tl.constexpr, DB: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    EVEN: tl.constexpr, EVEN_CONTEXT: tl.constexpr, MASKED: tl.constexpr,
+    BLOCK_CONTEXT: tl.constexpr, EVEN: tl.constexpr, EVEN_CONTEXT: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """EVEN, EVEN_CONTEXT: BLOCK_N divides L, S."""
+    """Tiles of BLOCK_N of the image's keys, BLOCK_CONTEXT of the context's. EVEN, EVEN_CONTEXT: these divide L, S."""
     tile, b, h, row = place(tl.program_id(0), tl.cdiv(L, BLOCK_M), H)
     first = tile.to(tl.int64) * BLOCK_M
     left = L - tile * BLOCK_M
@@ -57,13 +57,13 @@ def self_cross_forward(
         mask += b * mask_batch
     lse = log_sum_exp(
         q_a, q_b, k, mask, context_row, context_column, mask_column, S, scale * LOG2_E,
-        D, DA, DB, BLOCK_M, BLOCK_N, EVEN_CONTEXT, MASKED,
-    )  # fmt: skip
-    out_a, out_b = add_attention(
-        out_a, out_b, q_a, q_b, lse, k, v, mask, context_row, context_column, context_row, context_column, mask_column,
-        S, scale * LOG2_E, D, DA, DB, BLOCK_N, EVEN_CONTEXT, MASKED,
+        D, DA, DB, BLOCK_M, BLOCK_CONTEXT, EVEN_CONTEXT, MASKED,
     )  # fmt: skip
     tl.store(lse_ptr + tl.cast(B, tl.int64) * H * L + position, lse, inside)
+    out_a, out_b = add_attention(
+        out_a, out_b, q_a, q_b, lse, k, v, mask, context_row, context_column, context_row, context_column, mask_column,
+        S, scale * LOG2_E, D, DA, DB, BLOCK_CONTEXT, EVEN_CONTEXT, MASKED,
+    )  # fmt: skip
 
     out = out_ptr + b * out_batch + head * out_column + first * out_row
     store_tile(out, out_row, out_column, left, out_a, out_b, D, DA, DB)

@@ -39,6 +39,12 @@ def forward_tiles(itemsize: int, queries: int) -> dict[str, int]:
     return {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 8, "num_stages": 3}
 
 
+def context_tile(queries_tile: int) -> int:
+    """Keys of the context in a tile of `self_cross_forward`, whose tile of queries is given. With 64 beside 128 queries
+    it needs more than 128 registers on sm_90, and one program of 8 warps fills a multiprocessor that could have two."""
+    return 64 if queries_tile == 64 else 32
+
+
 def query_tiles(itemsize: int, queries: int) -> dict[str, int]:
     """Of the kernels for the gradient of q."""
     if itemsize == 4:
