@@ -50,7 +50,8 @@ def test_tests_come_first_and_then_the_benchmarks(tmp_path):
 def test_a_part_that_fails_is_named_and_the_others_run(tmp_path):
     process, calls = run(tmp_path, "--device cuda")
     assert process.returncode == 1
-    assert process.stderr == f"failed: {tmp_path}/python -m pytest -q tests/kernels --device cuda -m not slow -n 4 --dist loadgroup\n"
+    tests = "pytest -q tests/kernels --device cuda -m not slow -n 4 --dist loadgroup"
+    assert process.stderr == f"failed: {tmp_path}/python -m {tests}\n"
     assert len(calls) == 3
 
 

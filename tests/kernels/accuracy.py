@@ -17,8 +17,9 @@ def largest(x: Tensor) -> float:
 def inaccuracies(call: Call) -> list[str]:
     """What is too far from float64 in the results and gradients of `call`: root mean square and largest errors.
 
-    A correctly rounded result errs by a quarter of a unit of its dtype, so less is never asked. Of few numbers PyTorch's
-    may be exact by chance, and the sums that gradients of weights are may nearly cancel: they get some units more.
+    A correctly rounded result errs by a quarter of a unit of its dtype, so less is never asked. Of few numbers
+    PyTorch's may be exact by chance, and the sums that gradients of weights are may nearly cancel: they get some units
+    more.
     """
     exact = call.to(torch.float64).run("torch")
     plain = call.run("torch")
