@@ -87,8 +87,10 @@ class Row:
     """of the highest resolution's prediction: its distance from the official float32 one over that one's norm"""
 
 
-def measure(name: str, checkout: Path, batch: int, device: torch.device, seconds: float) -> Iterator[Row]:
-    """A forward pass, and one with its backward, of the official model and of ours, in float32 and in bfloat16.
+def measure(
+    name: str, checkout: Path, batch: int, device: torch.device, seconds: float, backward: bool
+) -> Iterator[Row]:
+    """A forward pass, and if asked for one with its backward, of the official model and ours, in float32 and bfloat16.
 
     The official code computes in bfloat16 under autocast; our weights are bfloat16 themselves.
     """
@@ -121,7 +123,8 @@ def measure(name: str, checkout: Path, batch: int, device: torch.device, seconds
             network.zero_grad()
 
     expected = forward(theirs)
-    for step, run in (("forward", forward), ("forward + backward", forward_and_backward)):
+    steps = {"forward": forward} | ({"forward + backward": forward_and_backward} if backward else {})
+    for step, run in steps.items():
         calls = {who: (lambda run=run, model=model: run(model)) for who, model in ways.items()}
         for who, timing in time_side_by_side(calls, device, seconds=seconds).items():
             error = None

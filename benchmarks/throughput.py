@@ -35,6 +35,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--reference", type=Path, metavar="CHECKOUT", help="of apple/ml-mdm: compare with it, on the same weights"
     )
+    parser.add_argument("--backward", action="store_true", help="with --reference: measure the backward pass too")
     parser.add_argument("--seconds", type=float, default=1.0, help="how long to repeat each call")
     options = parser.parse_args(arguments)
     if options.batch < 1:
@@ -70,7 +71,7 @@ def main(options: argparse.Namespace) -> None:
     for name in _model_names(options, device):
         _progress(name)
         if options.reference:
-            rows += official.measure(name, options.reference, options.batch, device, seconds)
+            rows += official.measure(name, options.reference, options.batch, device, seconds, options.backward)
         else:
             rows += models.measure(models.ModelCase(name, options.batch, dtype, device), rates, seconds)
     _progress("")

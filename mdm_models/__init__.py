@@ -1,12 +1,15 @@
 """Matryoshka Diffusion models: nested UNets for images and video, on the fused ops of `mdm_kernels`."""
 
 from mdm_models.config import UNetConfig
+from mdm_models.pipeline import Pipeline, PipelineConfig
 from mdm_models.pretrained import from_pretrained
 from mdm_models.unet import NestedUNet, UNet, build_model
 from mdm_models.zoo import create_model, list_models, model_config
 
 __all__ = [
     "NestedUNet",
+    "Pipeline",
+    "PipelineConfig",
     "UNet",
     "UNetConfig",
     "build_model",
