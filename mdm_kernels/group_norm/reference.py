@@ -6,7 +6,7 @@ x·a − mean·a) or by 1000 (channels-last: E[x²] − E[x]²). It is exact onc
 mean of each group, which changes neither the result nor, the mean being a constant to autograd, any gradient.
 
 Its channels-last sums are one running total, which loses digits as a group grows: at 1024² with one channel a group,
-4e-4 of the result. The largest groups are therefore normalised step by step, with torch's pairwise means.
+2e-4 of the result. The largest groups are therefore normalised step by step, with torch's pairwise means.
 """
 
 import math
