@@ -4,7 +4,7 @@
 #   benchmarks/gpu.sh PYTHON [--quick …]   with an interpreter that has torch; further options are kernels.py's
 #   benchmarks/gpu.sh --check              only whether this machine has a GPU
 #
-# Results go to benchmarks/results/<device>, or to $OUT. Every part runs, whatever became of those before it; the exit
+# Results go to benchmarks/results/<device>, or to $RESULTS. Every part runs, whatever became of those before it; the exit
 # status is 1 if one failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -21,7 +21,7 @@ shift
     echo "make gpu: the torch of $python sees no GPU; nothing was run" >&2
     exit 1
 }
-out=${OUT:-benchmarks/results/$("$python" -c 'import torch; from benchmarks.machine import slug; print(slug(torch.device("cuda")))')}
+out=${RESULTS:-benchmarks/results/$("$python" -c 'import torch; from benchmarks.machine import slug; print(slug(torch.device("cuda")))')}
 mkdir -p "$out"
 
 failed=()

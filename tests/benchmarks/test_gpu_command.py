@@ -32,7 +32,7 @@ def stand_in(folder: Path, failing: str) -> Path:
 
 def run(folder: Path, failing: str, *options: str) -> tuple[subprocess.CompletedProcess, list[str]]:
     command = [SCRIPT, stand_in(folder, failing), *options]
-    environment = os.environ | {"OUT": str(folder / "out")}
+    environment = os.environ | {"RESULTS": str(folder / "out")}
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     return process, (folder / "calls.txt").read_text().splitlines()[1:]
 

