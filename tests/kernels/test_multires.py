@@ -205,58 +205,6 @@ def test_float16_gradients_survive_a_large_image_under_a_loss_scale():
     torch.testing.assert_close(actual.double(), exact, rtol=2e-3, atol=2e-3 * exact.abs().max().item())
 
 
-# The seed
-
-
-@pytest.mark.parametrize(
-    ("counter", "key", "words"),
-    [
-        (0, 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
-        (0xFFFFFFFF, 0xFFFFFFFF, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-    ],
-)
-def test_philox_gives_the_known_answers(counter, key, words):
-    """The vectors published with Random123 (kat_vectors, philox4x32 with 10 rounds)."""
-    word = torch.tensor([counter])
-    assert tuple(int(out) for out in reference.philox_4x32((word,) * 4, (key, key))) == words
-
-
-def pure_noise(shape, strides, seed, memory_format=torch.contiguous_format) -> list[Tensor]:
-    """What a seed stands for, as multires_noise shows it at ᾱ = 0."""
-    images = torch.zeros(shape).contiguous(memory_format=memory_format)
-    return multires_noise(images, torch.zeros(len(strides), shape[0]), strides, seed=seed)
-
-
-@pytest.mark.parametrize("name", ["triton", "torch"])
-def test_seeded_noise_depends_on_neither_batch_nor_format_nor_other_levels(name):
-    with backend.use_backend(name):
-        first, second = pure_noise((3, 3, 16, 16), [1, 4], 11)
-        (other_level,) = pure_noise((2, 3, 16, 16), [4], 11, torch.channels_last)
-    assert torch.equal(second[:2], other_level)
-    assert not torch.equal(first[:, :, :4, :4], second)
-
-
-def test_seeded_noise_differs_by_sample_channel_level_and_every_part_of_the_seed():
-    blocks = []
-    for seed in (0, 1, 2**32, 2**62):
-        for level in pure_noise((2, 2, 2, 8, 8), [1, (2, 1)], seed):
-            blocks += [level[b, c, 0] for b in range(2) for c in range(2)]
-    rows = torch.stack(blocks).reshape(-1, 8)
-    assert len(torch.unique(rows, dim=0)) == len(rows)
-
-
-def test_seeded_noise_is_standard_normal_and_independent():
-    (noise,) = pure_noise((4, 3, 128, 128), [1], 5)
-    n = noise.numel()
-    assert noise.mean().abs() < 4 / n**0.5
-    assert (noise.var() - 1).abs() < 4 * (2 / n) ** 0.5
-    ranked = torch.special.ndtr(noise.flatten().sort().values)
-    assert (ranked - (torch.arange(n) + 0.5) / n).abs().max() < 1.95 / n**0.5  # Kolmogorov–Smirnov, p = 0.001
-    flat = noise.flatten()
-    for lag in (1, 2, 3, 128, 128 * 128, 3 * 128 * 128):
-        assert (flat[lag:] * flat[:-lag]).mean().abs() < 4.5 / n**0.5, f"correlation at {lag}"
-
-
 @pytest.mark.parametrize("name", ["triton", "torch"])
 def test_loss_sees_the_noise_that_its_seed_put_into_x_t(name):
     """Predicting that very noise costs nothing."""

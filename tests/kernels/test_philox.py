@@ -91,3 +91,16 @@ def test_normals_match_the_reference_in_float64():
     bits0, bits1 = torch.randint(2**32, (2, 2**20))
     for normal, exact in zip(box_muller(bits0, bits1), reference.box_muller(bits0, bits1, torch.float64), strict=True):
         assert (normal.double() - exact).abs().max() < 6 * 2 * torch.finfo(torch.float32).eps  # normals reach 5.77
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [
+        (0, 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        (0xFFFFFFFF, 0xFFFFFFFF, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    ],
+)
+def test_philox_gives_the_known_answers(counter, key, words):
+    """The vectors published with Random123 (kat_vectors, philox4x32 with 10 rounds)."""
+    word = torch.tensor([counter])
+    assert tuple(int(out) for out in reference.philox_4x32((word,) * 4, (key, key))) == words
