@@ -76,7 +76,12 @@ def from_pictures(pictures: Sequence[Image.Image], size: int) -> Tensor:
     """Pictures of any size → (B, 3, size, size) in −1…1: their central square, transparency on white."""
     squares = []
     for picture in pictures:
-        upright = ImageOps.exif_transpose(picture).convert("RGBA")
-        opaque = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB")
+        opaque = on_white(ImageOps.exif_transpose(picture))
         squares.append(np.asarray(ImageOps.fit(opaque, (size, size), Image.Resampling.LANCZOS)))
     return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def on_white(picture: Image.Image) -> Image.Image:
+    """The same in RGB, with white where it is transparent."""
+    picture = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")

@@ -5,6 +5,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from mdm_models.pictures import to_pixels
+
 CELL = 128  # pixels; small clips are magnified to about this
 MARGIN = 6
 LABEL = 64  # width of the column that names the rows
@@ -30,7 +32,7 @@ def save_grid(path: Path, rows: dict[str, Tensor], captions: list[str], frame_ra
 
 def _pictures(clips: Tensor) -> list[list[Image.Image]]:
     """(N, 3, T, H, W) → N lists of T pictures."""
-    pixels = ((clips.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 4, 1).cpu().numpy()
+    pixels = to_pixels(clips)
     factor = max(1, CELL // pixels.shape[2])
     size = (pixels.shape[3] * factor, pixels.shape[2] * factor)
     return [[Image.fromarray(frame).resize(size, Image.Resampling.NEAREST) for frame in clip] for clip in pixels]

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from mdm_models.pictures import on_white
+
 LARGEST_SIDE = 8192  # pixels; beyond it a file is taken for a decompression bomb
 
 
@@ -78,11 +80,9 @@ def decode_image(data: bytes, size: int) -> Tensor:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data))
             check_size(*image.size, size)
-            image = image.convert("RGBA")
+            picture = np.array(on_white(image))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadSample("undecodable", str(error)) from None
-    white = Image.new("RGBA", image.size, "white")
-    picture = np.array(Image.alpha_composite(white, image).convert("RGB"))
     return resize(torch.from_numpy(picture).permute(2, 0, 1)[None], size).transpose(0, 1)
 
 
