@@ -1,168 +1,281 @@
-"""Checkpoints that a crash cannot spoil.
+"""Checkpoints that a crash cannot spoil, written while the training goes on.
 
-RUN/checkpoints/step-00001000/ holds model.safetensors, ema.safetensors, optimizer.pt, counters.json and, with the size
-and checksum of each, manifest.json. It is written under another name and renamed when all of it is on the disk, so that
-a directory of that name is complete; the checksums catch what happens to it later.
+RUN/checkpoints/step-00001000/ holds what torch.distributed.checkpoint writes, a .distcp file from each process and
+.metadata, and manifest.json with the size and checksum of each. It is written under another name and renamed when all
+of it is on the disk, so that a directory of that name is complete; the checksums catch what happens to it later. Any
+number of processes can go on from it, whatever number wrote it; one process can read it without a process group.
 """
 
-import json
-import pickle
+import contextlib
 import re
 import shutil
 import warnings
-import zlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from mdm_models.files import one_line, sync
+from mdm_models.training.checkpoint_files import (
+    METADATA,
+    Damaged,
+    SafeLoadPlanner,
+    SafeReader,
+    measured,
+    read_manifest,
+    verified_manifest,
+    verify,
+    write_manifest,
+)
+from mdm_models.training.distributed import Place
 from mdm_models.training.errors import CheckpointError
 
-MANIFEST = "manifest.json"
+__all__ = ["Checkpoints", "Damaged", "list_steps", "load_averages", "verified_manifest"]
+
+Result = TypeVar("Result")
+
+warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it says so of a single process
 
 
-class Damaged(CheckpointError):
-    """A checkpoint whose files are not what was written."""
+class Checkpoints:
+    """The checkpoints of one run. Every method is collective: all processes of the run call it, in the same order.
 
+    identity: which model it is: "name" and whatever its shape follows from, as JSON values; keep: how many are kept.
 
-@dataclass
-class Checkpoint:
-    """What a run needs to go on: weights and averages by parameter name, the optimizer's state dict, and plain numbers
-    (`counters`: "step", "samples_seen", …)."""
-
-    model: dict[str, Tensor]
-    ema: dict[str, Tensor]
-    optimizer: dict
-    counters: dict[str, int]
-
-
-def save(run: Path, checkpoint: Checkpoint, identity: dict, keep: int) -> Path:
-    """Write RUN/checkpoints/step-…, then delete all but the newest `keep`. For one process of a run only.
-
-    identity: which model it is: "name" and whatever its shape follows from, as JSON values. Raises CheckpointError if
-    the checkpoint cannot be written; the earlier ones are untouched then.
+    The state is a dict of "model", "optimizer", "ema" and "counters": nested dicts and lists of tensors, plain or
+    DTensors, and of numbers and strings. Processes that hold the same plain tensors share the writing of them. From the
+    first save on a copy of what a process holds stays in its memory, so that the next one need not allocate it.
     """
-    folder = run / "checkpoints"
-    step = checkpoint.counters["step"]
-    final, partial = folder / f"step-{step:08d}", folder / f".partial-{step:08d}"
-    try:
-        for leftover in folder.glob(".partial-*"):  # of a process that was killed while it saved
-            shutil.rmtree(leftover)
-        partial.mkdir(parents=True)
-        _write(partial, checkpoint, identity)
+
+    def __init__(self, run: Path, identity: dict, keep: int, place: Place):
+        self.run, self.identity, self.keep, self.place = run, identity, keep, place
+        # of its own, so that what the thread sends is not mixed up with what a training step sends
+        self._group = dist.new_group(backend="gloo") if place.world > 1 else None
+        on_gpu = place.device.type == "cuda"
+        self._stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=on_gpu,
+                use_shared_memory=False,
+                use_async_staging=False,
+                use_non_blocking_copy=on_gpu,
+            )
+        )
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._saving: Future | None = None
+        self._on_disk: int | None = None  # newest step that this process knows to be there, whole
+
+    def save(self, step: int, state: dict) -> None:
+        """Copy the state, then write RUN/checkpoints/step-… in the background and delete all but the newest `keep`.
+
+        Waits for the save before it, and raises CheckpointError if that failed. Does nothing if this step was the last
+        one saved or loaded.
+        """
+        self.finish()
+        if step != self._on_disk:
+            self._saving = self._thread.submit(self._write, step, self._stager.stage(state))
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last save has failed, as far as this process knows by now; the others learn it in moments."""
+        return self._saving is not None and self._saving.done() and self._saving.exception() is not None
+
+    def poll(self) -> None:
+        """Raise CheckpointError if the last save has failed, as far as this process knows by now; sends nothing."""
+        if self.failed:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until what was saved is on the disk. Raises CheckpointError, on every process, if it cannot be."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            self._on_disk = saving.result()
+
+    def load_newest(self, state: dict) -> bool:
+        """Continue from the newest checkpoint that is whole: fill the tensors of `state`, replace its other values.
+
+        False if there is none yet. A damaged one is passed over with a warning that names it. Raises CheckpointError if
+        all are damaged, and if the checkpoint is of another model.
+        """
+        paths = self._agreed(lambda: list_steps(self.run))[0]
+        newest = _newest_whole(paths, self._verify, warn=self.place.leads)
+        if newest is None:
+            return False
+        path, manifest = newest
+        _check_identity(path, manifest["model"], self.identity)
+        try:
+            dcp.load(
+                state,
+                storage_reader=SafeReader(path),
+                planner=SafeLoadPlanner(),
+                process_group=self._group,
+                no_dist=self._group is None,
+            )
+        except CheckpointException as error:
+            raise CheckpointError(
+                f"checkpoint {path}, written with torch {manifest['torch']}, does not fit: {_reason(error)}"
+            ) from None
+        self._on_disk = _step(path)
+        return True
+
+    def _verify(self, path: Path) -> dict:
+        """`verified_manifest`, each process checking its share of the files."""
+        manifest = self._agreed(lambda: read_manifest(path))[0]
+        names = sorted(manifest["files"])[self.place.rank :: self.place.world]
+        self._agreed(lambda: verify(path, {name: manifest["files"][name] for name in names}))
+        return manifest
+
+    def _write(self, step: int, state: dict) -> int:
+        """Write a checkpoint; in the background. Returns the step."""
+        final = _folder(self.run) / f"step-{step:08d}"
+        partial = final.with_name(f".partial-{final.name}")
+        try:
+            self._agreed(lambda: self._make_room(partial))
+            dcp.save(
+                state,
+                storage_writer=dcp.FileSystemWriter(partial, sync_files=False, per_thread_copy_ahead=0),
+                process_group=self._group,
+                no_dist=self._group is None,
+            )
+            files = [pair for pairs in self._agreed(lambda: self._settle(partial)) for pair in pairs]
+            self._agreed(lambda: self._seal(partial, final, dict(files)))
+        except (Exception, CheckpointException) as error:
+            if self.place.leads:
+                shutil.rmtree(partial, ignore_errors=True)
+            saved = list_steps(self.run)
+            last = f"the last one saved is {saved[-1]}" if saved else "none was saved before"
+            raise CheckpointError(f"checkpoint {final} cannot be written ({_reason(error)}); {last}") from None
+        return step
+
+    def _make_room(self, partial: Path) -> None:
+        """An empty folder, and no leftovers of a process that was killed while it saved or deleted."""
+        if self.place.leads:
+            for leftover in partial.parent.glob(".partial-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            partial.mkdir(parents=True)
+
+    def _settle(self, partial: Path) -> list[tuple[str, tuple[int, int]]]:
+        """Have this process's share of the files on the disk; → their names, sizes and checksums."""
+        names = sorted({*SafeReader(partial).data_files(), METADATA})[self.place.rank :: self.place.world]
+        for name in names:
+            sync(partial / name)
+        return [(name, measured(partial / name)) for name in names]
+
+    def _seal(self, partial: Path, final: Path, files: dict[str, tuple[int, int]]) -> None:
+        """Make a written checkpoint the newest, and delete the oldest."""
+        if not self.place.leads:
+            return
+        write_manifest(partial, self.identity, files)
         if final.exists():  # a damaged one that was passed over when the run resumed
-            shutil.rmtree(final)
+            _delete(final)
         partial.rename(final)
-        sync(folder)
-    except (OSError, SafetensorError, RuntimeError) as error:  # the last two wrap a full disk
-        shutil.rmtree(partial, ignore_errors=True)
-        saved = list_steps(run)
-        last = f"the last one saved is {saved[-1]}" if saved else "none was saved before"
-        raise CheckpointError(f"checkpoint {final} cannot be written ({one_line(error)}); {last}") from None
-    for old in list_steps(run)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return final
+        sync(final.parent)
+        earlier = [path for path in list_steps(self.run) if _step(path) <= _step(final)]  # later ones were passed over
+        for old in earlier[: -self.keep]:
+            with contextlib.suppress(OSError):  # the user may have been quicker; what was asked for is saved
+                _delete(old)
+
+    def _agreed(self, work: Callable[[], Result]) -> list[Result]:
+        """What `work` returns on each process, by rank; raises on all what it raises on one."""
+        outcome: tuple[Any, Exception | None]
+        try:
+            outcome = work(), None
+        except Exception as error:
+            outcome = None, error
+        outcomes = [outcome] * self.place.world
+        if self._group is not None:
+            dist.all_gather_object(outcomes, outcome, group=self._group)
+        for _, error in outcomes:
+            if error is not None:
+                raise error
+        return [result for result, _ in outcomes]
 
 
 def list_steps(run: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    folder = run / "checkpoints"
-    return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
-
-
-def load_newest(run: Path, identity: dict) -> Checkpoint | None:
-    """The newest checkpoint of a run that is whole, on the CPU; None if there is none yet.
-
-    A damaged one is passed over with a warning that names it. Raises CheckpointError if all are damaged, and if the
-    checkpoint is of another model than `identity`.
-    """
-    paths = list_steps(run)
-    for path in reversed(paths):
-        try:
-            return load(path, identity)
-        except Damaged as error:
-            warnings.warn(f"checkpoint {path} is damaged: {error}; trying the one before it", stacklevel=2)
-    if paths:
-        raise CheckpointError(f"every checkpoint in {run / 'checkpoints'} is damaged; move them away to start over")
-    return None
+    return sorted((path for path in _folder(run).glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)), key=_step)
 
 
 def load_averages(run: Path) -> dict[str, Tensor]:
-    """The averaged weights of a run's newest checkpoint, on the CPU. Raises CheckpointError if it has none."""
-    paths = list_steps(run)
-    if not paths:
+    """The averaged weights of a run's newest checkpoint that is whole, on the CPU, read by this process alone.
+
+    Raises CheckpointError if there is none.
+    """
+    newest = _newest_whole(list_steps(run), verified_manifest, warn=True)
+    if newest is None:
         raise CheckpointError(f"there is no checkpoint in {run}")
-    verified_manifest(paths[-1])
-    return load_file(paths[-1] / "ema.safetensors")
+    reader = SafeReader(newest[0])
+    described = reader.metadata.state_dict_metadata
+    averages = {
+        name.removeprefix("ema."): torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in described.items()
+        if name.startswith("ema.")
+    }
+    try:
+        planner = SafeLoadPlanner(allow_partial_load=True)
+        dcp.load({"ema": averages}, storage_reader=reader, planner=planner, no_dist=True)
+    except CheckpointException as error:
+        raise CheckpointError(f"checkpoint {newest[0]} cannot be read: {_reason(error)}") from None
+    return averages
 
 
-def load(path: Path, identity: dict) -> Checkpoint:
-    """One checkpoint, on the CPU. Raises Damaged, or CheckpointError if it is of another model than `identity`."""
-    saved = verified_manifest(path)["model"]
-    there, here = _flat(saved), _flat(json.loads(json.dumps(identity)))
+def _newest_whole(paths: list[Path], verify_one: Callable[[Path], dict], warn: bool) -> tuple[Path, dict] | None:
+    """The last of these checkpoints that is not damaged, with its manifest; None if there are none to choose from."""
+    for path in reversed(paths):
+        try:
+            return path, verify_one(path)
+        except Damaged as error:
+            if warn:
+                warnings.warn(f"checkpoint {path} is damaged: {error}; trying the one before it", stacklevel=3)
+    if paths:
+        raise CheckpointError(f"every checkpoint in {paths[0].parent} is damaged; move them away to start over")
+    return None
+
+
+def _check_identity(path: Path, saved: dict, ours: dict) -> None:
+    """Raise CheckpointError unless the checkpoint's model is ours, whatever it is called."""
+    there, here = _flat(saved), _flat(ours)
     for key in sorted(there.keys() | here.keys()):
         if key != "name" and there.get(key) != here.get(key):
             raise CheckpointError(
-                f"checkpoint {path} is of the model {saved['name']}, this run trains {identity['name']}: {key} is "
+                f"checkpoint {path} is of the model {saved.get('name')}, this run trains {ours.get('name')}: {key} is "
                 f"{there.get(key)} there, {here.get(key)} here; choose another output directory"
             )
-    try:
-        return Checkpoint(
-            model=load_file(path / "model.safetensors"),
-            ema=load_file(path / "ema.safetensors"),
-            optimizer=torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
-            counters=json.loads((path / "counters.json").read_text()),
-        )
-    except (OSError, SafetensorError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise Damaged(one_line(error)) from None
-
-
-def verified_manifest(path: Path) -> dict:
-    """The manifest of a checkpoint whose files have the sizes and checksums it states. Raises Damaged."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        for name, (size, checksum) in manifest["files"].items():
-            if (path / name).stat().st_size != size:
-                raise Damaged(f"{name} has {(path / name).stat().st_size} bytes, not {size}")
-            if _checksum(path / name) != checksum:
-                raise Damaged(f"{name} has another checksum")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Damaged(one_line(error)) from None
-    return manifest
-
-
-def _write(folder: Path, checkpoint: Checkpoint, identity: dict) -> None:
-    save_file(_plain(checkpoint.model), folder / "model.safetensors")
-    save_file(_plain(checkpoint.ema), folder / "ema.safetensors")
-    torch.save(checkpoint.optimizer, folder / "optimizer.pt")
-    (folder / "counters.json").write_text(json.dumps(checkpoint.counters))
-    files = {path.name: (path.stat().st_size, _checksum(path)) for path in sorted(folder.iterdir())}
-    (folder / MANIFEST).write_text(json.dumps({"model": identity, "files": files}, indent=1))
-    for path in folder.iterdir():
-        sync(path)
-    sync(folder)
-
-
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """safetensors stores row-major memory only."""
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-
-
-def _checksum(path: Path) -> int:
-    checksum = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
 
 
 def _flat(values: dict, prefix: str = "") -> dict:
-    """Nested dicts as one: {"unet": {"inner": {"channels": …}}} → {"unet.inner.channels": …}."""
+    """Nested dicts as one, {"unet": {"inner": {"channels": …}}} → {"unet.inner.channels": …}, and tuples as lists."""
     flat = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+def _folder(run: Path) -> Path:
+    return run / "checkpoints"
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _delete(path: Path) -> None:
+    """Delete a checkpoint; one that is half deleted does not have a checkpoint's name."""
+    doomed = path.rename(path.with_name(f".partial-deleted-{path.name}"))
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _reason(error: BaseException) -> str:
+    """Why torch.distributed.checkpoint failed, in one line: the error of the first process that had one."""
+    if isinstance(error, CheckpointException):
+        error, _ = error.failures[min(error.failures)]
+    return one_line(error)
