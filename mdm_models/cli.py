@@ -8,6 +8,7 @@ COMMANDS = {
     "sample": "prompts → pictures or clips",
     "convert": "an official checkpoint, or the diffusers port → a model directory",
     "precompute": "captions of shards → text features on disk",
+    "ema": "a run's snapshots → its weights averaged over another width",
     "models": "the names of the models",
 }
 
@@ -39,6 +40,10 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from mdm_models import precompute
 
         return precompute.main
+    if name == "ema":
+        from mdm_models.training import ema_command
+
+        return ema_command.main
     return _print_models
 
 
