@@ -87,10 +87,14 @@ def mdm_t2i_1024() -> UNetConfig:
 
 
 @_named
-def mdm_c2i_256() -> UNetConfig:
+def mdm_c2i_64() -> UNetConfig:
     """ImageNet: the one-hot class is the single text token."""
-    text = dataclasses.replace(mdm_t2i_64(), context_dim=1000)
-    return dataclasses.replace(mdm_t2i_256(), inner=text)
+    return dataclasses.replace(mdm_t2i_64(), context_dim=1000)
+
+
+@_named
+def mdm_c2i_256() -> UNetConfig:
+    return dataclasses.replace(mdm_t2i_256(), inner=mdm_c2i_64())
 
 
 @_named
@@ -128,6 +132,14 @@ def mdm_t2i_tiny() -> UNetConfig:
         micro=(("scale", 32.0),),
         context_dim=64,
         masked_context=True,
+    )
+
+
+@_named
+def mdm_t2i_tiny_64() -> UNetConfig:
+    """64² around mdm_t2i_tiny, for a CPU."""
+    return UNetConfig(
+        channels=(32, 32), blocks=(1, 1), embed_dim=128, micro=(("scale", 64.0),), inner=mdm_t2i_tiny()
     )
 
 

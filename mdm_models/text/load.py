@@ -14,6 +14,7 @@ from mdm_models.text.interface import TextEncoder
 from mdm_models.text.precomputed import PrecomputedText
 from mdm_models.text.trained import TransformerTextEncoder
 
+NUMBERED = "classes:"
 KINDS = ("huggingface", "open_clip", "classes", "precomputed", "trained")
 
 
@@ -28,10 +29,10 @@ def load_text_encoder(
     """Open a text encoder, frozen and in evaluation mode. Nothing that is found in a file is run.
 
     path_or_name: a directory of Hugging Face transformers (T5, BERT, CLIP, ...: "huggingface") or of open_clip
-    ("open_clip"), a text file with the name of a class on each line ("classes"), or a folder of features that
-    `python -m mdm_models.precompute` wrote ("precomputed"), or the encoder that was trained with a pipeline's model
-    ("trained"). None of these touches the network. Anything else is taken for the id of a model on the Hugging Face
-    hub, behind "hf-hub:" if it is open_clip's, and is downloaded.
+    ("open_clip"), a text file with the name of a class on each line, or "classes:1000" for a thousand numbers
+    ("classes"), or a folder of features that `python -m mdm_models.precompute` wrote ("precomputed"), or the encoder
+    that was trained with a pipeline's model ("trained"). None of these touches the network. Anything else is taken for
+    the id of a model on the Hugging Face hub, behind "hf-hub:" if it is open_clip's, and is downloaded.
     kind: one of the words in quotes above; by default, found out from what is there.
     max_tokens: longest prompt in tokens, 128 as in the official models; less if the encoder cannot take as many.
     dtype: of weights and features; the official models read float32 features.
@@ -44,6 +45,8 @@ def load_text_encoder(
         return HuggingFaceTextEncoder.load(path, max_tokens, dtype, device)
     if kind == "open_clip":
         return OpenClipTextEncoder.load(path, max_tokens, dtype, device)
+    if kind == "classes" and path.startswith(NUMBERED):
+        return ClassLabels(_count(path), dtype=dtype, device=device)
     if kind == "classes":
         with loading(f"classes {path}", "give a text file with the name of a class on each line"):
             return ClassLabels(Path(path).read_text().splitlines(), dtype=dtype, device=device)
@@ -54,7 +57,17 @@ def load_text_encoder(
     raise ValueError(f"kind {kind!r} must be one of {', '.join(KINDS)}")
 
 
+def _count(classes: str) -> int:
+    """"classes:1000" → 1000."""
+    number = classes.removeprefix(NUMBERED)
+    if not number.isdecimal() or int(number) < 1:
+        raise ValueError(f"text encoder {classes}: give the number of classes as {NUMBERED}1000")
+    return int(number)
+
+
 def _kind(path: str) -> str:
+    if path.startswith(NUMBERED):
+        return "classes"
     if os.path.isdir(path):
         signs = {
             clip.CONFIG: "open_clip",

@@ -1,72 +1,277 @@
-"""What a training run is told."""
+"""What a training run is told: one frozen dataclass a subject, all of them in `TrainConfig`.
 
-from dataclasses import dataclass
-from typing import Literal
+Every field has a name of its own, so that on the command line it is `--lr`, not `--optimizer.lr`. Defaults are those of
+Gu et al., "Matryoshka Diffusion Models" (ICLR 2024, appendix) where the paper gives them.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import tyro
 
 from mdm_models.config import UNetConfig
 from mdm_models.training.errors import TrainingError
 from mdm_models.zoo import model_config
 
 
+def _check(config, names: Iterable[str], holds, rule: str) -> None:
+    for name in names:
+        if not holds(getattr(config, name)):
+            raise ValueError(f"{name} is {getattr(config, name)}; it must {rule}")
+
+
+def _check_above_0(config, *names: str) -> None:
+    _check(config, names, lambda value: value > 0, "be above 0")
+
+
+def _check_not_negative(config, *names: str) -> None:
+    _check(config, names, lambda value: value >= 0, "be 0 or more")
+
+
+def _check_share(config, *names: str) -> None:
+    _check(config, names, lambda value: 0 <= value < 1, "lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The captioned images or clips, and how they are cut to the model's size."""
+
+    shards: Annotated[tuple[str, ...], tyro.conf.arg(name="data")]
+    """WebDataset shards: .tar files, folders of them, patterns a-{000..099}.tar, URLs that fsspec opens (s3://…), commands
+    that write one (pipe:…)"""
+    size: int = 32
+    """height and width in pixels"""
+    frames: int = 1
+    """frames of a clip; 1 for an image model"""
+    frame_rate: float = 8.0
+    """frames per second at which clips are sampled"""
+    clip_start: Literal["random", "first", "middle"] = "random"
+    """where in its clip a sample begins"""
+    crop: Literal["centre", "random"] = "centre"
+    """which square of a picture is kept"""
+    flip: bool = False
+    """mirror half of the samples left to right; wrong where captions speak of left, right or writing"""
+    holdout: float = 0.001
+    """share of the samples held out of training for validation, chosen by a hash of their keys; 0: none"""
+    max_bad_share: float = 0.1
+    """the run stops when more than this share of the samples it tried could not be used"""
+    split_shards: Literal["auto", "yes", "no"] = "auto"
+    """yes: each data process reads shards of its own; no: samples are shuffled over all shards; auto: yes for shards that
+    are not on a local disk"""
+    cache: str = ""
+    """folder for copies of shards that are not on a local disk; empty: a folder of the user's cache directory"""
+    cache_gb: float = 50.0
+    """largest size of those copies, in 10⁹ bytes"""
+    workers: int = 4
+    """processes that decode, per training process; 0: decode in the training process"""
+
+    def __post_init__(self):
+        _check_above_0(self, "size", "frames", "frame_rate", "cache_gb")
+        _check_not_negative(self, "workers")
+        _check_share(self, "holdout")
+        _check(self, ["max_bad_share"], lambda value: 0 <= value <= 1, "lie in [0, 1]")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network and what reads the captions for it."""
+
+    model: str = "mdm_t2v_tiny"
+    """name of the model, see mdm_models.list_models()"""
+    text_encoder: str = ""
+    """a frozen text encoder: a directory or hub id (T5, CLIP, BERT, …), a file of class names, or a folder of features that
+    `mdm precompute` wrote; empty: a small transformer that is trained along"""
+    text_width: int = 64
+    """width of the text encoder that is trained along"""
+    text_layers: int = 2
+    """its transformer layers"""
+    text_tokens: int = 32
+    """longest caption of any encoder, in tokens"""
+    caption_dropout: float = 0.1
+    """share of samples trained without their caption, for guidance"""
+    init_from: str = ""
+    """run directory of the stage before: its averaged weights fill the nested model"""
+
+    def __post_init__(self):
+        _check_above_0(self, "text_width", "text_layers", "text_tokens")
+        _check_share(self, "caption_dropout")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The diffusion process and its loss."""
+
+    shift_power: float = 1.0
+    """a level of resolution ratio s has its signal-to-noise ratio divided by s to this power"""
+    level_weights: tuple[float, ...] = ()
+    """weight of each level's loss, highest resolution first; empty: all 1"""
+    level_shares: tuple[float, ...] = ()
+    """share of each batch that is trained at each level, highest resolution first and rising to 1; empty: all 1"""
+    times: Literal["discrete", "continuous", "logit_normal"] = "discrete"
+    """how noise levels are drawn: the paper's 1000 whole times, real times, or real times of logit-normal density"""
+    prediction: Literal["v", "eps", "x0"] = "v"
+    """what the network predicts"""
+    loss_target: Literal["eps", "v", "x0"] = "eps"
+    """the space in which its error is measured"""
+
+    def __post_init__(self):
+        shares = self.level_shares
+        if shares and not (all(0 < a <= b for a, b in zip(shares, shares[1:], strict=False)) and shares[-1] == 1):
+            raise ValueError(f"level_shares is {shares}; they must be above 0 and rise to 1, the innermost level's")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam, its schedule, and the averages of the weights."""
+
+    batch_size: int = 8
+    """samples in one optimizer step, over all processes"""
+    micro_batch: int = 0
+    """samples that go through a process at once; the rest of its share follows before the optimizer steps. 0: all of it"""
+    steps: int = 1000
+    """optimizer steps of the whole run"""
+    lr: float = 1e-4
+    """learning rate after the warm-up"""
+    warmup: int = 30_000
+    """steps over which the learning rate rises from 0"""
+    beta1: float = 0.9
+    """Adam's β₁"""
+    beta2: float = 0.99
+    """Adam's β₂"""
+    eps: float = 1e-8
+    """Adam's ε"""
+    clip: float = 2.0
+    """largest norm of the whole gradient"""
+    max_bad_steps: int = 20
+    """steps in a row with a loss or gradient that is not finite before the run gives up"""
+    ema_decay: float = 0.9999
+    """decay of the averaged weights, which are what is sampled, evaluated and kept at the end"""
+    ema_stds: tuple[float, ...] = ()
+    """widths of power-function averages, as shares of the run, (0.05, 0.1) say, in place of the constant decay; from their
+    snapshots `mdm ema` makes the averages of any other width afterwards"""
+    ema_snapshot_every: int = 5_000
+    """steps between two snapshots of power-function averages"""
+
+    def __post_init__(self):
+        _check_above_0(self, "batch_size", "steps", "lr", "clip", "max_bad_steps", "ema_snapshot_every")
+        _check_not_negative(self, "micro_batch", "warmup")
+        _check_share(self, "beta1", "beta2", "ema_decay")
+        if not all(0 < std < 0.28 for std in self.ema_stds):  # beyond 1/√12 no power function has that width
+            raise ValueError(f"ema_stds is {self.ema_stds}; each must lie between 0 and 0.28")
+
+
+@dataclass(frozen=True)
+class SystemConfig:
+    """Where and how it is computed; none of it changes what is learned but by rounding."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one"""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """auto: bf16 autocast on a GPU, float32 on a CPU"""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """of several processes each holds all weights (ddp), or a part of them (fsdp), which saves memory"""
+    checkpoint_activations: bool = False
+    """compute residual and attention blocks again in the backward pass instead of keeping their insides"""
+    compile: bool = False
+    """torch.compile each residual and attention block"""
+    channels_last: bool = True
+    """keep images with their channels innermost in memory"""
+    deterministic: bool = False
+    """refuse operations whose results vary from run to run, at a cost in speed on a GPU"""
+    seed: int = 0
+    """of everything random"""
+
+    def __post_init__(self):
+        _check_not_negative(self, "seed")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured on the samples held out of training, with the averaged weights."""
+
+    evaluate_every: int = 0
+    """steps between two evaluations; one also takes place at the end; 0: none"""
+    evaluate_samples: int = 1000
+    """samples in an evaluation, at most as many as are held out"""
+    feature_extractor: str = ""
+    """network whose features the Fréchet distance compares: see `mdm evaluate --help`; empty: no Fréchet distance"""
+    clip_model: str = ""
+    """open_clip model of the CLIP score, a directory or hub id; empty: no CLIP score"""
+
+    def __post_init__(self):
+        _check_not_negative(self, "evaluate_every")
+        _check_above_0(self, "evaluate_samples")
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """What a run writes down, and when."""
+
+    log_every: int = 10
+    """steps between two records in the log"""
+    save_every: int = 1000
+    """steps between two checkpoints; one is also saved at the end"""
+    keep: int = 3
+    """checkpoints that are kept"""
+    sample_every: int = 1000
+    """steps between two grids of samples; one is also drawn at the end; 0: none"""
+    sample_count: int = 4
+    """samples in a grid"""
+    sample_steps: int = 50
+    """DDIM steps of a sample, in grids and evaluations"""
+    guidance_scale: float = 3.0
+    """classifier-free guidance of a sample, in grids and evaluations"""
+    wandb: str = ""
+    """project of Weights & Biases to log to as well; empty: none"""
+    profile: bool = False
+    """write a trace of steps 6 to 8 of this run to RUN/profile, for chrome://tracing or Perfetto"""
+
+    def __post_init__(self):
+        _check_above_0(self, "log_every", "save_every", "keep", "sample_count", "sample_steps")
+        _check_not_negative(self, "sample_every", "guidance_scale")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """A training run. Running with the same `out` again continues it.
 
-    Order of samples, noise, times and dropout depend on `seed`, the step and the rank alone. Defaults are those of
-    Gu et al., "Matryoshka Diffusion Models" (ICLR 2024, appendix) where the paper gives them.
+    Order of samples, noise, times and dropout depend on the seed and on the sample's place in the run alone.
     """
 
-    data: tuple[str, ...]  # shards of captioned clips or images: .tar files, folders of them, patterns a-{000..099}.tar
-    out: str  # run directory: checkpoints, log.jsonl, TensorBoard events, sampled clips
+    out: str
+    """run directory: checkpoints, log.jsonl, TensorBoard events, samples, the finished model"""
+    data: DataConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    system: SystemConfig = field(default_factory=SystemConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
 
-    model: str = "mdm_t2v_tiny"  # name of the model, see mdm_models.list_models()
-    frames: int = 8  # frames of a clip; 1 for an image model
-    size: int = 32  # height and width in pixels; clips are cropped to their central square
-    frame_rate: float = 8.0  # frames per second at which clips are sampled
-    text_width: int = 64  # width of the text encoder, which is trained along
-    text_layers: int = 2  # transformer layers of the text encoder
-    text_tokens: int = 32  # longest caption, in tokens with start and end
 
-    batch_size: int = 8  # samples per process and step
-    steps: int = 1000  # optimizer steps of the whole run
-    lr: float = 1e-4  # Adam's learning rate after the warm-up
-    warmup: int = 30_000  # steps over which the learning rate rises from 0
-    beta1: float = 0.9  # Adam's β₁
-    beta2: float = 0.99  # Adam's β₂
-    eps: float = 1e-8  # Adam's ε
-    clip: float = 2.0  # largest norm of the whole gradient
-    ema_decay: float = 0.9999  # decay of the averaged weights that clips are sampled with
-    caption_dropout: float = 0.1  # share of samples trained without their caption, for guidance
-    shift_power: float = 1.0  # a level of resolution ratio s has its signal-to-noise ratio divided by s to this power
-    level_weights: tuple[float, ...] = ()  # weight of each level's loss, highest resolution first; empty: all 1
-    precision: Literal["auto", "bf16", "float32"] = "auto"  # auto: bf16 autocast on a GPU, float32 on a CPU
-    init_from: str = ""  # run directory of the stage before: its averaged weights fill the nested model
+def changed(config: TrainConfig, **values) -> TrainConfig:
+    """The same settings with some fields replaced, whichever part they belong to: changed(config, lr=1e-3, size=64)."""
+    parts = {}
+    for part in dataclasses.fields(config):
+        inside = getattr(config, part.name)
+        if dataclasses.is_dataclass(inside):
+            mine = {f.name: values.pop(f.name) for f in dataclasses.fields(inside) if f.name in values}
+            parts[part.name] = dataclasses.replace(inside, **mine)
+    return dataclasses.replace(config, **(parts | values))
 
-    holdout: int = 1000  # one sample in so many is held out of training, for validation; 0: none
-    log_every: int = 10  # steps between two records in the log
-    save_every: int = 1000  # steps between two checkpoints; one is also saved at the end
-    keep: int = 3  # checkpoints that are kept
-    sample_every: int = 1000  # steps between two grids of sampled clips; one is also drawn at the end; 0: none
-    sample_count: int = 4  # clips in a grid
-    sample_steps: int = 50  # DDIM steps for a grid
-    guidance_scale: float = 3.0  # classifier-free guidance for a grid
-    max_bad_steps: int = 20  # steps in a row with a loss that is not finite before the run gives up
 
-    seed: int = 0  # of everything random
-    workers: int = 4  # processes that decode, per training process; 0: decode in the training process
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
+def chunks_of(config: OptimizerConfig, world: int) -> tuple[int, int]:
+    """How `world` processes share the batch of a step: (samples in a chunk, chunks a process has one after another).
 
-    def __post_init__(self):
-        for name in ("frames", "size", "frame_rate", "text_layers", "batch_size", "steps", "lr", "clip", "log_every",
-                     "save_every", "keep", "sample_count", "sample_steps", "max_bad_steps"):  # fmt: skip
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
-        for name in ("warmup", "holdout", "sample_every", "workers", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        for name in ("beta1", "beta2", "ema_decay", "caption_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
+    Raises TrainingError where it cannot be shared evenly.
+    """
+    size = config.micro_batch or config.batch_size // world
+    if size < 1 or config.batch_size % (size * world):
+        by = f"micro_batch {config.micro_batch} × {world}" if config.micro_batch else f"{world}"
+        raise TrainingError(f"batch_size is {config.batch_size}; it must be a multiple of {by} processes")
+    return size, config.batch_size // (size * world)
 
 
 @dataclass(frozen=True)
@@ -78,21 +283,25 @@ class Plan:
     shapes: list[tuple[int, ...]]
 
 
-def plan(config: TrainConfig, architecture: UNetConfig | None = None) -> Plan:
-    """Check that the settings fit the model, `architecture` or else the one that `config.model` names.
+def plan(config: TrainConfig, architecture: UNetConfig | None = None, context_dim: int | None = None) -> Plan:
+    """Check that the settings fit the model, `architecture` or else the one that `config.model.model` names, for a text
+    encoder of that width (None: the one that is trained along).
 
     Raises TrainingError where they do not.
     """
+    name, data = config.model.model, config.data
     try:
-        model = architecture or model_config(config.model, context_dim=config.text_width)
+        model = architecture or model_config(name, context_dim=context_dim or config.model.text_width)
     except ValueError as error:
         raise TrainingError(f"model: {error}") from None
     time, _ = model.strides[-1]
-    if config.frames != time:  # the innermost UNet sees one frame
-        raise TrainingError(f"frames is {config.frames}; {config.model} works on {time}")
-    if len(config.level_weights) not in (0, len(model.levels)):
-        raise TrainingError(f"level_weights is {config.level_weights}; {config.model} has {len(model.levels)} levels")
+    if data.frames != time:  # the innermost UNet sees one frame
+        raise TrainingError(f"frames is {data.frames}; {name} works on {time}")
+    for field_name in ("level_weights", "level_shares"):
+        values = getattr(config.objective, field_name)
+        if len(values) not in (0, len(model.levels)):
+            raise TrainingError(f"{field_name} is {values}; {name} has {len(model.levels)} levels")
     try:
-        return Plan(model, model.sample_shapes(config.size))
+        return Plan(model, model.sample_shapes(data.size))
     except ValueError as error:
-        raise TrainingError(f"{error} ({config.model})") from None
+        raise TrainingError(f"{error} ({name})") from None

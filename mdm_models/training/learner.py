@@ -9,20 +9,30 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor
 
 from mdm_models.config import UNetConfig
-from mdm_models.diffusion import MatryoshkaDiffusion, discrete_times
+from mdm_models.diffusion import MatryoshkaDiffusion
+from mdm_models.diffusion.times import continuous_times, discrete_times, logit_normal_times
 from mdm_models.pipeline import Pipeline, PipelineConfig
-from mdm_models.text import TransformerTextEncoder
-from mdm_models.training import checkpoint as checkpoints
-from mdm_models.training.checkpoint import Checkpoint
+from mdm_models.text import PrecomputedText, TextEncoder, TransformerTextEncoder
+from mdm_models.training.checkpoint import Checkpoints
 from mdm_models.training.config import TrainConfig
 from mdm_models.training.data import Batch, to_unit_range
+from mdm_models.training.denoiser import CaptionReader, initial_model
 from mdm_models.training.distributed import Place
-from mdm_models.training.ema import EMA
-from mdm_models.training.errors import CheckpointError, TrainingError
-from mdm_models.unet import build_model
+from mdm_models.training.ema import make_averages
+from mdm_models.training.errors import TrainingError
+from mdm_models.training.parallel import accumulating, parallelise
+from mdm_models.unet import empty_model
+
+TIMES = {"discrete": discrete_times, "continuous": continuous_times, "logit_normal": logit_normal_times}
 
 
 @dataclass(frozen=True)
@@ -44,68 +54,65 @@ class Outcome:
         return {"grad_norm": self.grad_norm, "lr": self.lr, "level_losses": list(self.level_losses)}
 
 
-class CaptionedDenoiser(nn.Module):
-    """The text encoder and the UNet as one: x_t of every level, time (B,), tokens (B, S) → predictions."""
-
-    def __init__(self, architecture: UNetConfig, config: TrainConfig):
-        super().__init__()
-        self.text = TransformerTextEncoder(config.text_width, config.text_layers, max_tokens=config.text_tokens)
-        self.unet = build_model(architecture)
-
-    def forward(self, x: list[Tensor], time: Tensor, tokens: Tensor) -> list[Tensor]:
-        context, mask = self.text(tokens)
-        return self.unet(x, time, context, mask)
-
-
 class Learner:
-    """Learns from one batch at a time; what it holds is what a checkpoint holds.
+    """Learns step by step; what it holds is what a checkpoint holds.
 
-    step: batches learned from, bad ones included; samples_seen: their samples, of all processes; bad_steps: those with
-    a loss or gradient that was not finite, which change no weight.
+    step: steps made, bad ones included; samples_seen: their samples, of all processes; bad_steps: those with a loss or
+    gradient that was not finite, which change no weight.
     """
 
-    def __init__(self, config: TrainConfig, architecture: UNetConfig, place: Place):
+    def __init__(
+        self, config: TrainConfig, architecture: UNetConfig, encoder: TextEncoder, place: Place, stage: str = ""
+    ):
+        """stage: run directory of the stage before, whose averages fill the nested model."""
         self.config = config
         self.architecture = architecture
         self.place = place
-        torch.manual_seed(config.seed)
-        self.model = CaptionedDenoiser(architecture, config).to(place.device)
-        self.parallel = DistributedDataParallel(self.model) if place.world > 1 else self.model
-        self.ema = EMA(self.model, config.ema_decay)
-        betas = (config.beta1, config.beta2)
+        self.encoder = encoder
+        self.captions = CaptionReader(encoder, place.device)
+        self.model = initial_model(architecture, encoder, config.system.seed, stage, place.device)
+        self.parallel = parallelise(self.model, config.system, place)
+        adam = config.optimizer
         self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=config.lr, betas=betas, eps=config.eps, fused=True
+            self.model.parameters(), lr=adam.lr, betas=(adam.beta1, adam.beta2), eps=adam.eps, fused=True
         )
-        self.diffusion = self._objective(config.level_weights or None)
+        self.ema = make_averages(self.model, adam)
+        self.diffusion = self._objective(config.objective.level_weights or None)
         levels = range(len(architecture.levels))
         self.one_level = [self._objective([float(i == level) for i in levels]) for level in levels]
         self.step = self.samples_seen = self.bad_steps = self.bad_in_a_row = 0
 
     def _objective(self, level_weights: Sequence[float] | None) -> MatryoshkaDiffusion:
-        scales, power = self.architecture.scales, self.config.shift_power
-        return MatryoshkaDiffusion(scales, power, level_weights=level_weights).to(self.place.device)
+        how = self.config.objective
+        return MatryoshkaDiffusion(
+            self.architecture.scales,
+            how.shift_power,
+            prediction=how.prediction,
+            loss_target=how.loss_target,
+            level_weights=level_weights,
+        ).to(self.place.device)
 
     @property
     def lr(self) -> float:
         """Linear warm-up, then constant."""
-        return self.config.lr * min(1.0, (self.step + 1) / max(1, self.config.warmup))
+        return self.config.optimizer.lr * min(1.0, (self.step + 1) / max(1, self.config.optimizer.warmup))
 
-    def learn(self, batch: Batch, measure_levels: bool = False) -> Outcome:
-        """One optimizer step, on this process's share of the batch.
+    def learn(self, chunks: Sequence[Batch], measure_levels: bool = False) -> Outcome:
+        """One optimizer step on this process's chunks of the batch, one after another through the network.
 
         If the loss or the gradient is not finite, on any process, no process changes its weights. Raises TrainingError
-        after `config.max_bad_steps` such steps in a row.
+        after `max_bad_steps` such steps in a row.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        predictions, images, time, seed = self._predict(batch)
-        loss = self.diffusion.per_sample_loss(predictions, images, time, seed=seed).mean()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        measured = [loss.detach(), norm]
-        if measure_levels:
-            detached = [prediction.detach() for prediction in predictions]
-            measured += [level.per_sample_loss(detached, images, time, seed=seed).mean() for level in self.one_level]
-        outcome = self._agreed(measured)
+        measured = torch.zeros(1 + len(self.one_level) * measure_levels, device=self.place.device)
+        for i, chunk in enumerate(chunks):
+            with accumulating(self.parallel, more=i + 1 < len(chunks)):
+                loss, *levels = self._losses(chunk, i * self.place.world + self.place.rank, measure_levels)
+                (loss / len(chunks)).backward()
+            measured += torch.stack([loss.detach(), *levels]) / len(chunks)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        outcome = self._agreed(measured, norm)
         if outcome.finite:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr
@@ -116,92 +123,134 @@ class Learner:
             self.bad_steps += 1
             self.bad_in_a_row += 1
         self.step += 1
-        self.samples_seen += len(batch.captions) * self.place.world
-        if self.bad_in_a_row >= self.config.max_bad_steps:
+        self.samples_seen += sum(len(chunk.captions) for chunk in chunks) * self.place.world
+        if self.bad_in_a_row >= self.config.optimizer.max_bad_steps:
             raise TrainingError(f"no finite loss in {self.bad_in_a_row} steps in a row, the last of them {self.step}")
         return outcome
 
-    def _agreed(self, measured: list[Tensor]) -> Outcome:
-        loss, norm, *levels = self.place.mean(torch.stack([value.float() for value in measured])).tolist()
+    def _agreed(self, measured: Tensor, norm: Tensor) -> Outcome:
+        norm, loss, *levels = self.place.mean(torch.cat([norm.float().view(1), measured])).tolist()
         return Outcome(loss, norm, self.lr, tuple(levels))
 
-    def _predict(self, batch: Batch) -> tuple[list[Tensor], Tensor, Tensor, int]:
-        """→ predictions, images, times (B,) and the seed of the noise, all from (seed, step, rank) alone."""
-        state = np.random.SeedSequence((self.config.seed, self.step, self.place.rank)).generate_state(2)
-        torch.manual_seed(int(state[0]))  # dropout
-        seed = int(state[1])
-        images = to_unit_range(batch.images.to(self.place.device, non_blocking=True))
+    def _losses(self, chunk: Batch, number: int, measure_levels: bool) -> list[Tensor]:
+        """The loss of the step's chunk of this number, with a graph, and if asked for each level's, without.
+
+        Noise, times and dropout follow from (seed, step, number) alone, whichever process computes the chunk.
+        """
+        dropout, noise = np.random.SeedSequence((self.config.system.seed, self.step, number)).generate_state(2)
+        torch.manual_seed(int(dropout))
+        images = to_unit_range(chunk.images.to(self.place.device, non_blocking=True))
         if not self.architecture.is_video:
             images = images.squeeze(2)
-        time = self._times(len(images)).to(self.place.device)
-        x = self.diffusion.add_noise(images, time, self.architecture.strides, seed=seed)
-        tokens = self.model.text.tokenize(batch.captions).to(self.place.device)
+        if self.config.system.channels_last:
+            images = channels_last(images)
+        time = self._times(len(images), number).to(self.place.device)
+        x = self.diffusion.add_noise(images, time, self.architecture.strides, seed=int(noise))
+        x = [level[:rows] for level, rows in zip(x, self.level_rows(len(images)), strict=True)]
         with self.autocast():
-            predictions = self.parallel(x, time, tokens)
-        return predictions, images, time, seed
+            predictions = self.parallel(x, time, self.captions.read(chunk.captions))
+        losses = [self.diffusion.per_sample_loss(predictions, images, time, seed=int(noise)).mean()]
+        if measure_levels:
+            detached = [prediction.detach() for prediction in predictions]
+            losses += [d.per_sample_loss(detached, images, time, seed=int(noise)).mean() for d in self.one_level]
+        return losses
 
-    def _times(self, count: int) -> Tensor:
-        """(count,) int64, each uniform in 0…num_steps−1 and all processes' together spread evenly, which makes the loss
-        less noisy (Kingma et al., "Variational Diffusion Models", 2021, appendix I.1)."""
-        offset = np.random.default_rng((self.config.seed, self.step)).random()
-        positions = self.place.rank * count + np.arange(count)
-        fractions = (offset + positions / (count * self.place.world)) % 1
-        return discrete_times(torch.from_numpy(fractions), self.diffusion.num_steps)
+    def level_rows(self, count: int) -> list[int]:
+        """How many of `count` samples are trained at each level, always the first ones; at least one."""
+        shares = self.config.objective.level_shares or [1.0] * len(self.architecture.levels)
+        return [max(1, round(share * count)) for share in shares]
+
+    def _times(self, count: int, number: int) -> Tensor:
+        """(count,) times of a chunk; those of a whole step are spread evenly, which makes the loss less noisy (Kingma et
+        al., "Variational Diffusion Models", 2021, appendix I.1), and dealt to its samples at random."""
+        draw = np.random.default_rng((self.config.system.seed, self.step))
+        total = self.config.optimizer.batch_size
+        places = draw.permutation(total)[number * count : (number + 1) * count]
+        fractions = torch.from_numpy((draw.random() + places / total) % 1)
+        return TIMES[self.config.objective.times](fractions, self.diffusion.num_steps)
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        on = self.config.precision == "bf16" or (self.config.precision == "auto" and self.place.device.type == "cuda")
-        return torch.autocast(self.place.device.type, torch.bfloat16, enabled=on)
+        precision, device = self.config.system.precision, self.place.device.type
+        on = precision == "bf16" or (precision == "auto" and device == "cuda")
+        return torch.autocast(device, torch.bfloat16, enabled=on)
+
+    def text_features(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Captions → features (B, S, width), mask (B, S)."""
+        return self.model.features(self.captions.read(captions))
 
     def counters(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in ("step", "samples_seen", "bad_steps", "bad_in_a_row")}
 
     def identity(self) -> dict:
         """What must be equal for weights to fit."""
-        text = {"layers": self.config.text_layers, "tokens": self.config.text_tokens}
-        return {"name": self.config.model, "unet": self.architecture.to_dict(), "text": text}
+        text = {"width": self.encoder.width}
+        if isinstance(self.encoder, TransformerTextEncoder):
+            text |= {"layers": self.config.model.text_layers, "tokens": self.config.model.text_tokens}
+        return {"name": self.config.model.model, "unet": self.architecture.to_dict(), "text": text}
 
-    def save(self, run: Path) -> Path:
-        """Write a checkpoint into the run directory; for the leading process only."""
-        counters = self.counters() | {"ema_updates": self.ema.updates}
-        state = Checkpoint(self.model.state_dict(), self.ema.averages, self.optimizer.state_dict(), counters)
-        return checkpoints.save(run, state, self.identity(), self.config.keep)
+    def _state(self) -> dict:
+        return {
+            "model": get_model_state_dict(self.model),
+            "optimizer": get_optimizer_state_dict(self.model, self.optimizer),
+            "ema": self.ema.state_dict(),
+            "counters": self.counters(),
+        }
 
-    def export(self, directory: Path) -> None:
-        """Write the averaged weights as a pipeline, to be sampled from; for the leading process only."""
-        config = PipelineConfig(
-            size=self.config.size,
-            max_tokens=self.config.text_tokens,
-            shift_power=self.config.shift_power,
-            guidance_scale=self.config.guidance_scale,
-            frame_rate=self.config.frame_rate,
-        )
-        with self.ema.swapped_in():
-            Pipeline(self.model.unet, self.model.text, config).save_pretrained(directory)
+    def save(self, checkpoints: Checkpoints) -> None:
+        """Begin to write a checkpoint; every process must call this."""
+        checkpoints.save(self.step, self._state())
 
-    def resume(self, run: Path) -> None:
-        """Continue from the newest checkpoint in the run directory; start from `config.init_from` if there is none."""
-        state = checkpoints.load_newest(run, self.identity())
-        if state is None:
-            if self.config.init_from:
-                self._start_from(Path(self.config.init_from))
+    def resume(self, checkpoints: Checkpoints) -> None:
+        """Continue from the newest checkpoint, if there is one; settings of the optimizer stay those of this run."""
+        state = self._state()
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        if not checkpoints.load_newest(state):
             return
-        counters = dict(state.counters)
-        self.model.load_state_dict(state.model)
-        self.ema.load(state.ema, counters.pop("ema_updates"))
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state.optimizer["state"]})
-        for name, count in counters.items():
+        self.model.load_state_dict(state["model"])
+        set_optimizer_state_dict(self.model, self.optimizer, state["optimizer"])
+        for group, values in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(values)
+        self.ema.load_state_dict(state["ema"])
+        for name, count in state["counters"].items():
             setattr(self, name, count)
 
-    def _start_from(self, stage: Path) -> None:
-        """Fill the nested UNet and the text encoder with the averages of a finished run, every weight of both."""
-        averages = checkpoints.load_averages(stage)
-        for prefix, module in (("text.", self.model.text), ("unet.", getattr(self.model.unet, "inner", None))):
-            if module is None:
-                raise CheckpointError(f"init_from {stage}: {self.config.model} has no nested UNet to fill")
-            own = {name.removeprefix(prefix): value for name, value in averages.items() if name.startswith(prefix)}
-            try:
-                module.load_state_dict(own)
-            except RuntimeError as error:
-                reason = " ".join(str(error).split())
-                raise CheckpointError(f"init_from {stage}: its {prefix[:-1]} does not fit: {reason[:300]}") from None
-        self.ema = EMA(self.model, self.config.ema_decay)
+    def export(self, directory: Path) -> None:
+        """Write the averaged weights as a pipeline, to be sampled from; every process must call this."""
+        with self.ema.swapped_in():
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            weights = get_model_state_dict(self.model, options=options)
+        if not self.place.leads:
+            return
+        parts = {
+            part: {name.removeprefix(part): value for name, value in weights.items() if name.startswith(part)}
+            for part in ("unet.", "text.")
+        }
+        unet = empty_model(self.architecture)
+        unet.load_state_dict(parts["unet."], assign=True)
+        encoder = self.encoder
+        if isinstance(encoder, TransformerTextEncoder):
+            sizes = self.config.model
+            encoder = TransformerTextEncoder(sizes.text_width, sizes.text_layers, max_tokens=sizes.text_tokens)
+            encoder.load_state_dict(parts["text."])
+        Pipeline(unet, encoder, self._pipeline_config()).save_pretrained(directory)
+
+    def _pipeline_config(self) -> PipelineConfig:
+        named = self.config.model.text_encoder
+        if isinstance(self.encoder, PrecomputedText):
+            named = self.encoder.identity.name  # what the features came from, which takes any prompt
+        elif named and Path(named).exists():
+            named = str(Path(named).resolve())
+        return PipelineConfig(
+            size=self.config.data.size,
+            text_encoder=named,
+            max_tokens=self.encoder.max_tokens,
+            shift_power=self.config.objective.shift_power,
+            prediction=self.config.objective.prediction,
+            guidance_scale=self.config.output.guidance_scale,
+            frame_rate=self.config.data.frame_rate,
+        )
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """The same images (B, C, H, W) or clips (B, C, T, H, W) with their channels innermost in memory."""
+    return images.contiguous(memory_format=torch.channels_last if images.dim() == 4 else torch.channels_last_3d)

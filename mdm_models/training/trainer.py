@@ -1,4 +1,4 @@
-"""The training loop: shards in; a run directory with checkpoints, a log, sampled clips and the finished model out."""
+"""The training loop: shards in; a run directory with checkpoints, a log, samples and the finished model out."""
 
 import contextlib
 import dataclasses
@@ -7,58 +7,73 @@ import json
 from pathlib import Path
 
 from mdm_models.config import UNetConfig
-from mdm_models.training.config import TrainConfig, plan
-from mdm_models.training.data import ClipReader, ClipStream, batches, split
+from mdm_models.text import PrecomputedText
+from mdm_models.training.checkpoint import Checkpoints, list_steps
+from mdm_models.training.config import TrainConfig, chunks_of, plan
+from mdm_models.training.data import SampleReader, SampleStream, batches, split
+from mdm_models.training.denoiser import open_encoder
 from mdm_models.training.distributed import StopRequest, joined
 from mdm_models.training.errors import TrainingError
+from mdm_models.training.evaluation import Evaluation
 from mdm_models.training.learner import Learner
 from mdm_models.training.logbook import Interval, Logbook
+from mdm_models.training.parallel import set_determinism
 from mdm_models.training.preview import Preview
-from mdm_models.training.shards import ShardedSamples, expand, scan_all
+from mdm_models.training.profiler import profiling
+from mdm_models.training.shards import ShardedSamples, open_shards
 
 
 def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
-    """Train until `config.steps`, or until SIGINT or SIGTERM asks to stop; returns the run directory.
+    """Train until `steps`, or until SIGINT or SIGTERM asks to stop; returns the run directory.
 
-    architecture: a UNet other than the one that `config.model` names; its context_dim must be config.text_width.
+    architecture: a UNet other than the one that the settings name; its context_dim must be the text encoder's width.
     Raises TrainingError for what the user can mend.
     """
-    planned = plan(config, architecture)
-    run = Path(config.out)
-    with joined(config.device) as place, StopRequest() as stop, contextlib.ExitStack() as files:
-        samples = ShardedSamples(scan_all(expand(config.data)))
-        training, validation = split(len(samples), config.holdout)
-        reader = ClipReader(samples, config.frames, config.frame_rate, config.size)
+    run, output, steps = Path(config.out), config.output, config.optimizer.steps
+    set_determinism(config.system.deterministic)
+    with joined(config.system.device) as place, StopRequest() as stop, contextlib.ExitStack() as files:
+        chunk_size, rounds = chunks_of(config.optimizer, place.world)
+        encoder = open_encoder(config.model, place.device)
+        planned = plan(config, architecture, encoder.width)
+        samples = ShardedSamples(open_shards(config.data))
+        training, validation = split(samples, config.data.holdout)
+        reader = SampleReader(samples, config.data, name_prompts=isinstance(encoder, PrecomputedText))
+        evaluation = Evaluation.of(config, reader, validation, place)
 
-        learner = Learner(config, planned.architecture, place)
-        learner.resume(run)
+        stage = "" if list_steps(run) else config.model.init_from
+        learner = Learner(config, planned.architecture, encoder, place, stage)
+        checkpoints = Checkpoints(run, learner.identity(), output.keep, place)
+        learner.resume(checkpoints)
         if place.leads:
             _write_config(run, config)
         stream = batches(
-            ClipStream(reader, training, config.seed, config.caption_dropout),
-            config.batch_size,
-            samples_seen=learner.samples_seen,
+            SampleStream(reader, training, seed=config.system.seed, caption_dropout=config.model.caption_dropout),
+            chunk_size,
+            first_chunk=learner.samples_seen // chunk_size,
             rank=place.rank,
             world=place.world,
-            workers=config.workers,
+            workers=config.data.workers,
             pin=place.device.type == "cuda",
         )
-        log = preview = None  # the leading process alone writes files
-        if place.leads and learner.step < config.steps:
-            log = files.enter_context(contextlib.closing(Logbook(run, learner.step, config.steps)))
-            log.skip(reader.damaged())
-            if config.sample_every:
-                preview = Preview.first_of(reader, itertools.chain(validation, training), config.sample_count)
+        log = preview = None
+        if learner.step < steps:
+            if place.leads:  # which alone writes files
+                log = files.enter_context(contextlib.closing(Logbook(run, learner.step, steps)))
+                log.skip(reader.damaged())
+            if output.sample_every:
+                preview = Preview.first_of(reader, itertools.chain(validation, training), output.sample_count)
+        profiler = files.enter_context(profiling(config, run, place))
 
         interval = Interval()
         stopping = False
-        while learner.step < config.steps and not stopping:
+        while learner.step < steps and not stopping:
             interval.begin()
-            batch = next(stream)
-            interval.received(batch)
-            log_now = _due(learner.step + 1, config.log_every, config)
-            outcome = learner.learn(batch, measure_levels=log_now)
+            chunks = list(itertools.islice(stream, rounds))
+            interval.received(chunks)
+            log_now = _due(learner.step + 1, output.log_every, steps)
+            outcome = learner.learn(chunks, measure_levels=log_now)
             interval.learned(outcome.loss)
+            profiler.step()
             if log:
                 log.progress(interval, place.world)
 
@@ -69,23 +84,28 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
                     epoch = learner.samples_seen / len(training)
                     log.record(**learner.counters(), epoch=epoch, **interval.summary(place.world), **outcome.summary())
                 interval = Interval()
-            stopping = place.any(stop.asked)
-            if log and (stopping or _due(learner.step, config.save_every, config)):
-                learner.save(run)
-            if preview and _due(learner.step, config.sample_every, config):
-                preview.draw(learner, planned.shapes, run / "samples" / f"step-{learner.step:08d}.webp")
+            stopping = place.any(stop.asked or checkpoints.failed)
+            if stopping or _due(learner.step, output.save_every, steps):
+                learner.save(checkpoints)
+            if preview and not stopping and _due(learner.step, output.sample_every, steps):
+                preview.draw(learner, run / "samples" / f"step-{learner.step:08d}.webp")
+            if evaluation and not stopping and _due(learner.step, config.evaluation.evaluate_every, steps):
+                numbers = evaluation.measure(learner)
+                if log:
+                    log.record(learner.step, **numbers)
 
-        if log:
+        checkpoints.finish()
+        if not (run / "model").exists() or preview or log:
             learner.export(run / "model")
         if place.leads:
-            rest = "" if learner.step >= config.steps else "; the same command goes on from there"
-            print(f"{run}: {learner.step} of {config.steps} steps{rest}")
+            rest = "" if learner.step >= steps else "; the same command goes on from there"
+            print(f"{run}: {learner.step} of {steps} steps{rest}")
     return run
 
 
-def _due(step: int, every: int, config: TrainConfig) -> bool:
+def _due(step: int, every: int, steps: int) -> bool:
     """Whether something that happens every so many steps, and at the end, happens after this one."""
-    return step % every == 0 or step == config.steps
+    return step % every == 0 or step == steps
 
 
 def _write_config(run: Path, config: TrainConfig) -> None:

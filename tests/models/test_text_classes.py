@@ -32,6 +32,18 @@ def test_names_come_from_a_file_with_one_a_line(animals):
     assert animals.width == 4
 
 
+def test_numbered_classes_need_no_file():
+    labels = load_text_encoder("classes:10")
+    assert labels.width == 10
+    assert labels(["7"])[0].argmax() == 7
+
+
+@pytest.mark.parametrize("classes", ["classes:", "classes:0", "classes:many"])
+def test_a_number_of_classes_that_is_none_is_refused(classes):
+    with pytest.raises(ValueError, match="classes:1000"):
+        load_text_encoder(classes)
+
+
 def test_a_name_that_two_classes_have_means_the_first(animals):
     assert animals.number("crane") == 2
 

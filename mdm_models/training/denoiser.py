@@ -1,0 +1,90 @@
+"""The network that is trained: a UNet and, unless its text encoder is a frozen one, the text encoder with it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mdm_models.config import UNetConfig
+from mdm_models.text import TextEncoder, TransformerTextEncoder, load_text_encoder
+from mdm_models.training import checkpoint as checkpoints
+from mdm_models.training.config import ModelConfig
+from mdm_models.training.errors import CheckpointError, TrainingError
+from mdm_models.unet import UNet, build_model
+
+
+def open_encoder(config: ModelConfig, device: torch.device) -> TextEncoder:
+    """The text encoder that the settings name. Raises TrainingError."""
+    try:
+        if not config.text_encoder:
+            return TransformerTextEncoder(config.text_width, config.text_layers, max_tokens=config.text_tokens)
+        return load_text_encoder(config.text_encoder, max_tokens=config.text_tokens, device=str(device))
+    except ValueError as error:
+        raise TrainingError(f"text_encoder: {error}") from None
+
+
+class CaptionedDenoiser(nn.Module):
+    """x_t of every level, time (B,), captions as `CaptionReader.read` gives them → predictions, one a level.
+
+    A text encoder that is trained along is the submodule `text`; of a frozen one only the features come in.
+    """
+
+    def __init__(self, unet: UNet, encoder: TextEncoder):
+        super().__init__()
+        self.text = encoder if isinstance(encoder, TransformerTextEncoder) else None
+        self.unet = unet
+
+    def forward(self, x: list[Tensor], time: Tensor, captions: tuple[Tensor, ...]) -> list[Tensor]:
+        return self.unet(x, time, *self.features(captions))
+
+    def features(self, captions: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """→ features (B, S, width), mask (B, S)."""
+        return captions if self.text is None else self.text(*captions)
+
+
+class CaptionReader:
+    """Captions → what `CaptionedDenoiser` takes: tokens (B, S) for a text encoder that is trained along, features
+    (B, S, width) and their mask (B, S) from a frozen one."""
+
+    def __init__(self, encoder: TextEncoder, device: torch.device):
+        self.encoder = encoder
+        self.device = device
+
+    def read(self, captions: list[str]) -> tuple[Tensor, ...]:
+        """Raises TrainingError for a caption that the encoder cannot read, such as a class that does not exist."""
+        try:
+            if isinstance(self.encoder, TransformerTextEncoder):
+                return (self.encoder.tokenize(captions).to(self.device),)
+            features, mask = self.encoder(captions)
+        except ValueError as error:
+            raise TrainingError(f"captions: {error}") from None
+        return features.to(self.device), mask.to(self.device)
+
+
+def initial_model(
+    architecture: UNetConfig, encoder: TextEncoder, seed: int, stage: str, device: torch.device
+) -> CaptionedDenoiser:
+    """The model as a run begins: random by `seed`, and filled as far as it goes from the run directory `stage` of the
+    stage before, if there is one."""
+    torch.manual_seed(seed)
+    model = CaptionedDenoiser(build_model(architecture), encoder)
+    if stage:
+        _fill(model, checkpoints.load_averages(Path(stage)), f"init_from {stage}")
+    return model.to(device)
+
+
+def _fill(model: CaptionedDenoiser, averages: Mapping[str, Tensor], origin: str) -> None:
+    """Fill the nested UNet, and the text encoder that is trained along, every weight of both."""
+    inner = getattr(model.unet, "inner", None)
+    if inner is None:
+        raise CheckpointError(f"{origin}: this model has no nested UNet to fill")
+    for prefix, module in (("text.", model.text), ("unet.", inner)):
+        own = {name.removeprefix(prefix): value for name, value in averages.items() if name.startswith(prefix)}
+        if module is None:
+            continue
+        try:
+            module.load_state_dict(own)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{origin}: its {prefix[:-1]} does not fit: {reason[:300]}") from None

@@ -1,0 +1,63 @@
+"""How a model is spread over processes, compiled and kept small: all that the model itself knows nothing of."""
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from mdm_models.layers import AttentionBlock, ResidualBlock, TemporalAttentionBlock, TextSelfAttention
+from mdm_models.training.config import SystemConfig
+from mdm_models.training.denoiser import CaptionedDenoiser
+from mdm_models.training.distributed import Place
+
+BLOCKS = (ResidualBlock, AttentionBlock, TemporalAttentionBlock, TextSelfAttention)
+RECOMPILATIONS = 256  # one block class runs at many widths and resolutions; beyond torch's default of 8 it gives up
+
+
+def set_determinism(on: bool) -> None:
+    """Whether torch must choose algorithms whose results never vary; otherwise cuDNN tries which ones are fastest."""
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs a workspace of fixed size for it
+    torch.use_deterministic_algorithms(on)
+    torch.backends.cudnn.benchmark = not on
+
+
+def parallelise(model: CaptionedDenoiser, config: SystemConfig, place: Place) -> nn.Module:
+    """What to call in place of `model`, which is changed as the settings say; its parameters keep their names."""
+    blocks = [module for module in model.modules() if isinstance(module, BLOCKS)]
+    if config.compile:
+        torch._dynamo.config.recompile_limit = RECOMPILATIONS
+        for block in blocks:
+            block.forward = torch.compile(block.forward)
+    if config.checkpoint_activations:
+        for block in blocks:
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    shards = config.parallel == "fsdp" and place.world > 1
+    if shards or not config.channels_last:
+        model.to(memory_format=torch.contiguous_format)  # fully_shard takes no other; see `Learner` for the images
+    if shards:
+        for module in [*blocks, *filter(None, [model.text, model.unet])]:  # each is gathered when its forward begins
+            fully_shard(module)
+        return model
+    if place.world > 1:
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return model
+
+
+@contextlib.contextmanager
+def accumulating(model: nn.Module, more: bool) -> Iterator[None]:
+    """Inside the block, gradients stay with their process if `more` of the same step are to come."""
+    if isinstance(model, DistributedDataParallel):
+        with model.no_sync() if more else contextlib.nullcontext():
+            yield
+        return
+    for module in model.children():
+        if isinstance(module, FSDPModule):
+            module.set_requires_gradient_sync(not more)
+    yield

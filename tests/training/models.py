@@ -1,0 +1,40 @@
+"""The smallest models that training can be tested on, a batch for them, and settings of a run."""
+
+from pathlib import Path
+
+import torch
+
+from mdm_models.config import UNetConfig
+from mdm_models.training.config import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    OutputConfig,
+    TrainConfig,
+)
+from mdm_models.training.data import Batch
+
+IMAGE_MODEL = UNetConfig(
+    channels=(32, 32), blocks=(1, 1), attention=(0, 1), mid_blocks=True, num_heads=2, embed_dim=32, context_dim=32
+)
+CLIP_MODEL = UNetConfig(
+    channels=(32, 32, 32), blocks=(1, 1, 1), kind="time", temporal_attention=(0, 1, 0), embed_dim=32, inner=IMAGE_MODEL
+)
+NESTED_MODEL = UNetConfig(channels=(32, 32), blocks=(1, 1), embed_dim=32, inner=IMAGE_MODEL)
+
+
+def settings(shard: Path, out: Path) -> TrainConfig:
+    """Six steps on clips of 4 frames of 16², without worker processes."""
+    return TrainConfig(
+        str(out),
+        DataConfig((str(shard),), size=16, frames=4, holdout=0, workers=0),
+        ModelConfig("small", text_width=32, text_layers=1, text_tokens=8),
+        optimizer=OptimizerConfig(batch_size=2, steps=6, lr=1e-3, warmup=2),
+        output=OutputConfig(log_every=2, save_every=3, sample_every=0, sample_steps=2, sample_count=2),
+    )
+
+
+def clips(count: int = 2, frames: int = 4) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(256, (count, 3, frames, 16, 16), generator=generator, dtype=torch.uint8)
+    return Batch(images, ["a cat"] * count, [])

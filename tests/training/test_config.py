@@ -1,0 +1,90 @@
+import dataclasses
+
+import pytest
+
+from mdm_models.training.config import DataConfig, OptimizerConfig, TrainConfig, changed, chunks_of, plan
+from mdm_models.training.errors import TrainingError
+from tests.training.models import CLIP_MODEL
+
+
+@pytest.fixture
+def config() -> TrainConfig:
+    return changed(TrainConfig("run", DataConfig(("a.tar",), size=16, frames=4)), model="small", text_width=32)
+
+
+def test_a_field_is_replaced_wherever_it_belongs(config):
+    other = changed(config, lr=0.5, size=32, model="mdm_t2i_tiny", out="elsewhere")
+    assert (other.optimizer.lr, other.data.size, other.model.model, other.out) == (0.5, 32, "mdm_t2i_tiny", "elsewhere")
+    assert other.data.shards == config.data.shards
+
+
+def test_a_field_that_does_not_exist_is_refused(config):
+    with pytest.raises(TypeError, match="learning_rate"):
+        changed(config, learning_rate=0.5)
+
+
+def test_every_field_has_a_name_of_its_own():
+    parts = [f.default_factory for f in dataclasses.fields(TrainConfig) if f.default_factory is not dataclasses.MISSING]
+    names = [field.name for part in [DataConfig, *parts] for field in dataclasses.fields(part)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"frames": 8}, "frames is 8; small works on 4"),
+        ({"size": 17}, "size is 17; this model needs a multiple of 2"),
+        ({"level_weights": (1.0,)}, "2 levels"),
+        ({"level_shares": (0.2, 0.5, 1.0)}, "2 levels"),
+    ],
+)
+def test_settings_that_do_not_fit_the_model_are_refused(config, change, message):
+    with pytest.raises(TrainingError, match=message):
+        plan(changed(config, **change), CLIP_MODEL)
+
+
+def test_a_model_that_does_not_exist_is_refused(config):
+    with pytest.raises(TrainingError, match="mdm_t2v_tiny"):
+        plan(changed(config, model="mdm_t2v_tyny"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch_size": 0},
+        {"lr": -1.0},
+        {"caption_dropout": 1.5},
+        {"workers": -1},
+        {"holdout": 1.0},
+        {"max_bad_share": 2.0},
+        {"level_shares": (0.5, 0.9)},
+        {"level_shares": (1.0, 0.5, 1.0)},
+        {"ema_stds": (0.5,)},
+        {"evaluate_every": -1},
+        {"seed": -1},
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(config, change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        changed(config, **change)
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "world", "expected"),
+    [(8, 0, 1, (8, 1)), (8, 0, 2, (4, 1)), (8, 2, 2, (2, 2)), (2048, 32, 8, (32, 8))],
+)
+def test_the_batch_is_shared_by_processes_and_chunks(batch, micro, world, expected):
+    assert chunks_of(OptimizerConfig(batch_size=batch, micro_batch=micro), world) == expected
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "world", "rule"),
+    [
+        (8, 3, 1, "multiple of micro_batch 3 × 1"),
+        (8, 0, 3, "multiple of 3 processes"),
+        (2, 0, 4, "multiple of 4 processes"),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_evenly_is_refused(batch, micro, world, rule):
+    with pytest.raises(TrainingError, match=f"batch_size is {batch}; it must be a {rule}"):
+        chunks_of(OptimizerConfig(batch_size=batch, micro_batch=micro), world)
