@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from mdm_models.text.tokens import up_to_end
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("*.safetensors", "*.bin", "*.pth")
+INCOMPLETE = f"copy the directory anew: {CONFIG} and the weights"
 
 
 class OpenClipTextEncoder(FrozenTextEncoder):
@@ -37,18 +39,13 @@ class OpenClipTextEncoder(FrozenTextEncoder):
 
         Raises ValueError in one line.
         """
-        what, name, remedy = f"text encoder {path_or_id}", path_or_id, OFFLINE
+        what = f"text encoder {path_or_id}"
         if os.path.isdir(path_or_id):
-            name, remedy = f"local-dir:{path_or_id}", f"copy the directory anew: {CONFIG} and the weights"
-            with loading(what, remedy):
+            with loading(what, INCOMPLETE):
                 borrowed = _text_config(Path(path_or_id)).get("hf_model_name")
             if borrowed:
                 raise ValueError(f"{what}: its text tower is {borrowed} of Hugging Face; load that from its directory")
-        with loading(what, remedy):
-            import open_clip
-
-            model = open_clip.create_model(name, force_custom_text=True, require_pretrained=True, weights_only=True)
-            tokenizer = open_clip.get_tokenizer(name)
+        model, tokenizer = load_open_clip(path_or_id, what)
         return cls(path_or_id, model.text.to(device, dtype), tokenizer, max_tokens)
 
     def tokenize(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
@@ -74,6 +71,23 @@ class OpenClipTextEncoder(FrozenTextEncoder):
             tokens, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC"
         )
         return last["text_intermediates"][0]
+
+
+def load_open_clip(path_or_id: str, what: str) -> tuple[nn.Module, Callable]:
+    """A whole open_clip model on the CPU and its tokenizer; errors call it `what`.
+
+    path_or_id as for `OpenClipTextEncoder.load`. Raises ValueError in one line.
+    """
+    name, remedy = path_or_id, OFFLINE
+    if os.path.isdir(path_or_id):
+        name, remedy = f"local-dir:{path_or_id}", INCOMPLETE
+        with loading(what, remedy):
+            _text_config(Path(path_or_id))
+    with loading(what, remedy):
+        import open_clip
+
+        model = open_clip.create_model(name, force_custom_text=True, require_pretrained=True, weights_only=True)
+        return model, open_clip.get_tokenizer(name)
 
 
 def _text_config(folder: Path) -> dict:

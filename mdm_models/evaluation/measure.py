@@ -1,0 +1,82 @@
+"""All that is measured of a model on held-out samples, in one pass over them."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mdm_models.evaluation.comparison import Comparison
+from mdm_models.evaluation.held_out import HeldOut
+from mdm_models.pictures import to_pixels
+from mdm_models.training.data import to_unit_range
+from mdm_models.training.distributed import Place
+
+
+class Subject(Protocol):
+    """A model that is evaluated. What it does to a sample follows from the sample's number, whatever the batch around
+    it. In a distributed run all ranks call it equally often."""
+
+    def losses(self, images: Tensor, prompts: list[str], numbers: Sequence[int]) -> Tensor:
+        """Images (B, 3, H, W) or clips (B, 3, T, H, W) in −1…1 → each level's loss, (levels, B)."""
+
+    def sample(self, prompts: list[str], numbers: Sequence[int]) -> Tensor:
+        """→ (B, 3, H, W) or (B, 3, T, H, W) in −1…1."""
+
+
+Receiver = Callable[[list[int], Tensor, list[str]], object]
+"""receiver(numbers, sampled (N, 3, [T,] H, W) in −1…1, captions) of the samples that count"""
+
+
+def measure(
+    subject: Subject,
+    held_out: HeldOut,
+    comparison: Comparison,
+    place: Place,
+    workers: int,
+    is_video: bool,
+    receiver: Receiver | None = None,
+) -> dict[str, float]:
+    """Numbers by name, the same on all ranks, all of which call this; see `mdm evaluate --help` for what they are.
+
+    workers: processes that decode. Raises ValueError if too few of the samples can be used.
+    """
+    add_real = comparison.frechet is not None and not comparison.frechet.has_reference
+    total, count = 0, 0
+    with tqdm(
+        total=len(held_out.numbers) * place.world, desc="evaluating", unit=" samples", dynamic_ncols=True, leave=False,
+        disable=not place.leads,
+    ) as bar:  # fmt: skip
+        for batch in held_out.batches(workers):
+            pixels = batch.images.to(place.device)
+            pixels, usable = pixels if is_video else pixels.squeeze(2), batch.usable.to(place.device)
+            losses = subject.losses(to_unit_range(pixels), batch.prompts, batch.numbers)
+            total = total + losses[:, usable].double().sum(dim=1)
+            count = count + usable.sum()
+            if comparison.needs_samples or receiver:
+                sampled = subject.sample(batch.prompts, batch.numbers)[usable]
+                captions = [caption for caption, counts in zip(batch.captions, batch.usable, strict=True) if counts]
+                comparison.add(pixels[usable], _as_pixels(sampled), captions, add_real)
+                if receiver:
+                    numbers = [number for number, counts in zip(batch.numbers, batch.usable, strict=True) if counts]
+                    receiver(numbers, sampled, captions)
+            bar.update(len(batch.numbers) * place.world)
+    shares = place.mean(torch.cat([count[None].double(), total]))
+    return _agreed(shares, place.world, comparison)
+
+
+def _agreed(shares: Tensor, world: int, comparison: Comparison) -> dict[str, float]:
+    """shares (1 + levels,): the mean over ranks of the samples they counted, and of the sums of their losses."""
+    count = round(shares[0].item() * world)
+    least = 2 if comparison.frechet is not None else 1
+    if count < least:
+        raise ValueError(f"{count} of the held-out samples can be used; at least {least} are needed")
+    losses = (shares[1:] / shares[0]).tolist()
+    by_level = {f"validation_loss_{level}": loss for level, loss in enumerate(losses)}
+    return {"evaluated_samples": count, "validation_loss": sum(losses), **by_level, **comparison.results()}
+
+
+def _as_pixels(images: Tensor) -> Tensor:
+    """−1…1 → uint8 of the same shape, rounded as in a picture that is saved."""
+    return torch.from_numpy(to_pixels(images)).movedim(-1, 1).to(images.device)

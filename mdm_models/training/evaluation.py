@@ -1,0 +1,90 @@
+"""Evaluation while training: the averaged model on the samples that are held out."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from mdm_models.diffusion.noise import seeded_generators
+from mdm_models.evaluation.comparison import Comparison
+from mdm_models.evaluation.held_out import HeldOut
+from mdm_models.evaluation.measure import measure
+from mdm_models.evaluation.validation_loss import level_losses
+from mdm_models.training.config import TrainConfig, chunks_of
+from mdm_models.training.distributed import Place
+from mdm_models.training.errors import TrainingError
+from mdm_models.training.learner import Learner
+from mdm_models.training.reader import SampleReader
+from mdm_models.training.sampling import averaged, draw
+
+
+class Evaluation:
+    """Measures a learner again and again on the same samples, from the same noise; real images are read into the
+    Fréchet distance once."""
+
+    def __init__(self, held_out: HeldOut, comparison: Comparison, workers: int):
+        self.held_out = held_out
+        self.comparison = comparison
+        self.workers = workers
+
+    @classmethod
+    def of(
+        cls, config: TrainConfig, reader: SampleReader, validation: np.ndarray, place: Place
+    ) -> "Evaluation | None":
+        """As the settings say; None if they ask for none, or, with a warning, if there is nothing to evaluate on.
+
+        validation: numbers of the samples that are held out. Raises TrainingError for a network that cannot be loaded.
+        """
+        wanted = config.evaluation
+        if not wanted.evaluate_every:
+            return None
+        if not len(validation):
+            if place.leads:
+                share = f"holdout is {config.data.holdout} of {len(reader.samples)}"
+                warnings.warn(f"there is no evaluation: no sample is held out of training ({share})", stacklevel=2)
+            return None
+        is_video, size = config.data.frames > 1, config.data.size
+        try:
+            comparison = Comparison.of(wanted.feature_extractor, wanted.clip_model, size, is_video, place.device)
+        except ValueError as error:
+            raise TrainingError(str(error)) from None
+        chunk_size, _ = chunks_of(config.optimizer, place.world)
+        held_out = HeldOut(reader, validation, wanted.evaluate_samples, chunk_size, place, keep=True)
+        return cls(held_out, comparison, config.data.workers)
+
+    def measure(self, learner: Learner) -> dict[str, float]:
+        """Numbers by name, equal on all processes, every one of which must call this. Raises TrainingError if too few
+        samples can be used."""
+        with averaged(learner):
+            try:
+                return measure(
+                    _Averaged(learner),
+                    self.held_out,
+                    self.comparison,
+                    learner.place,
+                    self.workers,
+                    learner.architecture.is_video,
+                )
+            except ValueError as error:
+                raise TrainingError(f"evaluation: {error}") from None
+
+
+class _Averaged:
+    """A learner inside `averaged`, as `measure` sees it."""
+
+    def __init__(self, learner: Learner):
+        self.learner = learner
+        self.seed = learner.config.system.seed
+
+    def losses(self, images: Tensor, prompts: list[str], numbers: Sequence[int]) -> Tensor:
+        learner = self.learner
+
+        def model(x: list[Tensor], time: Tensor) -> list[Tensor]:
+            with learner.autocast():
+                return learner.model.unet(x, time, *learner.text_features(prompts))
+
+        return level_losses(model, learner.diffusion, images, learner.architecture, numbers, self.seed)
+
+    def sample(self, prompts: list[str], numbers: Sequence[int]) -> Tensor:
+        return draw(self.learner, prompts, seeded_generators(self.seed, numbers))
