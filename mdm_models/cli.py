@@ -7,6 +7,8 @@ from collections.abc import Callable
 COMMANDS = {
     "sample": "prompts → pictures or clips",
     "convert": "an official checkpoint, or the diffusers port → a model directory",
+    "prepare": "CC12M, WebVid, ImageNet, emoji → shards for training",
+    "index": "where the samples of shards lie → a small file beside each",
     "precompute": "captions of shards → text features on disk",
     "ema": "a run's snapshots → its weights averaged over another width",
     "models": "the names of the models",
@@ -36,6 +38,14 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from mdm_models import convert
 
         return convert.main
+    if name == "prepare":
+        from mdm_models.prepare import command
+
+        return command.main
+    if name == "index":
+        from mdm_models import index_command
+
+        return index_command.main
     if name == "precompute":
         from mdm_models import precompute
 

@@ -24,12 +24,12 @@ from webdataset.tariterators import base_plus_ext
 from mdm_models.text import FrozenTextEncoder, load_text_encoder
 from mdm_models.text.interface import EncoderIdentity
 from mdm_models.text.precomputed import UNCONDITIONAL, FeatureFile, file_of, write_features
-from mdm_models.training.data import caption_of
 from mdm_models.training.errors import DataError
+from mdm_models.training.locations import expand
 from mdm_models.training.media import BadSample
-from mdm_models.training.shards import expand, scan
+from mdm_models.training.reader import CAPTION_SUFFIXES, caption_of
+from mdm_models.training.scan import scan
 
-CAPTION_SUFFIXES = ("txt", "json")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 

@@ -1,16 +1,18 @@
 """Captioned clips or images from WebDataset shards, as an endless stream of batches.
 
-Which sample stands at position p of the stream, where its clip starts and whether its caption is dropped are functions
-of (seed, p) alone, so that a resumed run sees what an uninterrupted one would have, with any number of worker
-processes, and ranks never run out at different times. A sample that cannot be used is skipped, another one takes its
-place, and the skip travels with the batch to whoever counts.
+Which sample stands at position p of the stream (see `order.py`), how it is cut, where its clip starts and whether its
+caption is dropped are functions of (seed, p), so that a resumed run sees what an uninterrupted one would have, and
+ranks never run out at different times. A sample that cannot be used is skipped, another one takes its place, and the
+skip travels with the batch to whoever counts.
+
+A *chunk* is the samples that go through one process at once: chunk g holds the positions g · size … (g + 1) · size − 1.
 """
 
 import itertools
-import json
 import os
 import signal
-import tarfile
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,31 +22,25 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mdm_models.training.errors import DataError
-from mdm_models.training.media import BadSample, decode_clip, decode_image
+from mdm_models.training.locations import UnreachableError
+from mdm_models.training.media import Cut
+from mdm_models.training.order import Lanes, Shuffled, Window, pieces_of
+from mdm_models.training.reader import PASSING, SampleReader, Skip
 from mdm_models.training.shards import ShardedSamples
 
-CLIP_SUFFIXES = ("mp4", "webm", "mkv", "mov", "avi")
-IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")
 ATTEMPTS = 200  # unusable samples in a row before the data set is given up
-
-
-@dataclass(frozen=True)
-class Skip:
-    """A sample that was left out, and why."""
-
-    shard: str
-    key: str
-    reason: str
-    detail: str
+JUDGED_AFTER = 100  # samples tried before the share of unusable ones counts
 
 
 @dataclass
 class Batch:
-    """images (B, 3, frames, size, size) uint8; B captions, "" where dropped; the samples skipped on the way."""
+    """images (B, 3, frames, size, size) uint8; B captions, "" where dropped; the samples skipped on the way, each once;
+    how many were tried, which is B and every skip."""
 
     images: Tensor
     captions: list[str]
     skipped: list[Skip]
+    tried: int = 0
 
     def pin_memory(self) -> "Batch":
         self.images = self.images.pin_memory()
@@ -56,141 +52,175 @@ def to_unit_range(images: Tensor) -> Tensor:
     return images.float().div_(127.5).sub_(1)
 
 
-def caption_of(sample: dict) -> str:
-    """The caption of a sample: KEY.txt, or "caption" or "text" in KEY.json. Raises BadSample."""
-    try:
-        if "txt" in sample:
-            caption = sample["txt"].decode()
-        elif "json" in sample:
-            fields = json.loads(sample["json"])
-            caption = (fields.get("caption") or fields.get("text") or "") if isinstance(fields, dict) else None
-        else:
-            raise BadSample("caption missing", "neither .txt nor .json")
-    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise BadSample("caption unreadable", str(error)) from None
-    if not isinstance(caption, str):
-        raise BadSample("caption unreadable", "the caption in .json is not a string")
-    if not caption.strip():
-        raise BadSample("caption empty")
-    return caption.strip()
+def split(samples: ShardedSamples, holdout: float) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the training and the validation samples, each in rising order.
+
+    A sample is held out if the hash of its key lies in the lowest `holdout` of all hashes, whatever the seed and the
+    other samples. Raises DataError if nothing is left to train on.
+    """
+    held = samples.keys < np.uint64(holdout * 2**64)
+    if held.all():
+        raise DataError(f"holdout is {holdout}; it leaves none of the {len(samples)} samples to train on")
+    return np.flatnonzero(~held), np.flatnonzero(held)
 
 
 @dataclass(frozen=True)
-class ClipReader:
-    """Turns one sample of the shards into a clip of the wanted size: (3, frames, size, size) uint8 and its caption."""
+class SampleStream:
+    """Samples without end for training.
 
-    samples: ShardedSamples
-    frames: int
-    frame_rate: float
-    size: int
+    training (N,): numbers of the samples; caption_dropout: share of the samples whose caption is left out.
+    """
 
-    def damaged(self) -> list[Skip]:
-        """The shards that break off midway."""
-        return [
-            Skip(shard.path, "the rest", "shard damaged", shard.damage) for shard in self.samples.shards if shard.damage
-        ]
+    reader: SampleReader
+    training: np.ndarray
+    seed: int
+    caption_dropout: float
 
-    def read(self, index: int, start: float = 0.0) -> tuple[Tensor, str]:
-        """`start` as in `decode_clip`. Raises BadSample."""
-        sample = self.samples[index]
-        caption = caption_of(sample)
-        for suffix in CLIP_SUFFIXES:
-            if suffix in sample:
-                return decode_clip(sample[suffix], self.frames, self.frame_rate, self.size, start), caption
-        for suffix in IMAGE_SUFFIXES:
-            if suffix in sample:
-                if self.frames > 1:
-                    raise BadSample("too short", f"an image, where clips of {self.frames} frames are wanted")
-                return decode_image(sample[suffix], self.size), caption
-        found = ", ".join(f".{suffix}" for suffix in sample if not suffix.startswith("__"))
-        raise BadSample("no clip or image", f"the sample holds {found or 'nothing'}")
+    @property
+    def dealt(self) -> bool:
+        """Whether shards are dealt to the processes that decode, which then read no others."""
+        choice = self.reader.config.split_shards
+        return choice == "yes" or (choice == "auto" and any(shard.cache for shard in self.reader.samples.shards))
 
-    def try_read(self, index: int, start: float = 0.0) -> tuple[Tensor, str] | Skip:
-        """`read`, with a Skip for what went wrong."""
-        shard = self.samples.shard_of(index).path
-        key = f"sample {index}"
-        try:
-            return self.read(index, start)
-        except BadSample as bad:
-            key = self.samples[index]["__key__"]
-            return Skip(shard, key, bad.reason, bad.detail)
-        except (OSError, tarfile.TarError) as error:
-            return Skip(shard, key, "shard unreadable", f"{error}")
+    def order(self, chunk_size: int, lanes: int) -> Shuffled | Lanes:
+        """What stands at each position. lanes: how many processes decode."""
+        if not self.dealt:
+            return Shuffled(self.training, self.seed)
+        shards = np.split(self.training, np.searchsorted(self.training, self.reader.samples.first[1:-1]))
+        return Lanes(pieces_of(shards, lanes), self.seed, lanes, chunk_size)
 
 
-class ClipStream(Dataset):
-    """Position in the stream → (clip or None, caption, skipped samples); None if nothing usable was found."""
+@dataclass(frozen=True)
+class Item:
+    """What was found for a position: a clip, or None if nothing usable was."""
 
-    def __init__(self, reader: ClipReader, indices: np.ndarray, seed: int, caption_dropout: float):
-        self.reader = reader
-        self.indices = indices
-        self.seed = seed
-        self.caption_dropout = caption_dropout
-        self._order: tuple[int, np.ndarray] | None = None  # epoch and its permutation
+    clip: Tensor | None
+    caption: str
+    skipped: list[Skip]
+
+
+class Positions(Dataset):
+    """Position in the stream → Item."""
+
+    def __init__(self, stream: SampleStream, order: Shuffled | Lanes):
+        self.stream = stream
+        self.order = order
         self._bad: dict[int, Skip] = {}  # known to be unusable: not decoded again
+        self._fetching: Window | None = None
 
-    def __getitem__(self, position: int) -> tuple[Tensor | None, str, list[Skip]]:
-        epoch, offset = divmod(position, len(self.indices))
-        draw = np.random.default_rng((self.seed, 1, position))
-        start, drop = draw.random(), draw.random() < self.caption_dropout
-        index = self._permutation(epoch)[offset]
+    def __getitem__(self, position: int) -> Item:
+        stream, config = self.stream, self.stream.reader.config
+        draw = np.random.default_rng((stream.seed, 1, position))
+        start, drop, place, mirror = draw.random(4)
+        cut = Cut(place if config.crop == "random" else 0.5, config.flip and mirror < 0.5)
+        start = {"random": start, "first": 0.0, "middle": 0.5}[config.clip_start]
         skipped: list[Skip] = []
+        index = self.order[position]
+        self._read_ahead(position)
+        others = self.order.others(position, draw)
         for _ in range(ATTEMPTS):
-            found = self._bad.get(index) or self.reader.try_read(index, start)
+            found = self._bad.get(index) or stream.reader.try_read(index, start, cut)
             if not isinstance(found, Skip):
                 clip, caption = found
-                return clip, "" if drop else caption, skipped
-            self._bad[index] = found
+                return Item(clip, "" if drop < stream.caption_dropout else caption, skipped)
+            if found.reason not in PASSING:
+                self._bad[index] = found
             skipped.append(found)
-            index = draw.choice(self.indices)
-        return None, "", skipped
+            index = next(others)
+        return Item(None, "", skipped)
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, np.random.default_rng((self.seed, 0, epoch)).permutation(self.indices)
-        return self._order[1]
+    def _read_ahead(self, position: int) -> None:
+        """When a lane enters a window, begin to copy the shards of the next one."""
+        if not isinstance(self.order, Lanes):
+            return
+        window = self.order.lane_at(position).following
+        if window is self._fetching:
+            return
+        self._fetching = window
+        samples = self.stream.reader.samples
+        shards = dict.fromkeys(samples.number_of(self.order.pieces[piece][0]) for piece in window.pieces)
+        threading.Thread(target=_fetch, args=(samples, list(shards)), daemon=True).start()
 
 
-def split(count: int, holdout: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the training and the validation samples: one in `holdout` is held out (0: none), whatever the seed."""
-    order = np.random.default_rng(0).permutation(count)
-    held = count // holdout if holdout else 0
-    return np.sort(order[held:]), np.sort(order[:held])
+def _fetch(samples: ShardedSamples, shards: list[int]) -> None:
+    for number in shards:
+        try:
+            samples.fetch(number)
+        except (UnreachableError, OSError):  # whoever reads it will find out, and say so
+            return
 
 
 def batches(
-    stream: ClipStream, batch_size: int, *, samples_seen: int, rank: int, world: int, workers: int, pin: bool = False
+    stream: SampleStream,
+    chunk_size: int,
+    *,
+    first_chunk: int,
+    rank: int,
+    world: int,
+    workers: int,
+    pin: bool = False,
 ) -> Iterator[Batch]:
-    """Batches without end for one rank of `world`, from the position `samples_seen` of the stream on.
+    """Chunks without end for one rank of `world`: those of the chunks rank, rank + world, … from `first_chunk` on.
 
-    Raises DataError when ATTEMPTS samples in a row could not be used.
+    If shards are dealt, there are world · max(workers, 1) lanes, and chunk g is of lane g % lanes: as a rank's chunks
+    go to its workers in turn, each worker reads one lane. With another number of ranks or workers shards are dealt
+    differently, and a run that goes on so may see some samples of its epoch again before others.
+
+    Raises DataError when ATTEMPTS samples in a row could not be used, or more than `max_bad_share` of those tried.
     """
-    first = itertools.count(samples_seen + rank * batch_size, world * batch_size)
+    first = first_chunk + (rank - first_chunk) % world
+    chunks = (range(g * chunk_size, (g + 1) * chunk_size) for g in itertools.count(first, world))
     loader = DataLoader(
-        stream,
-        batch_sampler=(range(start, start + batch_size) for start in first),
+        Positions(stream, stream.order(chunk_size, world * max(workers, 1))),
+        batch_sampler=chunks,
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=pin,
         worker_init_fn=_stand_apart,
     )
+    tally = Tally(stream.reader.config.max_bad_share)
     for batch in loader:
-        if len(batch.captions) < batch_size:
-            reasons = sorted({f"{skip.reason} ({skip.detail})" for skip in batch.skipped})
-            more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
-            raise DataError(
-                f"data: {ATTEMPTS} samples in a row cannot be used, the last of them {batch.skipped[-1].key} in "
-                f"{batch.skipped[-1].shard}: {'; '.join(reasons[:3])}{more}"
-            )
+        tally.add(batch, whole=len(batch.captions) == chunk_size)
         yield batch
 
 
-def _collate(items: list[tuple[Tensor | None, str, list[Skip]]]) -> Batch:
+class Tally:
+    """How many samples were tried and could not be used."""
+
+    def __init__(self, max_bad_share: float):
+        self.max_bad_share = max_bad_share
+        self.tried = self.bad = 0
+        self.reasons: Counter[str] = Counter()
+        self.examples: dict[str, Skip] = {}
+
+    def add(self, batch: Batch, whole: bool) -> None:
+        """whole: whether a usable sample was found for each place. Raises DataError if too many cannot be used."""
+        self.tried += batch.tried
+        self.bad += batch.tried - len(batch.captions)
+        for skip in batch.skipped:
+            self.reasons[skip.reason] += 1
+            self.examples[skip.reason] = skip
+        if not whole:
+            raise DataError(f"data: {ATTEMPTS} samples in a row cannot be used: {self._why()}")
+        if self.tried >= JUDGED_AFTER and self.bad > self.max_bad_share * self.tried:
+            raise DataError(
+                f"data: {self.bad} of {self.tried} samples tried cannot be used, more than max_bad_share "
+                f"{self.max_bad_share}: {self._why()}"
+            )
+
+    def _why(self) -> str:
+        """The most frequent reasons, each with an example."""
+        skips = [self.examples[reason] for reason, _ in self.reasons.most_common(3)]
+        return "; ".join(f"{skip.reason} ({skip.key} in {skip.shard}: {skip.detail})" for skip in skips)
+
+
+def _collate(items: list[Item]) -> Batch:
     """One batch; shorter than asked if nothing usable was found for an item."""
-    usable = [(clip, caption) for clip, caption, _ in items if clip is not None]
-    images = torch.stack([clip for clip, _ in usable]) if usable else torch.zeros(0, dtype=torch.uint8)
-    skipped = list(dict.fromkeys(skip for _, _, skips in items for skip in skips))
-    return Batch(images, [caption for _, caption in usable], skipped)
+    usable = [item for item in items if item.clip is not None]
+    images = torch.stack([item.clip for item in usable]) if usable else torch.zeros(0, dtype=torch.uint8)
+    skipped = [skip for item in items for skip in item.skipped]
+    captions = [item.caption for item in usable]
+    return Batch(images, captions, list(dict.fromkeys(skipped)), len(captions) + len(skipped))
 
 
 def _stand_apart(worker: int) -> None:

@@ -2,13 +2,14 @@
 
 import io
 import warnings
+from dataclasses import dataclass
 from fractions import Fraction
 
 import av
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from mdm_models.pictures import on_white
@@ -25,8 +26,19 @@ class BadSample(Exception):
         self.detail = detail
 
 
-def decode_clip(data: bytes, frames: int, frame_rate: float, size: int, start: float = 0.0) -> Tensor:
-    """Frames 1/frame_rate seconds apart from an encoded clip → (3, frames, size, size) uint8.
+@dataclass(frozen=True)
+class Cut:
+    """Which square of a picture is kept. Its side is always the short side of the picture, so that it has to be placed
+    along the long side only: that is scaling the short side to the wanted size, then cropping."""
+
+    place: float = 0.5  # in [0, 1): 0 at the left or top end, 0.5 in the middle, near 1 at the other end
+    mirrored: bool = False  # left to right, after cutting
+
+
+def decode_clip(
+    data: bytes, frames: int, frame_rate: float, size: int, start: float = 0.0, cut: Cut | None = None
+) -> Tensor:
+    """Frames 1/frame_rate seconds apart from an encoded clip → (3, frames, size, size) uint8, all cut alike.
 
     start in [0, 1) chooses where in the clip they begin: 0 at its first frame, near 1 as late as they still fit.
     Only the part of the clip that is wanted is decoded, from the key frame before it. Raises BadSample.
@@ -36,12 +48,14 @@ def decode_clip(data: bytes, frames: int, frame_rate: float, size: int, start: f
             if not container.streams.video:
                 raise BadSample("undecodable", "no video stream")
             pictures = _pictures(container, frames, frame_rate, size, start)
-    except (av.FFmpegError, ValueError, ArithmeticError) as error:
+    except BadSample:
+        raise
+    except Exception as error:  # there is no end to what decoders raise for a broken file
         raise BadSample("undecodable", f"{type(error).__name__}: {error}") from None
     if len(pictures) < frames:
         raise BadSample("undecodable", f"only {len(pictures)} of {frames} frames could be decoded")
     clip = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-    return resize(clip, size).transpose(0, 1)
+    return resize(clip, size, cut or Cut()).transpose(0, 1)
 
 
 def _pictures(container, frames: int, frame_rate: float, size: int, start: float) -> list[np.ndarray]:
@@ -73,17 +87,23 @@ def _pictures(container, frames: int, frame_rate: float, size: int, start: float
     return pictures
 
 
-def decode_image(data: bytes, size: int) -> Tensor:
-    """An encoded image → (3, 1, size, size) uint8, a clip of one frame; transparency on white. Raises BadSample."""
+def decode_image(data: bytes, size: int, cut: Cut | None = None) -> Tensor:
+    """An encoded image → (3, 1, size, size) uint8, a clip of one frame.
+
+    Upright as its EXIF orientation says; transparency on white. Raises BadSample.
+    """
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata that are out of order
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data))
             check_size(*image.size, size)
-            picture = np.array(on_white(image))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadSample("undecodable", str(error)) from None
-    return resize(torch.from_numpy(picture).permute(2, 0, 1)[None], size).transpose(0, 1)
+            picture = np.array(on_white(ImageOps.exif_transpose(image)))
+    except BadSample:
+        raise
+    except Exception as error:  # there is no end to what decoders raise for a broken file
+        raise BadSample("undecodable", f"{type(error).__name__}: {error}") from None
+    return resize(torch.from_numpy(picture).permute(2, 0, 1)[None], size, cut or Cut()).transpose(0, 1)
 
 
 def check_size(width: int, height: int, size: int) -> None:
@@ -94,12 +114,12 @@ def check_size(width: int, height: int, size: int) -> None:
         raise BadSample("too large", f"{width}×{height} pixels; the longest side may be {LARGEST_SIDE}")
 
 
-def resize(pictures: Tensor, size: int) -> Tensor:
-    """Centre crop to a square, then scale with antialiasing.  (N, 3, H, W) uint8 → (N, 3, size, size) uint8."""
+def resize(pictures: Tensor, size: int, cut: Cut) -> Tensor:
+    """Cut to a square, then scale with antialiasing.  (N, 3, H, W) uint8 → (N, 3, size, size) uint8."""
     height, width = pictures.shape[2:]
     side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = pictures[:, :, top : top + side, left : left + side]
-    if side == size:
-        return square.contiguous()
-    return F.interpolate(square, size=(size, size), mode="bilinear", antialias=True)
+    first = int(cut.place * (max(height, width) - side + 1))
+    square = pictures.narrow(2 if height > width else 3, first, side)
+    if side != size:
+        square = F.interpolate(square, size=(size, size), mode="bilinear", antialias=True)
+    return square.flip(3) if cut.mirrored else square.contiguous()
