@@ -1,0 +1,113 @@
+"""Indexes of captioned URLs, read as a stream: CC12M's and CC3M's TSV, WebVid's CSV, and Parquet."""
+
+import csv
+import gzip
+import hashlib
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+URL_COLUMNS = ("url", "contenturl", "image_url", "video_url")  # lower case
+CAPTION_COLUMNS = ("caption", "text", "name")
+FINGERPRINT_BYTES = 1 << 20
+
+csv.field_size_limit(sys.maxsize)  # captions of alt text may be long
+
+
+class Index:
+    """The rows (URL, caption) of a file, in its order.
+
+    .parquet: columns by name. .csv, .tsv (also .gz): a first line that names the columns or, as in CC12M and CC3M,
+    none: the two fields of a line are then told apart by the URL's "http". Raises ValueError if there are no such
+    columns.
+    """
+
+    def __init__(self, path: Path, url_column: str | None = None, caption_column: str | None = None):
+        self.path = path
+        self.wanted = (url_column, caption_column)
+        self._is_parquet = path.suffix == ".parquet"
+        names = path.name.removesuffix(".gz")
+        if not self._is_parquet and not names.endswith((".tsv", ".csv", ".txt")):
+            raise ValueError(f"{path}: an index is a .tsv, .csv or .parquet file")
+        self._delimiter = "," if names.endswith(".csv") else "\t"
+        if self._is_parquet:
+            self._columns = self._named(_parquet(path).schema_arrow.names)
+        else:
+            self._columns, self._has_header = self._of_first_line()
+
+    def __len__(self) -> int:
+        """The number of rows, which for text takes a reading of the file: seconds a gigabyte."""
+        if self._is_parquet:
+            return _parquet(self.path).metadata.num_rows
+        return sum(1 for _ in self._lines())
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """"" stands for a field that is missing."""
+        if self._is_parquet:
+            for batch in _parquet(self.path).iter_batches(batch_size=4096, columns=list(self._columns)):
+                url, caption = (batch.column(name).to_pylist() for name in self._columns)
+                yield from ((str(u or ""), str(c or "")) for u, c in zip(url, caption, strict=True))
+            return
+        url, caption = self._columns
+        for fields in self._lines():
+            yield tuple(fields[i].strip() if i < len(fields) else "" for i in (url, caption))
+
+    def fingerprint(self) -> str:
+        """Tells another index from this one: its size and a hash of its beginning."""
+        with self.path.open("rb") as file:
+            start = hashlib.sha256(file.read(FINGERPRINT_BYTES)).hexdigest()
+        return f"{self.path.stat().st_size}-{start[:16]}"
+
+    def _lines(self) -> Iterator[list[str]]:
+        with self._text() as file:
+            lines = self._reader(file)
+            if self._has_header:
+                next(lines)
+            yield from lines
+
+    def _text(self) -> io.TextIOBase:
+        if self.path.suffix == ".gz":
+            return gzip.open(self.path, "rt", encoding="utf-8", errors="replace", newline="")
+        return self.path.open(encoding="utf-8", errors="replace", newline="")
+
+    def _reader(self, file: io.TextIOBase) -> Iterator[list[str]]:
+        quoting = csv.QUOTE_MINIMAL if self._delimiter == "," else csv.QUOTE_NONE  # in a TSV quotes are the caption's
+        return (fields for fields in csv.reader(file, delimiter=self._delimiter, quoting=quoting) if fields)
+
+    def _of_first_line(self) -> tuple[tuple[int, int], bool]:
+        """Numbers of the URL's and the caption's columns, and whether the first line names them."""
+        with self._text() as file:
+            first = next(self._reader(file), [])
+        urls = [i for i, field in enumerate(first) if field.strip().lower().startswith(("http://", "https://"))]
+        if not urls:
+            return tuple(first.index(name) for name in self._named(first)), True
+        if len(first) != 2:
+            raise ValueError(f"{self.path}: without a line of column names it must have a URL and a caption a line")
+        return (urls[0], 1 - urls[0]), False
+
+    def _named(self, columns: list[str]) -> tuple[str, str]:
+        """The names of the URL's and the caption's columns."""
+        found = []
+        for what, wanted, usual in zip(("url", "caption"), self.wanted, (URL_COLUMNS, CAPTION_COLUMNS), strict=True):
+            known = (name for usual_name in usual for name in columns if name.strip().lower() == usual_name)
+            name = wanted or next(known, None)
+            if name not in columns:
+                missing = f"no column {name}" if name else f"no column for the {what}"
+                raise ValueError(
+                    f"{self.path}: {missing} among {', '.join(columns) or 'none'}; name it by --{what}-column"
+                )
+            found.append(name)
+        return tuple(found)
+
+
+def _parquet(path: Path):
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError(f"{path}: reading Parquet needs the package pyarrow: pip install pyarrow") from None
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{path} is not a Parquet file: {error}") from None
