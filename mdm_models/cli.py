@@ -11,6 +11,7 @@ COMMANDS = {
     "index": "where the samples of shards lie → a small file beside each",
     "precompute": "captions of shards → text features on disk",
     "ema": "a run's snapshots → its weights averaged over another width",
+    "evaluate": "a saved model → FID, CLIP score and loss on samples held out of training",
     "models": "the names of the models",
 }
 
@@ -54,6 +55,10 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from mdm_models.training import ema_command
 
         return ema_command.main
+    if name == "evaluate":
+        from mdm_models import evaluate_command
+
+        return evaluate_command.main
     return _print_models
 
 
