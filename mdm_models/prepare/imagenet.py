@@ -24,8 +24,8 @@ from mdm_models.prepare.shard_folder import Files, ShardFolder
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")  # of files taken for images
 SYNSET = re.compile(r"n\d{8}")
 IMAGENET_CLASSES = 1000
-NAMES_HELP = """a line `FOLDER NAME` for each class, such as ImageNet's LOC_synset_mapping.txt; of several names with commas
-between them the first counts (default: ImageNet's own for its 1000 classes, else the folders' names)"""
+NAMES_HELP = """a line `FOLDER NAME` for each class, such as ImageNet's LOC_synset_mapping.txt; of several names with
+commas between them the first counts (default: ImageNet's own for its 1000 classes, else the folders' names)"""
 Picture = tuple[Path, int]  # file, class number
 
 

@@ -9,7 +9,6 @@ from mdm_models.pictures import on_white
 from mdm_models.training.media import LARGEST_SIDE, BadSample
 
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # what training reads, by Pillow's names
-ORIENTATION = 0x0112  # the EXIF tag of cameras that were held on their side
 QUALITY = 95  # of the JPEGs that are made here
 
 
@@ -24,8 +23,8 @@ class EncodedImage:
 def checked_image(data: bytes, size: int | None = None) -> EncodedImage:
     """An image that decodes, its shorter side shrunk to `size` if it is longer; on white where that re-encodes it.
 
-    The bytes stay the same unless the image is shrunk, is of a format that training does not read, moves, or lies on
-    its side; it is then written as a JPEG. Raises BadSample.
+    The bytes stay the same unless the image is shrunk, moves, or is of a format that training does not read; it is then
+    written as a JPEG. Raises BadSample.
     """
     try:
         image = Image.open(io.BytesIO(data))
@@ -38,20 +37,17 @@ def checked_image(data: bytes, size: int | None = None) -> EncodedImage:
         raise BadSample("too large", f"{width}×{height} pixels")
     shrink = size is not None and min(width, height) > size
     try:
-        keep = not shrink and image.format in SUFFIXES and not getattr(image, "is_animated", False)
-        if keep and image.getexif().get(ORIENTATION, 1) == 1:
+        if not shrink and image.format in SUFFIXES and not getattr(image, "is_animated", False):
             image.load()
             return EncodedImage(SUFFIXES[image.format], data, width, height)
         if shrink:
-            image.draft("RGB", (2 * size, 2 * size))  # lets JPEGs decode to the nearest size above, which is faster
+            image.draft("RGB", (2 * size, 2 * size))  # a JPEG then decodes to the nearest size above, which is faster
         picture = on_white(ImageOps.exif_transpose(image))
     except (OSError, ValueError, SyntaxError) as error:
         raise BadSample("undecodable", str(error)) from None
     if shrink:
-        scale = size / min(width, height)
-        wide, high = (max(size, round(side * scale)) for side in (width, height))
-        turned = picture.width < picture.height if width > height else picture.width > picture.height
-        picture = picture.resize((high, wide) if turned else (wide, high), Image.Resampling.LANCZOS)
+        scale = size / min(picture.size)
+        picture = picture.resize([max(size, round(side * scale)) for side in picture.size], Image.Resampling.LANCZOS)
     file = io.BytesIO()
     picture.save(file, format="JPEG", quality=QUALITY)
     return EncodedImage("jpg", file.getvalue(), *picture.size)
