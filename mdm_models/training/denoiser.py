@@ -14,8 +14,9 @@ from mdm_models.training.errors import CheckpointError, TrainingError
 from mdm_models.unet import UNet, build_model
 
 
-def open_encoder(config: ModelConfig, device: torch.device) -> TextEncoder:
-    """The text encoder that the settings name. Raises TrainingError."""
+def open_encoder(config: ModelConfig, seed: int, device: torch.device) -> TextEncoder:
+    """The text encoder that the settings name; one that is trained along begins random by `seed`. Raises TrainingError."""
+    torch.manual_seed(seed)
     try:
         if not config.text_encoder:
             return TransformerTextEncoder(config.text_width, config.text_layers, max_tokens=config.text_tokens)

@@ -33,7 +33,7 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
     set_determinism(config.system.deterministic)
     with joined(config.system.device) as place, StopRequest() as stop, contextlib.ExitStack() as files:
         chunk_size, rounds = chunks_of(config.optimizer, place.world)
-        encoder = open_encoder(config.model, place.device)
+        encoder = open_encoder(config.model, config.system.seed, place.device)
         planned = plan(config, architecture, encoder.width)
         samples = ShardedSamples(open_shards(config.data))
         training, validation = split(samples, config.data.holdout)

@@ -1,0 +1,63 @@
+"""What `test_parallel` has two processes do: python -m torch.distributed.run … ranks.py FOLDER."""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from mdm_models.training.config import changed
+from mdm_models.training.data import Batch
+from mdm_models.training.denoiser import open_encoder
+from mdm_models.training.distributed import Place, joined
+from mdm_models.training.learner import Learner
+from mdm_models.training.sampling import averaged, draw
+from tests.training.models import NESTED_MODEL, clips, settings
+
+STEPS, CHUNKS = 3, 4  # a step has four chunks of two samples
+
+
+def chunk(number: int) -> Batch:
+    """The chunk of this number, the same whoever asks."""
+    every = clips(2 * CHUNKS, frames=1)
+    part = slice(2 * number, 2 * number + 2)
+    return Batch(every.images[part], every.captions[part], [])
+
+
+def learn(place: Place, folder: Path, parallel: str) -> dict:
+    """Some steps, and what they led to: whole tensors, whatever the number of processes."""
+    config = changed(
+        settings(folder / "none.tar", folder / "run"), parallel=parallel, frames=1, lr=1e-3, batch_size=2 * CHUNKS
+    )
+    config = changed(config, checkpoint_activations=parallel == "fsdp", level_shares=(0.5, 1.0))
+    learner = Learner(config, NESTED_MODEL, open_encoder(config.model, 0, place.device), place)
+    mine = [chunk(number) for number in range(place.rank, CHUNKS, place.world)]
+    outcomes = [learner.learn(mine, measure_levels=True) for _ in range(STEPS)]
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    gradients = {
+        name: (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).clone()
+        for name, p in learner.model.named_parameters()
+    }
+    with averaged(learner):
+        sampled = draw(learner, ["a cat"], torch.Generator().manual_seed(0))
+    learner.export(folder / f"{parallel}-model")
+    return {
+        "losses": torch.tensor([[o.loss, o.grad_norm, *o.level_losses] for o in outcomes], dtype=torch.float64),
+        "gradients": gradients,
+        "weights": get_model_state_dict(learner.model, options=whole),
+        "sampled": sampled,
+        "local": sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in learner.model.parameters()),
+    }
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    with joined("cpu") as place:
+        for parallel in ("ddp", "fsdp"):
+            found = learn(place, folder, parallel)
+            if place.leads:
+                torch.save(found, folder / f"{parallel}.pt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Two processes, by DDP and by FSDP2, against one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mdm_models import Pipeline
+from mdm_models.training.distributed import Place
+from tests.training import ranks
+
+ROOT = Path(__file__).parents[2]
+PARALLEL = pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """What two processes left: ddp.pt, fsdp.pt and the models that they exported."""
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", ranks.__file__, folder]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> dict:
+    return ranks.learn(Place(0, 1, torch.device("cpu")), tmp_path_factory.mktemp("alone"), "ddp")
+
+
+@PARALLEL
+def test_two_processes_have_the_gradients_of_one_with_the_double_batch(folder, alone, parallel):
+    found = torch.load(folder / f"{parallel}.pt")["gradients"]
+    assert found.keys() == alone["gradients"].keys()
+    for name, gradient in alone["gradients"].items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+@PARALLEL
+def test_two_processes_measure_and_learn_what_one_does(folder, alone, parallel):
+    found = torch.load(folder / f"{parallel}.pt")
+    torch.testing.assert_close(found["losses"], alone["losses"], rtol=1e-4, atol=0)
+    for name, weight in alone["weights"].items():
+        torch.testing.assert_close(found["weights"][name], weight, rtol=0, atol=1e-4)  # a tenth of the learning rate
+
+
+@PARALLEL
+def test_two_processes_sample_what_one_does(folder, alone, parallel):
+    torch.testing.assert_close(torch.load(folder / f"{parallel}.pt")["sampled"], alone["sampled"], rtol=0, atol=1e-3)
+
+
+def test_with_fsdp_a_process_holds_half_of_the_weights(folder, alone):
+    held = torch.load(folder / "fsdp.pt")["local"]
+    assert 0.5 * alone["local"] <= held < 0.51 * alone["local"]  # rounded up, tensor by tensor
+
+
+@PARALLEL
+def test_what_processes_export_is_whole(folder, parallel):
+    pipeline = Pipeline.from_pretrained(folder / f"{parallel}-model")
+    (picture,) = pipeline("a cat", num_inference_steps=1, progress=False)
+    assert picture.size == (16, 16)
