@@ -1,21 +1,24 @@
 """What sampled images are compared with: real ones, by the Fréchet distance, and their captions, by CLIP score."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from mdm_models.evaluation.clip_score import ClipScore
-from mdm_models.evaluation.extractors import load_extractor
-from mdm_models.evaluation.frechet import FrechetDistance
+from mdm_models.evaluation.extractors import load_extractor, needing
+
+if TYPE_CHECKING:  # seconds to import, which a run without them need not wait for
+    from mdm_models.evaluation.clip_score import ClipScore
+    from mdm_models.evaluation.frechet import FrechetDistance
 
 
 @dataclass(frozen=True)
 class Comparison:
     """frechet, clip: each may be None; without either nothing need be sampled."""
 
-    frechet: FrechetDistance | None
-    clip: ClipScore | None
+    frechet: "FrechetDistance | None"
+    clip: "ClipScore | None"
 
     @classmethod
     def of(
@@ -23,6 +26,10 @@ class Comparison:
     ) -> "Comparison":
         """"" leaves one out. Raises ValueError in one line that names the option and the remedy."""
         frechet = clip = None
+        if feature_extractor or clip_model:
+            with needing("torchmetrics", "torchvision"):
+                from mdm_models.evaluation.clip_score import ClipScore
+                from mdm_models.evaluation.frechet import FrechetDistance
         if feature_extractor:
             frechet = FrechetDistance(load_extractor(feature_extractor, image_size), is_video, device)
         if clip_model:
@@ -33,10 +40,10 @@ class Comparison:
     def needs_samples(self) -> bool:
         return self.frechet is not None or self.clip is not None
 
-    def add(self, real: Tensor, sampled: Tensor, captions: list[str], add_real: bool) -> None:
+    def add(self, real: Tensor, sampled: Tensor, captions: list[str]) -> None:
         """Images (N, 3, H, W) or clips (N, 3, T, H, W) uint8 and their captions; N may be 0."""
         if self.frechet is not None:
-            if add_real:
+            if not self.frechet.has_reference:
                 self.frechet.add_real(real)
             self.frechet.add_sampled(sampled)
         if self.clip is not None:

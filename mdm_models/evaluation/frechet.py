@@ -40,8 +40,9 @@ class ClipFeatures(nn.Module):
 class FrechetDistance:
     """Between real and sampled images (N, 3, H, W), or clips (N, 3, T, H, W), uint8, which are added in any order.
 
-    The statistics of what is real stay when those of what was sampled start anew. In a distributed run every rank adds
-    its share and calls the same methods; results are those of all shares together.
+    The statistics of what is real stay when those of what was sampled start anew: from then on, or once they were
+    loaded, `has_reference` says that no more need be added. In a distributed run every rank adds its share and calls
+    the same methods; results are those of all shares together.
     """
 
     def __init__(self, extractor: FeatureExtractor, is_video: bool, device: torch.device):
@@ -53,13 +54,13 @@ class FrechetDistance:
 
     def add_real(self, images: Tensor) -> None:
         self._statistics.update(images, real=True)
-        self.has_reference = True
 
     def add_sampled(self, images: Tensor) -> None:
         self._statistics.update(images, real=False)
 
     def compute(self) -> float:
         """Over what has been added, at least 2 real and 2 sampled; sampled ones are forgotten."""
+        self.has_reference = True
         distance = self._statistics.compute().item()
         self._statistics.reset()
         return distance

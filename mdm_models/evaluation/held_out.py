@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mdm_models.training.data import _stand_apart
+from mdm_models.training.data import stand_apart
 from mdm_models.training.distributed import Place
 from mdm_models.training.reader import SampleReader, Skip, caption_of
 
@@ -71,7 +71,7 @@ class HeldOut(Dataset):
             batch_sampler=[self.numbers[start : start + self.batch_size] for start in starts],
             num_workers=workers,
             collate_fn=list,
-            worker_init_fn=_stand_apart,
+            worker_init_fn=stand_apart,
         )
         read = []
         for numbers, items in zip(loader.batch_sampler, loader, strict=True):

@@ -42,7 +42,6 @@ def measure(
 
     workers: processes that decode. Raises ValueError if too few of the samples can be used.
     """
-    add_real = comparison.frechet is not None and not comparison.frechet.has_reference
     total, count = 0, 0
     with tqdm(
         total=len(held_out.numbers) * place.world, desc="evaluating", unit=" samples", dynamic_ncols=True, leave=False,
@@ -57,7 +56,7 @@ def measure(
             if comparison.needs_samples or receiver:
                 sampled = subject.sample(batch.prompts, batch.numbers)[usable]
                 captions = [caption for caption, counts in zip(batch.captions, batch.usable, strict=True) if counts]
-                comparison.add(pixels[usable], _as_pixels(sampled), captions, add_real)
+                comparison.add(pixels[usable], _as_pixels(sampled), captions)
                 if receiver:
                     numbers = [number for number, counts in zip(batch.numbers, batch.usable, strict=True) if counts]
                     receiver(numbers, sampled, captions)

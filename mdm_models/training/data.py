@@ -176,7 +176,7 @@ def batches(
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=pin,
-        worker_init_fn=_stand_apart,
+        worker_init_fn=stand_apart,
     )
     tally = Tally(stream.reader.config.max_bad_share)
     for batch in loader:
@@ -223,7 +223,7 @@ def _collate(items: list[Item]) -> Batch:
     return Batch(images, captions, list(dict.fromkeys(skipped)), len(captions) + len(skipped))
 
 
-def _stand_apart(worker: int) -> None:
+def stand_apart(worker: int) -> None:
     """Ctrl-C and torchrun signal a whole process group, but workers must live until their parent has saved: it then
     ends them by SIGTERM, whose handler they must not inherit."""
     os.setpgrp()
