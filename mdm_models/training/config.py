@@ -121,6 +121,10 @@ class ObjectiveConfig:
         if shares and not (all(0 < a <= b for a, b in zip(shares, shares[1:], strict=False)) and shares[-1] == 1):
             raise ValueError(f"level_shares is {shares}; they must be above 0 and rise to 1, the innermost level's")
 
+    def level_rows(self, count: int, levels: int) -> list[int]:
+        """How many of `count` samples are trained at each of the levels, always the first ones; at least one."""
+        return [max(1, round(share * count)) for share in self.level_shares or [1.0] * levels]
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -185,6 +189,10 @@ class SystemConfig:
 
     def __post_init__(self):
         _check_not_negative(self, "seed")
+
+    def uses_bf16(self, device: str) -> bool:
+        """Whether a device of that type, "cpu" or "cuda", computes in bfloat16."""
+        return self.precision == "bf16" or (self.precision == "auto" and device == "cuda")
 
 
 @dataclass(frozen=True)

@@ -156,9 +156,8 @@ class Learner:
         return losses
 
     def level_rows(self, count: int) -> list[int]:
-        """How many of `count` samples are trained at each level, always the first ones; at least one."""
-        shares = self.config.objective.level_shares or [1.0] * len(self.architecture.levels)
-        return [max(1, round(share * count)) for share in shares]
+        """How many of `count` samples are trained at each level."""
+        return self.config.objective.level_rows(count, len(self.architecture.levels))
 
     def _times(self, count: int, number: int) -> Tensor:
         """(count,) times of a chunk; those of a whole step are spread evenly, which makes the loss less noisy (Kingma et
@@ -170,9 +169,8 @@ class Learner:
         return TIMES[self.config.objective.times](fractions, self.diffusion.num_steps)
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        precision, device = self.config.system.precision, self.place.device.type
-        on = precision == "bf16" or (precision == "auto" and device == "cuda")
-        return torch.autocast(device, torch.bfloat16, enabled=on)
+        device = self.place.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.config.system.uses_bf16(device))
 
     def text_features(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Captions → features (B, S, width), mask (B, S)."""

@@ -1,4 +1,4 @@
-"""What a run writes down: log.jsonl, TensorBoard events, skipped.jsonl and the progress bar."""
+"""What a run writes down: log.jsonl, curves, skipped.jsonl and the progress bar."""
 
 import json
 import math
@@ -10,16 +10,23 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from mdm_models.training.data import Batch, Skip
+from mdm_models.training.config import TrainConfig
+from mdm_models.training.data import Skip
+from mdm_models.training.interval import Interval
+from mdm_models.training.weights_and_biases import WeightsAndBiases
 
 
 class Logbook:
     """Continues the files of the run directory from `step`: what was logged after it, by a run that then died, goes.
 
-    log.jsonl has one record per log interval; skipped.jsonl one line for every sample left out, naming shard and key.
+    log.jsonl has a record per log interval ("kind": "training") and per evaluation ("evaluation"); skipped.jsonl a line
+    for every sample left out, naming shard and key; TensorBoard and, if asked for, Weights & Biases have the curves.
+    Raises TrainingError if Weights & Biases cannot be used.
     """
 
-    def __init__(self, run: Path, step: int, steps: int):
+    def __init__(self, config: TrainConfig, step: int):
+        run, steps = Path(config.out), config.optimizer.steps
+        self._wandb = WeightsAndBiases(config) if config.output.wandb else None
         _rewrite(run / "log.jsonl", [record for record in _records(run / "log.jsonl") if record["step"] <= step])
         self._log = (run / "log.jsonl").open("a")
         self._named = {_identity(record): record for record in _records(run / "skipped.jsonl")}
@@ -27,35 +34,46 @@ class Logbook:
         self._skipped = (run / "skipped.jsonl").open("a")
         self.skips = Counter(record["reason"] for record in self._named.values())
         self._tensorboard = SummaryWriter(run / "tensorboard", purge_step=step + 1)
+        self._remaining = Remaining(steps)
         self.bar = tqdm(
             total=steps,
             initial=step,
             dynamic_ncols=True,
             mininterval=0.1 if sys.stderr.isatty() else 30,  # seconds; a log file wants few lines
-            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
         )
 
-    def record(self, step: int, **values: float | list[float]) -> None:
-        """Log the numbers of the interval that ends with `step`; what is not finite is logged as null."""
-        values = {name: _json_number(value) for name, value in values.items()}
-        self._log.write(json.dumps({"step": step, **values, "skipped": dict(self.skips)}) + "\n")
-        self._log.flush()
-        curves = {f"skipped/{reason.replace(' ', '_')}": count for reason, count in self.skips.items()}
-        for name, value in values.items():
-            curves |= {f"{name}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
-        for name, value in curves.items():
-            if value is not None:
-                self._tensorboard.add_scalar(name, value, step)
+    def record(self, step: int, kind: str = "training", **values: float | list[float]) -> None:
+        """Log numbers that were measured at `step`; what is not finite is logged as null.
 
-    def progress(self, interval: "Interval", world: int) -> None:
+        kind: "training", or a name that goes before those of the curves: "evaluation" makes evaluation/fid.
+        """
+        values = {name: _json_number(value) for name, value in values.items()}
+        prefix = "" if kind == "training" else f"{kind}/"
+        curves = {}
+        for name, value in values.items():
+            entries = {f"{name}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
+            curves |= {prefix + entry: v for entry, v in entries.items() if v is not None}
+        if kind == "training":
+            values["skipped"] = dict(self.skips)
+            curves |= {f"skipped/{reason.replace(' ', '_')}": count for reason, count in self.skips.items()}
+        self._log.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        self._log.flush()
+        for name, value in curves.items():
+            self._tensorboard.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(step, curves)
+
+    def progress(self, interval: Interval) -> None:
         """Advance the bar by one step and show how the interval goes."""
-        numbers = interval.summary(world)
+        numbers = interval.summary()
+        self.bar.update()
         self.bar.set_postfix_str(
-            f"loss {numbers['loss']:.4f}, {numbers['step_seconds']:.2f} s/step, "
-            f"{numbers['samples_per_second']:.1f} samples/s",
+            f"{self._remaining.after(self.bar.n)} left, loss {numbers['loss']:.4f}, "
+            f"{numbers['step_seconds']:.2f} s/step, {numbers['samples_per_second']:.1f} samples/s, "
+            f"MFU {numbers['mfu']:.1%}",
             refresh=False,
         )
-        self.bar.update()
 
     def skip(self, skips: list[Skip]) -> None:
         """Count and name samples that were left out; each one once."""
@@ -79,39 +97,26 @@ class Logbook:
         self._tensorboard.close()
         self._log.close()
         self._skipped.close()
+        if self._wandb:
+            self._wandb.close()
 
 
-class Interval:
-    """Sums over the steps between two records; saving and sampling between steps do not count."""
+class Remaining:
+    """How long the rest of a run of `steps` steps will take: as long a step as those since this process began, with all
+    that was saved, sampled and evaluated between them. The first step, which compiles and fills caches, is left out."""
 
-    def __init__(self):
-        self.steps = self.samples = 0
-        self.seconds = self.waited = 0.0
-        self.losses: list[float] = []
-        self.skips: list[Skip] = []
+    def __init__(self, steps: int):
+        self.steps = steps
+        self._first: tuple[int, float] | None = None
 
-    def begin(self) -> None:
-        self._began = time.perf_counter()
-
-    def received(self, batch: Batch) -> None:
-        self.waited += time.perf_counter() - self._began
-        self.samples += len(batch.captions)
-        self.skips += batch.skipped
-
-    def learned(self, loss: float) -> None:
-        self.seconds += time.perf_counter() - self._began
-        self.steps += 1
-        if math.isfinite(loss):
-            self.losses.append(loss)
-
-    def summary(self, world: int) -> dict[str, float]:
-        """Mean loss, seconds a step and, of those, seconds waiting for data; samples/s of `world` processes."""
-        return {
-            "loss": sum(self.losses) / len(self.losses) if self.losses else math.nan,
-            "step_seconds": self.seconds / self.steps,
-            "data_seconds": self.waited / self.steps,
-            "samples_per_second": self.samples * world / self.seconds,
-        }
+    def after(self, step: int) -> str:
+        """The time left after this step, as "1:02:03"; "?" after the first step of this process."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = step, now
+            return "?"
+        first, began = self._first
+        return tqdm.format_interval((self.steps - step) * (now - began) / (step - first))
 
 
 def _json_number(value: float | list[float]) -> float | list | None:

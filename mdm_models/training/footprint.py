@@ -1,0 +1,150 @@
+"""What a training step costs, found without computing anything: operations, and the memory of its activations.
+
+The model is run on tensors that have shapes but no memory, so that this takes seconds for a model of any size, and
+needs neither the device nor the data.
+"""
+
+import functools
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from mdm_kernels import use_backend
+from mdm_models.config import UNetConfig
+from mdm_models.text import TransformerTextEncoder
+from mdm_models.training.config import ModelConfig
+from mdm_models.training.denoiser import CaptionedDenoiser
+from mdm_models.training.parallel import BLOCKS
+from mdm_models.unet import empty_model
+
+Shapes = tuple[tuple[int, ...], ...]
+"""one sample's shape at each level, highest resolution first"""
+
+
+def weightless_model(architecture: UNetConfig, config: ModelConfig) -> CaptionedDenoiser:
+    """The model of a run on the meta device; of a frozen text encoder only the features come in."""
+    encoder = None
+    if not config.text_encoder:
+        with torch.device("meta"):
+            encoder = TransformerTextEncoder(config.text_width, config.text_layers, max_tokens=config.text_tokens)
+    return CaptionedDenoiser(empty_model(architecture), encoder).to("meta")  # the buffers too
+
+
+@functools.cache
+def level_flops(architecture: UNetConfig, config: ModelConfig, shapes: Shapes) -> tuple[int, ...]:
+    """Floating-point operations, two a multiplication with its addition, of the forward pass of one sample in each
+    level's UNet; those of the text in the innermost level's. Matrix products and convolutions only, as in
+    torch.utils.flop_counter: what the matrix units do.
+    """
+    model = weightless_model(architecture, config)
+
+    def counted(rows: Sequence[int]) -> int:
+        with FlopCounterMode(display=False) as counter, use_backend("torch"), torch.no_grad():
+            model(*_inputs(architecture, config, shapes, rows, "meta"))
+        return counter.get_total_flops()
+
+    levels = len(shapes)
+    totals = [counted([1] * level + [2] * (levels - level)) for level in range(levels + 1)]
+    return tuple(more - less for more, less in itertools.pairwise(totals))
+
+
+def activation_bytes(
+    architecture: UNetConfig,
+    config: ModelConfig,
+    shapes: Shapes,
+    rows: Sequence[int],
+    device: str,
+    autocast: bool,
+    recompute: bool,
+) -> int:
+    """Bytes that one forward pass keeps for its backward pass, on device "cpu" or "cuda", where the kernels run; copies
+    of the weights in bfloat16 under autocast are among them.
+
+    rows: samples at each level. recompute: of each block only its inputs are kept, and its insides made again one block
+    at a time (activation checkpointing).
+    """
+    model = weightless_model(architecture, config)
+    with FakeTensorMode(), use_backend("triton" if device == "cuda" else "torch"):
+        weights = {name: _like(p, device).requires_grad_() for name, p in model.named_parameters()}
+        buffers = {name: _like(b, device) for name, b in model.named_buffers()}
+        inputs = _inputs(architecture, config, shapes, rows, device)
+        before = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        torch.set_autocast_enabled(device, autocast)  # torch.autocast refuses a device that this machine lacks
+        torch.set_autocast_dtype(device, torch.bfloat16)
+        try:
+            with _Kept(model, weights.values(), recompute) as kept:
+                torch.func.functional_call(model, weights | buffers, inputs)
+        finally:
+            torch.set_autocast_enabled(device, before[0])
+            torch.set_autocast_dtype(device, before[1])
+            torch.clear_autocast_cache()
+    return kept.total()
+
+
+class _Kept:
+    """Counts the memory of the tensors that autograd keeps, each once, but the weights'."""
+
+    def __init__(self, model: nn.Module, weights, recompute: bool):
+        self._weights = {_memory(weight) for weight in weights}
+        self._outside: dict = {}  # memory → its bytes
+        self._inside: list[dict] = []  # the same for each block whose insides are not kept
+        self._keep = self._outside
+        self._blocks = [module for module in model.modules() if recompute and isinstance(module, BLOCKS)]
+
+    def __enter__(self) -> "_Kept":
+        self._handles = [block.register_forward_pre_hook(self._enter) for block in self._blocks]
+        self._handles += [block.register_forward_hook(self._leave) for block in self._blocks]
+        self._hooks = saved_tensors_hooks(self._pack, lambda tensor: tensor)
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._hooks.__exit__(*error)
+        for handle in self._handles:
+            handle.remove()
+
+    def total(self) -> int:
+        insides = [sum(size for memory, size in block.items() if memory not in self._outside) for block in self._inside]
+        return sum(self._outside.values()) + max(insides, default=0)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        memory = _memory(tensor)
+        if memory not in self._weights:
+            self._keep[memory] = memory.nbytes()
+        return tensor
+
+    def _enter(self, block: nn.Module, inputs: tuple) -> None:
+        for tensor in inputs:
+            if isinstance(tensor, Tensor):
+                self._pack(tensor)
+        self._keep = {}
+        self._inside.append(self._keep)
+
+    def _leave(self, *args) -> None:
+        self._keep = self._outside
+
+
+def _memory(tensor: Tensor) -> torch.UntypedStorage:
+    return tensor.untyped_storage()  # hashed by identity, and kept alive so that no other takes its place
+
+
+def _like(tensor: Tensor, device: str) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+
+
+def _inputs(architecture: UNetConfig, config: ModelConfig, shapes: Shapes, rows: Sequence[int], device: str) -> tuple:
+    """x of every level, times and captions: what `CaptionedDenoiser` takes."""
+    batch, tokens = rows[-1], config.text_tokens
+    x = [torch.empty(count, *shape, device=device) for count, shape in zip(rows, shapes, strict=True)]
+    width = architecture.innermost.context_dim
+    if config.text_encoder:
+        mask = torch.empty(batch, tokens, dtype=torch.bool, device=device)
+        captions = torch.empty(batch, tokens, width, device=device), mask
+    else:
+        captions = (torch.empty(batch, tokens, dtype=torch.int64, device=device),)
+    return x, torch.empty(batch, device=device), captions
