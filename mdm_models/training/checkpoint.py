@@ -20,7 +20,6 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from mdm_models.files import one_line, sync
 from mdm_models.training.checkpoint_files import (
@@ -34,6 +33,7 @@ from mdm_models.training.checkpoint_files import (
     verify,
     write_manifest,
 )
+from mdm_models.training.checkpoint_staging import staged
 from mdm_models.training.distributed import Place
 from mdm_models.training.errors import CheckpointError
 
@@ -50,23 +50,13 @@ class Checkpoints:
     identity: which model it is: "name" and whatever its shape follows from, as JSON values; keep: how many are kept.
 
     The state is a dict of "model", "optimizer", "ema" and "counters": nested dicts and lists of tensors, plain or
-    DTensors, and of numbers and strings. Processes that hold the same plain tensors share the writing of them. From the
-    first save on a copy of what a process holds stays in its memory, so that the next one need not allocate it.
+    DTensors, and of numbers and strings. Plain tensors are the same on all processes, which share the writing of them.
     """
 
     def __init__(self, run: Path, identity: dict, keep: int, place: Place):
         self.run, self.identity, self.keep, self.place = run, identity, keep, place
         # of its own, so that what the thread sends is not mixed up with what a training step sends
         self._group = dist.new_group(backend="gloo") if place.world > 1 else None
-        on_gpu = place.device.type == "cuda"
-        self._stager = DefaultStager(
-            StagingOptions(
-                use_pinned_memory=on_gpu,
-                use_shared_memory=False,
-                use_async_staging=False,
-                use_non_blocking_copy=on_gpu,
-            )
-        )
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future | None = None
         self._on_disk: int | None = None  # newest step that this process knows to be there, whole
@@ -79,7 +69,7 @@ class Checkpoints:
         """
         self.finish()
         if step != self._on_disk:
-            self._saving = self._thread.submit(self._write, step, self._stager.stage(state))
+            self._saving = self._thread.submit(self._write, step, staged(state, self.place.rank, self.place.world))
 
     @property
     def failed(self) -> bool:
