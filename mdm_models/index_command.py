@@ -44,8 +44,6 @@ def main(arguments: list[str] | None = None) -> int:
     cache = ShardCache.of(options.cache, options.cache_gb)
     try:
         names = expand(options.shards)
-        if not all(map(is_local, names)):
-            cache.prepare()
         samples = 0
         with ThreadPoolExecutor(AT_ONCE) as pool, tqdm(total=len(names), unit=" shards", dynamic_ncols=True) as bar:
             for shard in pool.map(lambda name: write_index(name, cache), names):

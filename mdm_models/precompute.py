@@ -24,11 +24,14 @@ from webdataset.tariterators import base_plus_ext
 from mdm_models.text import FrozenTextEncoder, load_text_encoder
 from mdm_models.text.interface import EncoderIdentity
 from mdm_models.text.precomputed import UNCONDITIONAL, FeatureFile, file_of, write_features
+from mdm_models.training.cache import ShardCache
+from mdm_models.training.config import DataConfig
 from mdm_models.training.errors import DataError
 from mdm_models.training.locations import expand
 from mdm_models.training.media import BadSample
 from mdm_models.training.reader import CAPTION_SUFFIXES, caption_of
-from mdm_models.training.scan import scan
+from mdm_models.training.scan import Shard
+from mdm_models.training.shards import open_shard
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -85,11 +88,13 @@ def _digest(captions: dict[str, str]) -> str:
 
 def _captions(path: str) -> dict[str, str]:
     """Key → caption of every sample that has one. Raises DataError."""
-    shard = scan(path)
+    shard = open_shard(path, ShardCache.of(DataConfig.cache, DataConfig.cache_gb))
+    if not shard.reached:
+        raise DataError(f"data: shard {path} {shard.damage}")
     if shard.damage:
-        tqdm.write(f"shard {path} {shard.damage}; the {len(shard.bounds) - 1} samples before are used")
+        tqdm.write(f"shard {path} {shard.damage}; the {len(shard)} samples before are used")
     captions: dict[str, str] = {}
-    for key, files in _samples(path, end=int(shard.bounds[-1])):
+    for key, files in _samples(shard):
         if key in captions:
             raise DataError(f"shard {path} has two samples of the key {key}; their features could not be told apart")
         try:
@@ -99,9 +104,10 @@ def _captions(path: str) -> dict[str, str]:
     return captions
 
 
-def _samples(path: str, end: int) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Key and text files (suffix → bytes) of every sample before byte `end`; images and clips are not read."""
-    with tarfile.open(path, "r:") as tar:
+def _samples(shard: Shard) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key and text files (suffix → bytes) of every sample that is whole; images and clips are not read."""
+    end = int(shard.bounds[-1])  # beyond it the tar may be broken off
+    with shard.open() as file, tarfile.open(fileobj=file, mode="r:") as tar:
         for key, members in itertools.groupby(_members(tar, end), lambda member: base_plus_ext(member.name)[0]):
             files = {base_plus_ext(member.name)[1].lower(): member for member in members}
             yield key, {s: tar.extractfile(files[s]).read() for s in CAPTION_SUFFIXES if s in files}

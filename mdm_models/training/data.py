@@ -53,7 +53,7 @@ def to_unit_range(images: Tensor) -> Tensor:
 
 
 def split(samples: ShardedSamples, holdout: float) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the training and the validation samples, each in rising order.
+    """Numbers of the training and the validation samples, each in rising order, which is shard by shard.
 
     A sample is held out if the hash of its key lies in the lowest `holdout` of all hashes, whatever the seed and the
     other samples. Raises DataError if nothing is left to train on.

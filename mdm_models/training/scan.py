@@ -10,6 +10,7 @@ import io
 import tarfile
 import zipfile
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 from webdataset.tariterators import base_plus_ext
@@ -39,6 +40,10 @@ class Shard:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def open(self) -> BinaryIO:
+        """The tar, or its copy, made first if need be. Raises OSError, or UnreachableError if it cannot be had."""
+        return self.cache.open(self.path, self.size, self.version) if self.cache else open(self.path, "rb")
 
     @property
     def reached(self) -> bool:

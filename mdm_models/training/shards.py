@@ -43,7 +43,7 @@ def open_shards(config: DataConfig) -> list[Shard]:
     distributed = dist.is_available() and dist.is_initialized()
     rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
     cache = ShardCache.of(config.cache, config.cache_gb)
-    names = _agreed(lambda: _names(config, cache), world)
+    names = _agreed(lambda: expand(config.shards), world)
     if any(other != names[0] for other in names):
         raise DataError(f"data: the processes do not see the same shards under {', '.join(config.shards)}")
     names = names[0]
@@ -59,13 +59,6 @@ def open_shards(config: DataConfig) -> list[Shard]:
             bar.update(len(now))
     _check(shards, config)
     return shards
-
-
-def _names(config: DataConfig, cache: ShardCache) -> list[str]:
-    names = expand(config.shards)
-    if not all(map(is_local, names)):
-        cache.prepare()
-    return names
 
 
 def _agreed(work, world: int) -> list:
@@ -90,6 +83,7 @@ def open_shard(name: str, cache: ShardCache) -> Shard:
         index = read_beside(name, INDEX) if os.path.exists(name + INDEX) else None
         shard = from_bytes(index, name, os.path.getsize(name)) if index else None
         return shard if shard is not None else scan(name)
+    cache.prepare()
     version = ""
     try:
         size, version = look_up(name)
@@ -149,7 +143,7 @@ class ShardedSamples:
         if shard.cache:
             data = os.pread(self._copy(number).fileno(), end - start, start)  # its place is shared after a fork
         else:
-            with open(shard.path, "rb") as file:
+            with shard.open() as file:
                 file.seek(start)
                 data = file.read(end - start)
         files = (file | {"__url__": shard.path} for file in tar_file_iterator(io.BytesIO(data)))
@@ -167,9 +161,8 @@ class ShardedSamples:
             since, reason = self._lost.get(number, (-TRY_AGAIN, ""))
             if time.monotonic() - since < TRY_AGAIN:
                 raise UnreachableError(reason)
-            shard = self.shards[number]
             try:
-                self._open[number] = shard.cache.open(shard.path, shard.size, shard.version)
+                self._open[number] = self.shards[number].open()
             except UnreachableError as error:
                 self._lost[number] = time.monotonic(), str(error)
                 raise

@@ -1,14 +1,16 @@
-"""Shards made for a test: clips whose every frame can be told from the others."""
+"""Shards made for a test: clips whose every frame can be told from the others, and small pictures."""
 
 import io
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import fsspec
 import numpy as np
 import pytest
+from PIL import Image
 
 GREY_STEP = 10  # frame t of a made clip is grey of this times t
 
@@ -24,6 +26,16 @@ def encode_clip(frames: int = 24, fps: int = 24, width: int = 32, height: int = 
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     return file.getvalue()
+
+
+def encode_image(picture: np.ndarray, form: str = "png", **options) -> bytes:
+    """(H, W, 3 or 4) uint8 → a file of that form."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format=form, **options)
+    return file.getvalue()
+
+
+PICTURE = encode_image(np.zeros((16, 16, 3), np.uint8))
 
 
 def write_shard(path: Path, samples: dict[str, dict[str, bytes]]) -> Path:
@@ -53,3 +65,28 @@ def shard_of(tmp_path: Path, clip: bytes) -> Callable[..., Path]:
         return write_shard(tmp_path / name, samples | extra)
 
     return write
+
+
+@pytest.fixture
+def pictures_of(tmp_path: Path) -> Callable[..., Path]:
+    """pictures_of("a.tar", 3) writes black pictures a0, a1, a2, captioned so; extra samples may be given by key."""
+
+    def write(name: str, count: int, **extra: dict[str, bytes]) -> Path:
+        stem = name.removesuffix(".tar")
+        samples = {f"{stem}{i}": {"png": PICTURE, "txt": f"{stem}{i}".encode()} for i in range(count)}
+        return write_shard(tmp_path / name, samples | extra)
+
+    return write
+
+
+@pytest.fixture
+def bucket() -> Iterator[Callable[[Path], str]]:
+    """bucket(shard) puts a file into an object store and gives its URL; the store is empty after the test."""
+    store = fsspec.filesystem("memory")
+
+    def put(path: Path) -> str:
+        store.pipe_file(f"/bucket/{path.name}", path.read_bytes())
+        return f"memory://bucket/{path.name}"
+
+    yield put
+    store.store.clear()

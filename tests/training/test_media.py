@@ -1,23 +1,15 @@
-import io
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from mdm_models.training.media import BadSample, decode_clip, decode_image
-from tests.training.conftest import GREY_STEP, encode_clip
+from mdm_models.training.media import BadSample, Cut, decode_clip, decode_image
+from tests.training.conftest import GREY_STEP, encode_clip, encode_image
 
 
 def frames_of(clip: torch.Tensor) -> list[int]:
     """Which frame of the made clip each frame is, by its grey."""
     return [round(grey / GREY_STEP) for grey in clip.float().mean(dim=(0, 2, 3)).tolist()]
-
-
-def encode_image(picture: np.ndarray, form: str = "png") -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, format=form)
-    return file.getvalue()
 
 
 def test_frames_are_taken_at_the_wanted_rate(clip):
@@ -48,6 +40,40 @@ def test_a_wide_clip_is_cropped_to_its_centre():
     picture = np.zeros((32, 96, 3), np.uint8)
     picture[:, 32:64] = 255
     assert decode_image(encode_image(picture), 16).min() == 255
+
+
+@pytest.mark.parametrize(("place", "white"), [(0.0, 0), (0.25, 1), (0.5, 2), (0.999, 4)])
+@pytest.mark.parametrize("tall", [False, True])
+def test_a_cut_may_lie_anywhere_along_the_long_side(place, white, tall):
+    """Five squares of 16 pixels in a row, of which one is white."""
+    picture = np.zeros((16, 80, 3), np.uint8)
+    picture[:, 16 * white : 16 * white + 16] = 255
+    decoded = decode_image(encode_image(picture.transpose(1, 0, 2) if tall else picture), 16, Cut(place))
+    assert decoded.float().mean() > 200
+
+
+def test_a_mirrored_cut_is_the_cut_from_right_to_left():
+    picture = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
+    plain, mirrored = (decode_image(encode_image(picture), 16, Cut(0.3, mirror)) for mirror in (False, True))
+    assert torch.equal(mirrored, plain.flip(3))
+    assert not torch.equal(mirrored, plain)
+
+
+def test_all_frames_of_a_clip_are_cut_alike():
+    clip = encode_clip(frames=10, width=96, height=32)
+    plain, mirrored = (decode_clip(clip, 4, 8, 16, 0.0, Cut(0.9, mirror)) for mirror in (False, True))
+    assert torch.equal(mirrored, plain.flip(3))
+    assert frames_of(plain) == [0, 3, 6, 9]
+
+
+def test_a_photograph_is_turned_upright():
+    picture = np.zeros((32, 32, 3), np.uint8)
+    picture[:, :16] = 255  # the left half; orientation 6 says: turn by 90° clockwise to look at it
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    decoded = decode_image(encode_image(picture, "jpeg", exif=exif), 16)
+    assert decoded[..., :7, :].min() > 200
+    assert decoded[..., 9:, :].max() < 50
 
 
 def test_halving_averages_pixels():
@@ -97,10 +123,11 @@ def test_a_clip_that_ends_before_its_header_says_is_undecodable(clip):
     [
         (b"no image", "undecodable"),
         (encode_image(np.zeros((64, 64, 3), np.uint8))[:60], "undecodable"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), "undecodable"),
         (encode_image(np.zeros((4, 64, 3), np.uint8)), "too small"),
         (encode_image(np.zeros((10, 9000, 3), np.uint8)), "too large"),
     ],
-    ids=["no image", "cut off", "low", "long"],
+    ids=["no image", "cut off", "zeros", "low", "long"],
 )
 def test_a_bad_image_says_why(data, reason):
     with pytest.raises(BadSample) as bad:
