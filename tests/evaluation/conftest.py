@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -36,18 +37,27 @@ def colours() -> Colours:
 @pytest.fixture
 def scripted(tmp_path: Path) -> Callable[[nn.Module, str], Path]:
     """scripted(module, "name.pt") saves a module as TorchScript."""
+    return lambda module, name: save_scripted(module, tmp_path / name)
 
-    def save(module: nn.Module, name: str) -> Path:
-        path = tmp_path / name
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, but NVIDIA's file stays in it
-            torch.jit.script(module).save(path)
-        return path
 
-    return save
+def save_scripted(module: nn.Module, path: Path) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, but NVIDIA's file stays in it
+        torch.jit.script(module).save(path)
+    return path
 
 
 def noise(count: int, size: int = 16, frames: int | None = None) -> Tensor:
     """Random images, or clips, uint8."""
     shape = (count, 3, size, size) if frames is None else (count, 3, frames, size, size)
     return torch.randint(256, shape, dtype=torch.uint8)
+
+
+def distance(real: np.ndarray, sampled: np.ndarray) -> float:
+    """The Fréchet distance of features (N, D), by its definition: Σ₁Σ₂ has the eigenvalues of Σ₁^½ Σ₂ Σ₁^½."""
+    mean_1, mean_2 = real.mean(axis=0), sampled.mean(axis=0)
+    covariance_1, covariance_2 = np.cov(real, rowvar=False), np.cov(sampled, rowvar=False)
+    values, vectors = np.linalg.eigh(covariance_1)
+    root = vectors @ np.diag(np.sqrt(values.clip(0))) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ covariance_2 @ root).clip(0)).sum()
+    return ((mean_1 - mean_2) ** 2).sum() + np.trace(covariance_1) + np.trace(covariance_2) - 2 * cross

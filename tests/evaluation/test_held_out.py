@@ -51,16 +51,15 @@ def captions(of: HeldOut) -> list[str]:
 def test_ranks_share_the_samples_that_one_process_has(shard_of):
     shard = shard_of("a.tar", 7)
     shares = [captions(held_out(shard, rank=rank, world=3)) for rank in range(3)]
-    assert sum(shares, []) == captions(held_out(shard))
-    assert sorted(sum(shares, [])) == [f"a{i}" for i in range(7)]
+    together = [caption for share in shares for caption in share]
+    assert together == captions(held_out(shard))
+    assert sorted(together) == [f"a{i}" for i in range(7)]
 
 
 def test_all_ranks_have_batches_of_the_same_sizes(shard_of):
     shard = shard_of("a.tar", 7)
-    sizes = [
-        [len(batch.images) for batch in held_out(shard, batch_size=2, rank=rank, world=3).batches(0)] for rank in range(3)
-    ]
-    assert sizes == [[2, 1]] * 3
+    ranks = [held_out(shard, batch_size=2, rank=rank, world=3) for rank in range(3)]
+    assert [[len(batch.images) for batch in rank.batches(0)] for rank in ranks] == [[2, 1]] * 3
 
 
 def test_a_number_stands_for_the_same_sample_on_any_number_of_ranks(shard_of):
