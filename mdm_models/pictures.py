@@ -83,5 +83,7 @@ def from_pictures(pictures: Sequence[Image.Image], size: int) -> Tensor:
 
 def on_white(picture: Image.Image) -> Image.Image:
     """The same in RGB, with white where it is transparent."""
+    if not picture.has_transparency_data:  # most are not, and compositing takes longer than decoding a JPEG
+        return picture.convert("RGB")
     picture = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
