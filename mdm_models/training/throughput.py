@@ -6,6 +6,7 @@ what is computed again under activation checkpointing, a frozen text encoder, th
 count, so that a change that wastes work cannot raise it (Chowdhery et al., "PaLM", arXiv 2204.02311, appendix B).
 """
 
+import functools
 import re
 import time
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from mdm_models.training.footprint import level_flops
 # unless told otherwise, on TF32 matrix units. Half of what the sheets of NVIDIA state for sparse matrices. Nothing else
 # about a device may stand in its name: a part of one (MIG), a laptop's or an export version has other rates.
 PEAKS = [
-    (r"NVIDIA A100[- ](SXM4|SXM|PCIE|PCIe)-\d+GB", 312.0, 156.0),  # NVIDIA A100 data sheet, 2021
+    (r"NVIDIA A100(-SXM4|-PCIE)-\d+GB|NVIDIA A100 80GB PCIe", 312.0, 156.0),  # NVIDIA A100 data sheet, 2021
     (r"NVIDIA H100 PCIe", 756.0, 378.0),  # NVIDIA H100 data sheet, 2022, as the next two
     (r"NVIDIA H100 NVL", 835.0, 417.5),
     (r"NVIDIA H100( SXM5)?( 80GB HBM3)?", 989.4, 494.7),
@@ -59,17 +60,16 @@ def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
 def _matrix_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
     """Operations a second of the fastest of several products."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best, until = float("inf"), time.perf_counter() + SECONDS
+    finished = functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     torch.mm(a, b)
-    while best == float("inf") or time.perf_counter() < until:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+    times, until = [], time.perf_counter() + SECONDS
+    while not times or time.perf_counter() < until:
+        finished()
         begin = time.perf_counter()
         torch.mm(a, b)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - begin)
-    return 2 * size**3 / best
+        finished()
+        times.append(time.perf_counter() - begin)
+    return 2 * size**3 / min(times)
 
 
 @dataclass(frozen=True)

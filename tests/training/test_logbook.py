@@ -2,9 +2,12 @@ import json
 import math
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mdm_models.training import logbook
+from mdm_models.training.config import DataConfig, OptimizerConfig, TrainConfig
 from mdm_models.training.data import Skip
-from mdm_models.training.logbook import Logbook
+from mdm_models.training.logbook import Logbook, Remaining
 
 
 @pytest.fixture
@@ -12,7 +15,8 @@ def open_book(tmp_path):
     books = []
 
     def opened(step: int) -> Logbook:
-        books.append(Logbook(tmp_path, step, steps=100))
+        config = TrainConfig(str(tmp_path), DataConfig(("none.tar",)), optimizer=OptimizerConfig(steps=100))
+        books.append(Logbook(config, step))
         return books[-1]
 
     yield opened
@@ -24,9 +28,33 @@ def lines(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def curves(tmp_path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    names = events.Tags()["scalars"]
+    return {name: [(event.step, round(event.value, 4)) for event in events.Scalars(name)] for name in names}
+
+
 def test_a_record_is_one_line_of_json(open_book, tmp_path):
     open_book(0).record(10, loss=0.5, level_losses=[0.2, 0.3])
-    assert lines(tmp_path / "log.jsonl") == [{"step": 10, "loss": 0.5, "level_losses": [0.2, 0.3], "skipped": {}}]
+    expected = {"step": 10, "kind": "training", "loss": 0.5, "level_losses": [0.2, 0.3], "skipped": {}}
+    assert lines(tmp_path / "log.jsonl") == [expected]
+
+
+def test_an_evaluation_is_told_from_training(open_book, tmp_path):
+    book = open_book(0)
+    book.record(10, loss=0.5)
+    book.record(10, "evaluation", loss=0.6)
+    book.close()
+    assert lines(tmp_path / "log.jsonl")[1] == {"step": 10, "kind": "evaluation", "loss": 0.6}
+    assert curves(tmp_path) == {"loss": [(10, 0.5)], "evaluation/loss": [(10, 0.6)]}
+
+
+def test_every_level_and_every_kind_of_skip_has_a_curve(open_book, tmp_path):
+    book = open_book(0)
+    book.skip([Skip("a.tar", "k1", "too short", "")])
+    book.record(10, level_losses=[0.2, math.nan])
+    book.close()
+    assert curves(tmp_path) == {"level_losses/0": [(10, 0.2)], "skipped/too_short": [(10, 1)]}
 
 
 def test_what_is_not_finite_is_null(open_book, tmp_path):
@@ -60,3 +88,24 @@ def test_each_skipped_sample_is_named_once_also_after_a_resume(open_book, tmp_pa
 def test_a_skip_is_shown_with_its_file(open_book, capsys):
     open_book(0).skip([Skip("shards/a.tar", "k1", "undecodable", "no video stream")])
     assert "skipped k1 in shards/a.tar: undecodable (no video stream)" in capsys.readouterr().out
+
+
+class Measured:
+    """An interval with known numbers."""
+
+    def summary(self) -> dict[str, float]:
+        return {"loss": 0.25, "step_seconds": 1.5, "data_seconds": 0.1, "samples_per_second": 64.0, "mfu": 0.421}
+
+
+def test_the_bar_shows_how_the_run_goes(open_book):
+    book = open_book(40)
+    book.progress(Measured())
+    assert book.bar.n == 41
+    assert book.bar.postfix == "? left, loss 0.2500, 1.50 s/step, 64.0 samples/s, MFU 42.1%"
+
+
+def test_the_time_left_is_that_of_the_whole_run_at_the_pace_since_a_resume(monkeypatch):
+    clock = iter([1000.0, 1060.0, 1600.0])  # a slow first step before; then 60 s, then 9 steps in 540 s
+    monkeypatch.setattr(logbook.time, "monotonic", lambda: next(clock))
+    remaining = Remaining(steps=1000)
+    assert [remaining.after(step) for step in (901, 902, 911)] == ["?", "1:38:00", "1:29:00"]
