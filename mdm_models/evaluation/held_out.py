@@ -72,6 +72,7 @@ class HeldOut(Dataset):
             num_workers=workers,
             collate_fn=list,
             worker_init_fn=stand_apart,
+            generator=torch.Generator(),  # or else it would draw from the one that training draws dropout from
         )
         read = []
         for numbers, items in zip(loader.batch_sampler, loader, strict=True):
