@@ -9,6 +9,7 @@ the same key in every run. What cannot be downloaded or decoded is skipped and c
 """
 
 import argparse
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,10 +64,11 @@ def prepare(options: argparse.Namespace) -> ShardFolder:
     def make(row: Row) -> Files:
         return sample_of(row, downloader, options.size, options.seconds)
 
-    folder.write(
-        numbered(index), make,
-        per_shard=options.rows_per_shard, workers=options.threads, total=len(index), unit="rows",
-    )  # fmt: skip
+    with contextlib.closing(downloader):
+        folder.write(
+            numbered(index), make,
+            per_shard=options.rows_per_shard, workers=options.threads, total=len(index), unit="rows",
+        )  # fmt: skip
     return folder
 
 

@@ -59,7 +59,9 @@ def checked_clip(data: bytes, size: int | None = None, seconds: float | None = N
                 return _encoded_again(source, stream, rate, size if shrink else None, seconds)
             next(source.decode(stream))
             return EncodedClip(suffix, data, width, height, count, float(rate))
-    except (av.FFmpegError, ValueError, ArithmeticError, StopIteration) as error:
+    except BadSample:
+        raise
+    except Exception as error:  # a damaged file may have no rate, no size, no first frame
         raise BadSample("undecodable", f"{type(error).__name__}: {error}") from None
 
 

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,7 +65,10 @@ class Index:
             lines = self._reader(file)
             if self._has_header:
                 next(lines)
-            yield from lines
+            try:
+                yield from lines
+            except (EOFError, zlib.error) as error:
+                raise ValueError(f"{self.path} is damaged: {error}") from None
 
     def _text(self) -> io.TextIOBase:
         if self.path.suffix == ".gz":

@@ -15,10 +15,12 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import webdataset
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from mdm_models.files import write_whole
@@ -68,11 +70,12 @@ class ShardFolder:
 
         items: the key of each sample and what it is made of; make: called in `workers` threads, raises BadSample for
         a sample to skip. What else `make` raises ends the writing, as a full disk does; finished shards stay.
+        Raises ValueError if another process is writing to the folder.
         """
         pool = ThreadPoolExecutor(workers)
         pending: dict[Future, tuple[_OpenShard, int]] = {}
         try:
-            with tqdm(total=total, unit=f" {unit}", dynamic_ncols=True) as bar:
+            with self._alone(), tqdm(total=total, unit=f" {unit}", dynamic_ncols=True) as bar:
                 for number, group in enumerate(_groups(items, per_shard)):
                     name = f"{prefix}{number:05d}"
                     if self._is_done(name):
@@ -87,6 +90,18 @@ class ShardFolder:
                     _collect(pending, bar)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps other processes out of the folder, and clears away what a killed one has left."""
+        try:
+            held = FileLock(self.out / ".lock").acquire(timeout=0)
+        except Timeout:
+            raise ValueError(f"another process is writing to {self.out}; wait for it or choose another --out") from None
+        with held:
+            for partial in self.out.glob(".*.partial-*"):
+                partial.unlink()
+            yield
 
     def _is_done(self, name: str) -> bool:
         report = self.reports / f"{name}.json"

@@ -104,3 +104,19 @@ def test_an_outage_ends_the_run_instead_of_skipping_everything(site, monkeypatch
             cut_off.fetch("http://127.0.0.1:9/a.jpg")
     with pytest.raises(OSError, match="reached no server"):
         cut_off.fetch("http://127.0.0.1:9/a.jpg")
+
+
+def test_closing_ends_what_is_under_way(site):
+    closing = downloader(timeout=60, retries=5)
+
+    def fetch_to_the_end():
+        with pytest.raises(BadSample):
+            closing.fetch(f"{site.url}/trickle")
+
+    thread = threading.Thread(target=fetch_to_the_end)
+    thread.start()
+    while not site.asked["/trickle"]:
+        time.sleep(0.01)
+    closing.close()
+    thread.join(timeout=2)
+    assert not thread.is_alive()

@@ -103,6 +103,13 @@ def test_an_index_that_cannot_be_understood_is_refused(tmp_path, name, text, mes
         Index(tmp_path / name)
 
 
+def test_a_compressed_index_that_breaks_off_is_named(tmp_path):
+    path = tmp_path / "a.tsv.gz"
+    path.write_bytes(gzip.compress(b"http://host/a.jpg\ta\n" * 1000)[:-9])
+    with pytest.raises(ValueError, match=r"a.tsv.gz is damaged"):
+        len(Index(path))
+
+
 def test_another_index_of_the_same_name_is_told_apart(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_text("http://host/a.jpg\ta\n")

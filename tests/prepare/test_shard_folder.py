@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from filelock import FileLock
 
 from mdm_models.prepare.shard_folder import ShardFolder
 from mdm_models.training.media import BadSample
@@ -45,7 +46,7 @@ def test_a_run_that_broke_off_goes_on_at_its_unfinished_shards(tmp_path):
 
     with pytest.raises(OSError, match="No space"):
         write(ShardFolder(tmp_path, {}), 12, make, workers=1)
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert not list(tmp_path.glob(".*.partial-*"))
     finished = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.tar")}
     assert list(samples_of(tmp_path)) == [f"{i:04d}" for i in range(4 * len(finished))]
     assert "00000.tar" in finished
@@ -110,3 +111,15 @@ def test_a_folder_of_foreign_shards_is_refused(tmp_path):
     (tmp_path / "00000.tar").touch()
     with pytest.raises(ValueError, match="unknown origin"):
         ShardFolder(tmp_path, {})
+
+
+def test_two_processes_do_not_write_to_one_folder(tmp_path):
+    folder = ShardFolder(tmp_path, {})
+    with FileLock(tmp_path / ".lock"), pytest.raises(ValueError, match="another process is writing"):
+        write(folder, 4)
+
+
+def test_what_a_killed_process_was_writing_is_cleared_away(tmp_path):
+    (tmp_path / ".00000.tar.partial-123").touch()
+    write(ShardFolder(tmp_path, {}), 4)
+    assert not list(tmp_path.glob(".*.partial-*"))
