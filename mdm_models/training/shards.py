@@ -11,6 +11,7 @@ leaves SHARD.index beside each shard, 16 bytes a sample, from which any machine 
 
 import dataclasses
 import io
+import math
 import os
 import time
 from collections import OrderedDict
@@ -158,7 +159,7 @@ class ShardedSamples:
     def _copy(self, number: int) -> BinaryIO:
         """The copy of a shard, kept open so that it stays in the cache while it is read."""
         if number not in self._open:
-            since, reason = self._lost.get(number, (-TRY_AGAIN, ""))
+            since, reason = self._lost.get(number, (-math.inf, ""))
             if time.monotonic() - since < TRY_AGAIN:
                 raise UnreachableError(reason)
             try:

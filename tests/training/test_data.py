@@ -235,6 +235,16 @@ def test_a_shard_that_goes_away_is_a_counted_skip(reader_of, pictures_of):
     assert {(skip.shard, skip.reason) for batch in taken for skip in batch.skipped} == {(str(gone), "shard unreadable")}
 
 
+def test_a_shard_that_comes_back_is_read_again(reader_of, pictures_of):
+    shard = pictures_of("b.tar", 2)
+    reader = reader_of(pictures_of("a.tar", 2), shard)
+    stream = batches(SampleStream(reader, np.arange(4), 3, 0.0), 4, first_chunk=0, rank=0, world=1, workers=0)
+    away = shard.rename(shard.with_suffix(".away"))
+    assert set(next(stream).captions) == {"a0", "a1"}
+    away.rename(shard)
+    assert set(next(stream).captions) == {"a0", "a1", "b0", "b1"}
+
+
 def test_a_shard_that_gets_out_of_reach_is_a_counted_skip(reader_of, pictures_of, tmp_path, monkeypatch):
     monkeypatch.setattr(locations, "WAITS", (0,))
     gone = pictures_of("b.tar", 2)

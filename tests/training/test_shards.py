@@ -14,6 +14,7 @@ from mdm_models import cli
 from mdm_models.training import locations
 from mdm_models.training.config import DataConfig
 from mdm_models.training.errors import DataError
+from mdm_models.training.locations import UnreachableError
 from mdm_models.training.scan import scan
 from mdm_models.training.shards import ShardedSamples, open_shards
 
@@ -186,6 +187,24 @@ def test_a_server_that_does_not_answer_is_not_a_missing_shard(config_of, server)
         open_shards(config_of("http://127.0.0.1:9/a.tar"))
     with pytest.raises(DataError, match="no shard http"):
         open_shards(config_of(f"{server()}/a.tar"))
+
+
+@pytest.mark.parametrize("patience", [0, 600])
+def test_a_shard_that_is_lost_is_asked_for_again_after_a_while(pictures_of, config_of, tmp_path, monkeypatch, patience):
+    monkeypatch.setattr("mdm_models.training.shards.TRY_AGAIN", patience)
+    shard = pictures_of("a.tar", 2)
+    samples = ShardedSamples(open_shards(config_of(f"pipe:cat {shard}")))
+    [copy] = (tmp_path / "cache").glob("*.tar")
+    copy.unlink()
+    away = shard.rename(tmp_path / "away")
+    with pytest.raises(UnreachableError):
+        samples[0]
+    away.rename(shard)
+    if patience:
+        with pytest.raises(UnreachableError):
+            samples[0]
+    else:
+        assert samples[0]["txt"] == b"a0"
 
 
 def test_shards_without_any_picture_are_refused(pictures_of, config_of):
