@@ -9,6 +9,7 @@ A *chunk* is the samples that go through one process at once: chunk g holds the 
 """
 
 import itertools
+import math
 import os
 import signal
 import threading
@@ -29,18 +30,20 @@ from mdm_models.training.reader import PASSING, SampleReader, Skip
 from mdm_models.training.shards import ShardedSamples
 
 ATTEMPTS = 200  # unusable samples in a row before the data set is given up
-JUDGED_AFTER = 100  # samples tried before the share of unusable ones counts
 
 
 @dataclass
 class Batch:
-    """images (B, 3, frames, size, size) uint8; B captions, "" where dropped; the samples skipped on the way, each once;
-    how many were tried, which is B and every skip."""
+    """images (B, 3, frames, size, size) uint8; B captions, "" where dropped; the samples skipped on the way, each once.
+
+    bad: how often a sample was tried that cannot be used; shards: numbers of the shards that were read or lost.
+    """
 
     images: Tensor
     captions: list[str]
     skipped: list[Skip]
-    tried: int = 0
+    bad: int = 0
+    shards: frozenset[int] = frozenset()
 
     def pin_memory(self) -> "Batch":
         self.images = self.images.pin_memory()
@@ -97,6 +100,7 @@ class Item:
     clip: Tensor | None
     caption: str
     skipped: list[Skip]
+    shards: set[int]  # where it was looked for
 
 
 class Positions(Dataset):
@@ -115,30 +119,33 @@ class Positions(Dataset):
         cut = Cut(place if config.crop == "random" else 0.5, config.flip and mirror < 0.5)
         start = {"random": start, "first": 0.0, "middle": 0.5}[config.clip_start]
         skipped: list[Skip] = []
+        shards: set[int] = set()
         index = self.order[position]
         self._read_ahead(position)
         others = self.order.others(position, draw)
         for _ in range(ATTEMPTS):
+            shards.add(stream.reader.samples.number_of(index))
             found = self._bad.get(index) or stream.reader.try_read(index, start, cut)
             if not isinstance(found, Skip):
                 clip, caption = found
-                return Item(clip, "" if drop < stream.caption_dropout else caption, skipped)
+                return Item(clip, "" if drop < stream.caption_dropout else caption, skipped, shards)
             if found.reason not in PASSING:
                 self._bad[index] = found
             skipped.append(found)
             index = next(others)
-        return Item(None, "", skipped)
+        return Item(None, "", skipped, shards)
 
     def _read_ahead(self, position: int) -> None:
-        """When a lane enters a window, begin to copy the shards of the next one."""
+        """When a lane enters a window, begin to copy its shards, and then those of the next one."""
         if not isinstance(self.order, Lanes):
             return
-        window = self.order.lane_at(position).following
-        if window is self._fetching:
+        lane = self.order.lane_at(position)
+        if lane.current is self._fetching:
             return
-        self._fetching = window
+        self._fetching = lane.current
         samples = self.stream.reader.samples
-        shards = dict.fromkeys(samples.number_of(self.order.pieces[piece][0]) for piece in window.pieces)
+        pieces = [self.order.pieces[piece] for piece in (*lane.current.pieces, *lane.following.pieces)]
+        shards = dict.fromkeys(samples.number_of(piece[0]) for piece in pieces)
         threading.Thread(target=_fetch, args=(samples, list(shards)), daemon=True).start()
 
 
@@ -166,7 +173,8 @@ def batches(
     go to its workers in turn, each worker reads one lane. With another number of ranks or workers shards are dealt
     differently, and a run that goes on so may see some samples of its epoch again before others.
 
-    Raises DataError when ATTEMPTS samples in a row could not be used, or more than `max_bad_share` of those tried.
+    Raises DataError when ATTEMPTS samples in a row could not be used, or more than `max_bad_share` of those tried or of
+    their shards. It is raised on the rank that finds it.
     """
     first = first_chunk + (rank - first_chunk) % world
     chunks = (range(g * chunk_size, (g + 1) * chunk_size) for g in itertools.count(first, world))
@@ -185,28 +193,44 @@ def batches(
 
 
 class Tally:
-    """How many samples were tried and could not be used."""
+    """How many of the samples tried could not be used, and of the shards.
+
+    A shard that is lost counts as one: all its samples fail together, and would pass for many in the process that has
+    it to read.
+    """
 
     def __init__(self, max_bad_share: float):
         self.max_bad_share = max_bad_share
         self.tried = self.bad = 0
+        self.shards: set[int] = set()
+        self.lost: set[str] = set()
         self.reasons: Counter[str] = Counter()
         self.examples: dict[str, Skip] = {}
 
     def add(self, batch: Batch, whole: bool) -> None:
         """whole: whether a usable sample was found for each place. Raises DataError if too many cannot be used."""
-        self.tried += batch.tried
-        self.bad += batch.tried - len(batch.captions)
+        self.tried += len(batch.captions) + batch.bad
+        self.bad += batch.bad
+        self.shards |= batch.shards
         for skip in batch.skipped:
             self.reasons[skip.reason] += 1
             self.examples[skip.reason] = skip
+            if skip.reason in PASSING:
+                self.lost.add(skip.shard)
         if not whole:
             raise DataError(f"data: {ATTEMPTS} samples in a row cannot be used: {self._why()}")
-        if self.tried >= JUDGED_AFTER and self.bad > self.max_bad_share * self.tried:
-            raise DataError(
-                f"data: {self.bad} of {self.tried} samples tried cannot be used, more than max_bad_share "
-                f"{self.max_bad_share}: {self._why()}"
-            )
+        for bad, tried, what in ((self.bad, self.tried, "samples"), (len(self.lost), len(self.shards), "shards")):
+            if self._too_many(bad, tried):
+                raise DataError(
+                    f"data: {bad} of {tried} {what} tried cannot be used, more than max_bad_share "
+                    f"{self.max_bad_share}: {self._why()}"
+                )
+
+    def _too_many(self, bad: int, tried: int) -> bool:
+        """Whether the share is passed by more than three standard deviations, lest a few bad ones at the start of a run
+        end it by chance."""
+        share = self.max_bad_share
+        return bad > share * tried + 3 * math.sqrt(share * (1 - share) * tried)
 
     def _why(self) -> str:
         """The most frequent reasons, each with an example."""
@@ -219,8 +243,9 @@ def _collate(items: list[Item]) -> Batch:
     usable = [item for item in items if item.clip is not None]
     images = torch.stack([item.clip for item in usable]) if usable else torch.zeros(0, dtype=torch.uint8)
     skipped = [skip for item in items for skip in item.skipped]
-    captions = [item.caption for item in usable]
-    return Batch(images, captions, list(dict.fromkeys(skipped)), len(captions) + len(skipped))
+    bad = sum(skip.reason not in PASSING for skip in skipped)
+    shards = frozenset().union(*(item.shards for item in items))
+    return Batch(images, [item.caption for item in usable], list(dict.fromkeys(skipped)), bad, shards)
 
 
 def stand_apart(worker: int) -> None:
