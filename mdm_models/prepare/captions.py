@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="DIR", type=Path, required=True, help="folder for the shards")
     add("--size", type=int, metavar="PIXELS", help="shrink what is larger to this shorter side (default: keep it)")
     add("--seconds", type=float, metavar="S", help="cut longer clips (default: keep them whole)")
-    add("--rows-per-shard", type=int, default=1000, metavar="N", help="default: %(default)s")
+    add("--rows-per-shard", type=int, default=1000, metavar="N", help="of the index (default: %(default)s)")
     add("--url-column", metavar="NAME", help="default: url, contentUrl, image_url or video_url, whichever is there")
     add("--caption-column", metavar="NAME", help="default: caption, text or name, whichever is there")
     add("--threads", type=int, default=64, metavar="N", help="downloads at a time (default: %(default)s)")
@@ -67,7 +67,7 @@ def prepare(options: argparse.Namespace) -> ShardFolder:
     with contextlib.closing(downloader):
         folder.write(
             numbered(index), make,
-            per_shard=options.rows_per_shard, workers=options.threads, total=len(index), unit="rows",
+            per_shard=options.rows_per_shard, workers=options.threads, total=index.estimated_rows(), unit="rows",
         )  # fmt: skip
     return folder
 

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="DIR", type=Path, required=True, help="folder for the shards")
     add("--size", type=int, metavar="PIXELS", help="shrink what is larger to this shorter side (default: keep it)")
     add("--names", type=Path, metavar="FILE", help=NAMES_HELP)
-    add("--images-per-shard", type=int, default=2000, metavar="N", help="default: %(default)s")
+    add("--images-per-shard", type=int, default=2000, metavar="N", help="(default: %(default)s)")
     add("--threads", type=int, default=os.cpu_count(), metavar="N", help="default: as many as processors")
 
 

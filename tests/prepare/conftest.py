@@ -37,6 +37,7 @@ class Site:
     def __init__(self):
         self.files = {"/a.jpg": encode_image(), "/b.png": encode_image("PNG"), "/clip.mp4": encode_clip()}
         self.asked: Counter[str] = Counter()
+        self.released = threading.Event()  # what /held waits for
         self.open = self.most_open = 0
         self._lock = threading.Lock()
         site = self
@@ -95,6 +96,9 @@ class Site:
             for byte in image:
                 request.wfile.write(bytes([byte]))
                 time.sleep(0.02)
+        elif path == "/held":
+            self.released.wait(60)
+            _send(request, 200, image)
         elif path == "/slow":
             time.sleep(0.2)
             _send(request, 200, image)
