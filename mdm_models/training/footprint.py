@@ -6,7 +6,8 @@ needs neither the device nor the data.
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,16 @@ def level_flops(architecture: UNetConfig, config: ModelConfig, shapes: Shapes) -
     return tuple(more - less for more, less in itertools.pairwise(totals))
 
 
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of memory that a forward and a backward pass need besides weights and their gradients."""
+
+    kept: int
+    """by the forward pass for the backward pass"""
+    in_flight: int
+    """at most, by gradients inside a block on their way to the one before: as much as the largest block keeps"""
+
+
 def activation_bytes(
     architecture: UNetConfig,
     config: ModelConfig,
@@ -61,9 +72,9 @@ def activation_bytes(
     device: str,
     autocast: bool,
     recompute: bool,
-) -> int:
-    """Bytes that one forward pass keeps for its backward pass, on device "cpu" or "cuda", where the kernels run; copies
-    of the weights in bfloat16 under autocast are among them.
+) -> Activations:
+    """The activations of one chunk on device "cpu" or "cuda", where the kernels run; copies of the weights in bfloat16
+    under autocast are among them.
 
     rows: samples at each level. recompute: of each block only its inputs are kept, and its insides made again one block
     at a time (activation checkpointing).
@@ -77,29 +88,35 @@ def activation_bytes(
         torch.set_autocast_enabled(device, autocast)  # torch.autocast refuses a device that this machine lacks
         torch.set_autocast_dtype(device, torch.bfloat16)
         try:
-            with _Kept(model, weights.values(), recompute) as kept:
+            with _Saved(model, weights.values()) as saved:
                 torch.func.functional_call(model, weights | buffers, inputs)
         finally:
             torch.set_autocast_enabled(device, before[0])
             torch.set_autocast_dtype(device, before[1])
             torch.clear_autocast_cache()
-    return kept.total()
+    return saved.with_recomputation() if recompute else saved.in_full()
 
 
-class _Kept:
-    """Counts the memory of the tensors that autograd keeps, each once, but the weights'."""
+Memory = dict[torch.UntypedStorage, int]
+"""pieces of memory, told apart by identity, and their bytes"""
 
-    def __init__(self, model: nn.Module, weights, recompute: bool):
-        self._weights = {_memory(weight) for weight in weights}
-        self._outside: dict = {}  # memory → its bytes
-        self._inside: list[dict] = []  # the same for each block whose insides are not kept
-        self._keep = self._outside
-        self._blocks = [module for module in model.modules() if recompute and isinstance(module, BLOCKS)]
 
-    def __enter__(self) -> "_Kept":
-        self._handles = [block.register_forward_pre_hook(self._enter) for block in self._blocks]
-        self._handles += [block.register_forward_hook(self._leave) for block in self._blocks]
-        self._hooks = saved_tensors_hooks(self._pack, lambda tensor: tensor)
+class _Saved:
+    """What autograd keeps of a forward pass inside the `with` block, but the weights: outside of blocks, and block by
+    block."""
+
+    def __init__(self, model: nn.Module, weights: Iterable[Tensor]):
+        self._weights = {weight.untyped_storage() for weight in weights}
+        self._blocks = [module for module in model.modules() if isinstance(module, BLOCKS)]
+        self._outside: Memory = {}
+        self._block_inputs: Memory = {}
+        self._insides: list[Memory] = []
+        self._current = self._outside
+
+    def __enter__(self) -> "_Saved":
+        self._handles = [block.register_forward_pre_hook(self._enter_block) for block in self._blocks]
+        self._handles += [block.register_forward_hook(self._leave_block) for block in self._blocks]
+        self._hooks = saved_tensors_hooks(self._note, lambda tensor: tensor)
         self._hooks.__enter__()
         return self
 
@@ -108,29 +125,34 @@ class _Kept:
         for handle in self._handles:
             handle.remove()
 
-    def total(self) -> int:
-        insides = [sum(size for memory, size in block.items() if memory not in self._outside) for block in self._inside]
-        return sum(self._outside.values()) + max(insides, default=0)
+    def in_full(self) -> Activations:
+        kept = self._outside.copy()
+        for inside in self._insides:
+            kept |= inside
+        return Activations(sum(kept.values()), max((sum(inside.values()) for inside in self._insides), default=0))
 
-    def _pack(self, tensor: Tensor) -> Tensor:
-        memory = _memory(tensor)
+    def with_recomputation(self) -> Activations:
+        kept = self._outside | self._block_inputs
+        insides = [sum(size for memory, size in inside.items() if memory not in kept) for inside in self._insides]
+        largest = max(insides, default=0)
+        return Activations(sum(kept.values()) + largest, largest)
+
+    def _note(self, tensor: Tensor) -> Tensor:
+        memory = tensor.untyped_storage()
         if memory not in self._weights:
-            self._keep[memory] = memory.nbytes()
+            self._current[memory] = memory.nbytes()
         return tensor
 
-    def _enter(self, block: nn.Module, inputs: tuple) -> None:
+    def _enter_block(self, block: nn.Module, inputs: tuple) -> None:
+        self._current = self._block_inputs
         for tensor in inputs:
             if isinstance(tensor, Tensor):
-                self._pack(tensor)
-        self._keep = {}
-        self._inside.append(self._keep)
+                self._note(tensor)
+        self._current = {}
+        self._insides.append(self._current)
 
-    def _leave(self, *args) -> None:
-        self._keep = self._outside
-
-
-def _memory(tensor: Tensor) -> torch.UntypedStorage:
-    return tensor.untyped_storage()  # hashed by identity, and kept alive so that no other takes its place
+    def _leave_block(self, *args) -> None:
+        self._current = self._outside
 
 
 def _like(tensor: Tensor, device: str) -> Tensor:
