@@ -83,16 +83,17 @@ def patiently(attempt: Callable[[], T]) -> T:
 
     Raises FileNotFoundError at once if that is what it found, UnreachableError when it has failed too often.
     """
-    for wait in (*WAITS, None):
+    waits = iter(WAITS)
+    while True:
         try:
             return attempt()
         except Exception as error:  # each store has exceptions of its own
             if _is_missing(error):
                 raise
-            if wait is None or isinstance(error, PermissionError):
+            wait = None if isinstance(error, PermissionError) else next(waits, None)
+            if wait is None:
                 raise UnreachableError(one_line(error)) from None
         time.sleep(wait)
-    raise AssertionError("the last attempt returns or raises")
 
 
 def _is_missing(error: Exception) -> bool:
