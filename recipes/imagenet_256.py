@@ -4,10 +4,10 @@
     torchrun --nproc-per-node=8 recipes/imagenet_256.py --preset 64 --data IMAGENET --out runs/a
     torchrun --nproc-per-node=8 recipes/imagenet_256.py --preset 256 --data IMAGENET --out runs/b --init-from runs/a
 
-A sample's class is the number in KEY.cls. --text-encoder IMAGENET/classes.txt gives the classes names, to sample by, and
-tells how many there are; --preset tiny takes any such folder of shards on a CPU. The same command again continues a run.
-Every option after --preset replaces a value of the preset. The batch size is that of all processes together; micro_batch
-is what goes through one of them at once.
+A sample's class is the number in KEY.cls. --text-encoder IMAGENET/classes.txt gives the classes names, to sample by,
+and tells how many there are; --preset tiny takes any such folder of shards on a CPU. The same command again continues a
+run. Every option after --preset replaces a value of the preset. The batch size is that of all processes together;
+micro_batch is what goes through one of them at once.
 """
 
 import sys

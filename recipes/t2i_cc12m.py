@@ -7,10 +7,10 @@
     torchrun --nproc-per-node=8 recipes/t2i_cc12m.py --preset 256 --data CC12M --out runs/b --init-from runs/a
     torchrun --nproc-per-node=8 recipes/t2i_cc12m.py --preset 1024 --data CC12M --out runs/c --init-from runs/b
 
-CC12M becomes shards by `mdm prepare captions` or img2dataset. The captions can be encoded once, by `mdm precompute CC12M
---encoder google/flan-t5-xl --out FEATURES`; --text-encoder FEATURES then takes the place of the encoder. The same command
-again continues a run. Every option after --preset replaces a value of the preset. The batch size is that of all processes
-together; micro_batch is what goes through one of them at once.
+CC12M becomes shards by `mdm prepare captions` or img2dataset. The captions can be encoded once, by `mdm precompute
+CC12M --encoder google/flan-t5-xl --out FEATURES`; --text-encoder FEATURES then takes the place of the encoder. The same
+command again continues a run. Every option after --preset replaces a value of the preset. The batch size is that of all
+processes together; micro_batch is what goes through one of them at once.
 """
 
 import sys

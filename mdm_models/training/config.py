@@ -39,8 +39,8 @@ class DataConfig:
     """The captioned images or clips, and how they are cut to the model's size."""
 
     shards: Annotated[tuple[str, ...], tyro.conf.arg(name="data")]
-    """WebDataset shards: .tar files, folders of them, patterns a-{000..099}.tar, URLs that fsspec opens (s3://…), commands
-    that write one (pipe:…)"""
+    """WebDataset shards: .tar files, folders of them, patterns a-{000..099}.tar, URLs that fsspec opens (s3://…),
+    commands that write one (pipe:…)"""
     size: int = 32
     """height and width in pixels"""
     frames: int = 1
@@ -58,8 +58,8 @@ class DataConfig:
     max_bad_share: float = 0.1
     """the run stops when more than this share of the samples it tried could not be used"""
     split_shards: Literal["auto", "yes", "no"] = "auto"
-    """yes: each data process reads shards of its own; no: samples are shuffled over all shards; auto: yes for shards that
-    are not on a local disk"""
+    """yes: each data process reads shards of its own; no: samples are shuffled over all shards; auto: yes for shards
+    that are not on a local disk"""
     cache: str = ""
     """folder for copies of shards that are not on a local disk; empty: a folder of the user's cache directory"""
     cache_gb: float = 50.0
@@ -81,8 +81,8 @@ class ModelConfig:
     model: str = "mdm_t2v_tiny"
     """name of the model, see mdm_models.list_models()"""
     text_encoder: str = ""
-    """a frozen text encoder: a directory or hub id (T5, CLIP, BERT, …), a file of class names, or a folder of features that
-    `mdm precompute` wrote; empty: a small transformer that is trained along"""
+    """a frozen text encoder: a directory or hub id (T5, CLIP, BERT, …), a file of class names or classes:1000, or a
+    folder of features that `mdm precompute` wrote; empty: a small transformer that is trained along"""
     text_width: int = 64
     """width of the text encoder that is trained along"""
     text_layers: int = 2
@@ -118,7 +118,7 @@ class ObjectiveConfig:
 
     def __post_init__(self):
         shares = self.level_shares
-        if shares and not (all(0 < a <= b for a, b in zip(shares, shares[1:], strict=False)) and shares[-1] == 1):
+        if shares and (shares[0] <= 0 or list(shares) != sorted(shares) or shares[-1] != 1):
             raise ValueError(f"level_shares is {shares}; they must be above 0 and rise to 1, the innermost level's")
 
     def level_rows(self, count: int, levels: int) -> list[int]:
@@ -133,7 +133,8 @@ class OptimizerConfig:
     batch_size: int = 8
     """samples in one optimizer step, over all processes"""
     micro_batch: int = 0
-    """samples that go through a process at once; the rest of its share follows before the optimizer steps. 0: all of it"""
+    """samples that go through a process at once; the rest of its share follows before the optimizer steps; 0: all of
+    it"""
     steps: int = 1000
     """optimizer steps of the whole run"""
     lr: float = 1e-4
@@ -153,8 +154,8 @@ class OptimizerConfig:
     ema_decay: float = 0.9999
     """decay of the averaged weights, which are what is sampled, evaluated and kept at the end"""
     ema_stds: tuple[float, ...] = ()
-    """widths of power-function averages, as shares of the run, (0.05, 0.1) say, in place of the constant decay; from their
-    snapshots `mdm ema` makes the averages of any other width afterwards"""
+    """widths of power-function averages, as shares of the run, (0.05, 0.1) say, in place of the constant decay; from
+    their snapshots `mdm ema` makes the averages of any other width afterwards"""
     ema_snapshot_every: int = 5_000
     """steps between two snapshots of power-function averages"""
 

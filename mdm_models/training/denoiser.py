@@ -15,7 +15,10 @@ from mdm_models.unet import UNet, build_model
 
 
 def open_encoder(config: ModelConfig, seed: int, device: torch.device) -> TextEncoder:
-    """The text encoder that the settings name; one that is trained along begins random by `seed`. Raises TrainingError."""
+    """The text encoder that the settings name; one that is trained along begins random by `seed`.
+
+    Raises TrainingError.
+    """
     torch.manual_seed(seed)
     try:
         if not config.text_encoder:

@@ -160,8 +160,8 @@ class Learner:
         return self.config.objective.level_rows(count, len(self.architecture.levels))
 
     def _times(self, count: int, number: int) -> Tensor:
-        """(count,) times of a chunk; those of a whole step are spread evenly, which makes the loss less noisy (Kingma et
-        al., "Variational Diffusion Models", 2021, appendix I.1), and dealt to its samples at random."""
+        """(count,) times of a chunk; those of a whole step are spread evenly, which makes the loss less noisy (Kingma
+        et al., "Variational Diffusion Models", 2021, appendix I.1), and dealt to its samples at random."""
         draw = np.random.default_rng((self.config.system.seed, self.step))
         total = self.config.optimizer.batch_size
         places = draw.permutation(total)[number * count : (number + 1) * count]
@@ -216,9 +216,11 @@ class Learner:
         """Write the averaged weights as a pipeline, to be sampled from; every process must call this."""
         with self.ema.swapped_in():
             options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-            weights = get_model_state_dict(self.model, options=options)
-        if not self.place.leads:
-            return
+            weights = get_model_state_dict(self.model, options=options)  # may be the parameters themselves, not copies
+            if self.place.leads:
+                self._write(directory, weights)
+
+    def _write(self, directory: Path, weights: dict[str, Tensor]) -> None:
         parts = {
             part: {name.removeprefix(part): value for name, value in weights.items() if name.startswith(part)}
             for part in ("unet.", "text.")

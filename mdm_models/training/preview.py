@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mdm_models.training.data import ATTEMPTS, SampleReader, Skip, to_unit_range
+from mdm_models.training.data import ATTEMPTS, to_unit_range
 from mdm_models.training.grid import save_grid
 from mdm_models.training.learner import Learner
+from mdm_models.training.reader import SampleReader, Skip
 from mdm_models.training.sampling import averaged, draw
 
 
@@ -32,8 +33,8 @@ class Preview:
         return cls(torch.stack([to_unit_range(clip) for clip, _ in found]), [caption for _, caption in found])
 
     def draw(self, learner: Learner, path: Path) -> None:
-        """Sample a clip for every caption with the averaged weights and write the animated grid; every process must call
-        this. Always from the same noise, so that grids can be compared."""
+        """Sample a clip for every caption with the averaged weights and write the animated grid; every process must
+        call this. Always from the same noise, so that grids can be compared."""
         config = learner.config
         with averaged(learner):
             sampled = draw(learner, self.captions, torch.Generator().manual_seed(config.system.seed))

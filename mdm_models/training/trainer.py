@@ -7,20 +7,25 @@ import json
 from pathlib import Path
 
 from mdm_models.config import UNetConfig
+from mdm_models.pipeline import PIPELINE_FILE
 from mdm_models.text import PrecomputedText
 from mdm_models.training.checkpoint import Checkpoints, list_steps
 from mdm_models.training.config import TrainConfig, chunks_of, plan
-from mdm_models.training.data import SampleReader, SampleStream, batches, split
+from mdm_models.training.data import SampleStream, batches, split
 from mdm_models.training.denoiser import open_encoder
 from mdm_models.training.distributed import StopRequest, joined
+from mdm_models.training.ema_snapshots import forget_snapshots_after, write_snapshot
 from mdm_models.training.errors import TrainingError
 from mdm_models.training.evaluation import Evaluation
+from mdm_models.training.interval import Interval
 from mdm_models.training.learner import Learner
-from mdm_models.training.logbook import Interval, Logbook
+from mdm_models.training.logbook import Logbook
 from mdm_models.training.parallel import set_determinism
 from mdm_models.training.preview import Preview
 from mdm_models.training.profiler import profiling
+from mdm_models.training.reader import SampleReader
 from mdm_models.training.shards import ShardedSamples, open_shards
+from mdm_models.training.throughput import Throughput
 
 
 def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
@@ -46,6 +51,7 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
         learner.resume(checkpoints)
         if place.leads:
             _write_config(run, config)
+            forget_snapshots_after(run, learner.step)
         stream = batches(
             SampleStream(reader, training, seed=config.system.seed, caption_dropout=config.model.caption_dropout),
             chunk_size,
@@ -57,15 +63,17 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
         )
         log = preview = None
         if learner.step < steps:
-            if place.leads:  # which alone writes files
-                log = files.enter_context(contextlib.closing(Logbook(run, learner.step, steps)))
+            if place.leads:  # which alone writes to the log
+                log = files.enter_context(contextlib.closing(Logbook(config, learner.step)))
                 log.skip(reader.damaged())
+                forget_snapshots_after(run, learner.step)
             if output.sample_every:
                 preview = Preview.first_of(reader, itertools.chain(validation, training), output.sample_count)
         profiler = files.enter_context(profiling(config, run, place))
+        throughput = Throughput.of(config, planned, place)
 
-        interval = Interval()
-        stopping = False
+        interval = Interval(throughput)
+        begun_at, stopping = learner.step, False
         while learner.step < steps and not stopping:
             interval.begin()
             chunks = list(itertools.islice(stream, rounds))
@@ -75,15 +83,17 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
             interval.learned(outcome.loss)
             profiler.step()
             if log:
-                log.progress(interval, place.world)
+                log.progress(interval)
 
             if log_now:
                 skips = place.gather(interval.skips)
                 if log:
                     log.skip(skips)
                     epoch = learner.samples_seen / len(training)
-                    log.record(**learner.counters(), epoch=epoch, **interval.summary(place.world), **outcome.summary())
-                interval = Interval()
+                    log.record(**learner.counters(), epoch=epoch, **interval.summary(), **outcome.summary())
+                interval = Interval(throughput)
+            if config.optimizer.ema_stds and _due(learner.step, config.optimizer.ema_snapshot_every, steps):
+                write_snapshot(run, learner.step, learner.ema, place)
             stopping = place.any(stop.asked or checkpoints.failed)
             if stopping or _due(learner.step, output.save_every, steps):
                 learner.save(checkpoints)
@@ -92,10 +102,10 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
             if evaluation and not stopping and _due(learner.step, config.evaluation.evaluate_every, steps):
                 numbers = evaluation.measure(learner)
                 if log:
-                    log.record(learner.step, **numbers)
+                    log.record(learner.step, kind="evaluation", **numbers)
 
         checkpoints.finish()
-        if not (run / "model").exists() or preview or log:
+        if learner.step > begun_at or place.any(place.leads and not (run / "model" / PIPELINE_FILE).exists()):
             learner.export(run / "model")
         if place.leads:
             rest = "" if learner.step >= steps else "; the same command goes on from there"
