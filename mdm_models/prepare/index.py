@@ -40,7 +40,7 @@ class Index:
             self._columns, self._has_header = self._of_first_line()
 
     def estimated_rows(self) -> int:
-        """The number of rows; of text, the number of lines, which is found sooner and is more if captions have breaks."""
+        """The number of rows; of text, that of its lines: sooner found, and more if captions have line breaks."""
         if self._is_parquet:
             return _parquet(self.path).metadata.num_rows
         with self._opened() as file:
