@@ -112,7 +112,6 @@ def _evaluate(options: argparse.Namespace, place: Place) -> None:
         comparison,
         place,
         options.workers,
-        is_video,
         _saver(options.save_samples, pipeline.config.frame_rate) if options.save_samples else None,
     )
     if reference and not has_reference:

@@ -16,15 +16,15 @@ from mdm_models.training.reader import SampleReader, Skip, caption_of
 
 @dataclass(frozen=True)
 class HeldOutBatch:
-    """numbers: of the samples among those evaluated; images (B, 3, frames, size, size) uint8; B captions; B prompts for
-    the text encoder, which are others where it knows samples by name; usable (B,) bool: the rows that count. The rest,
-    black and without caption, stand for samples that cannot be used, or that are not there."""
+    """numbers: of the B samples among those evaluated; images (B, 3, size, size) or clips (B, 3, frames, size, size)
+    uint8; B captions; B prompts for the text encoder, which are others where it knows samples by name; rows: those that
+    count. The rest, black and without caption, stand for samples that cannot be used, or that are not there."""
 
     numbers: list[int]
     images: Tensor
     captions: list[str]
     prompts: list[str]
-    usable: Tensor
+    rows: list[int]
 
 
 class HeldOut(Dataset):
@@ -86,5 +86,7 @@ class HeldOut(Dataset):
         config = self.reader.config
         nothing = torch.zeros(3, config.frames, config.size, config.size, dtype=torch.uint8), "", ""
         images, captions, prompts = zip(*(item or nothing for item in items), strict=True)
-        usable = torch.tensor([item is not None for item in items])
-        return HeldOutBatch(list(numbers), torch.stack(images), list(captions), list(prompts), usable)
+        stacked = torch.stack(images)
+        stacked = stacked if config.frames > 1 else stacked.squeeze(2)
+        rows = [row for row, item in enumerate(items) if item is not None]
+        return HeldOutBatch(list(numbers), stacked, list(captions), list(prompts), rows)

@@ -12,6 +12,7 @@ from mdm_models.evaluation.held_out import HeldOut
 from mdm_models.pictures import to_pixels
 from mdm_models.training.data import to_unit_range
 from mdm_models.training.distributed import Place
+from mdm_models.training.errors import DataError
 
 
 class Subject(Protocol):
@@ -35,12 +36,11 @@ def measure(
     comparison: Comparison,
     place: Place,
     workers: int,
-    is_video: bool,
     receiver: Receiver | None = None,
 ) -> dict[str, float]:
     """Numbers by name, the same on all ranks, all of which call this; see `mdm evaluate --help` for what they are.
 
-    workers: processes that decode. Raises ValueError if too few of the samples can be used.
+    workers: processes that decode. Raises DataError if too few of the samples can be used.
     """
     total, count = 0, 0
     with tqdm(
@@ -48,20 +48,18 @@ def measure(
         disable=not place.leads,
     ) as bar:  # fmt: skip
         for batch in held_out.batches(workers):
-            pixels = batch.images.to(place.device)
-            pixels, usable = pixels if is_video else pixels.squeeze(2), batch.usable.to(place.device)
+            pixels, rows = batch.images.to(place.device), batch.rows
             losses = subject.losses(to_unit_range(pixels), batch.prompts, batch.numbers)
-            total = total + losses[:, usable].double().sum(dim=1)
-            count = count + usable.sum()
+            total = total + losses[:, rows].double().sum(dim=1)
+            count += len(rows)
             if comparison.needs_samples or receiver:
-                sampled = subject.sample(batch.prompts, batch.numbers)[usable]
-                captions = [caption for caption, counts in zip(batch.captions, batch.usable, strict=True) if counts]
-                comparison.add(pixels[usable], _as_pixels(sampled), captions)
+                sampled = subject.sample(batch.prompts, batch.numbers)[rows]
+                captions = [batch.captions[row] for row in rows]
+                comparison.add(pixels[rows], _as_pixels(sampled), captions)
                 if receiver:
-                    numbers = [number for number, counts in zip(batch.numbers, batch.usable, strict=True) if counts]
-                    receiver(numbers, sampled, captions)
+                    receiver([batch.numbers[row] for row in rows], sampled, captions)
             bar.update(len(batch.numbers) * place.world)
-    shares = place.mean(torch.cat([count[None].double(), total]))
+    shares = place.mean(torch.cat([total.new_tensor([count]), total]))
     return _agreed(shares, place.world, comparison)
 
 
@@ -70,7 +68,7 @@ def _agreed(shares: Tensor, world: int, comparison: Comparison) -> dict[str, flo
     count = round(shares[0].item() * world)
     least = 2 if comparison.frechet is not None else 1
     if count < least:
-        raise ValueError(f"{count} of the held-out samples can be used; at least {least} are needed")
+        raise DataError(f"evaluation: {count} of the held-out samples can be used; at least {least} are needed")
     losses = (shares[1:] / shares[0]).tolist()
     by_level = {f"validation_loss_{level}": loss for level, loss in enumerate(losses)}
     return {"evaluated_samples": count, "validation_loss": sum(losses), **by_level, **comparison.results()}

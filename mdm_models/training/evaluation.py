@@ -54,20 +54,10 @@ class Evaluation:
         return cls(held_out, comparison, config.data.workers)
 
     def measure(self, learner: Learner) -> dict[str, float]:
-        """Numbers by name, equal on all processes, every one of which must call this. Raises TrainingError if too few
+        """Numbers by name, equal on all processes, every one of which must call this. Raises DataError if too few
         samples can be used."""
         with averaged(learner):
-            try:
-                return measure(
-                    _Averaged(learner),
-                    self.held_out,
-                    self.comparison,
-                    learner.place,
-                    self.workers,
-                    learner.architecture.is_video,
-                )
-            except ValueError as error:
-                raise TrainingError(f"evaluation: {error}") from None
+            return measure(_Averaged(learner), self.held_out, self.comparison, learner.place, self.workers)
 
 
 class _Averaged:
