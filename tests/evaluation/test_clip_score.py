@@ -51,9 +51,11 @@ def test_a_clip_scores_the_mean_over_its_frames(saved):
 def test_a_score_begins_anew_after_it_was_computed(saved):
     score = ClipScore(saved[1], CPU)
     images = noise(2, 8)
-    score.add(images, CAPTIONS[:2])
+    score.add(images[:1], CAPTIONS[:1])
     first = score.compute()
-    score.add(images, CAPTIONS[:2])
+    score.add(images[1:], CAPTIONS[1:2])
+    assert score.compute() != first
+    score.add(images[:1], CAPTIONS[:1])
     score.add(images[:0], [])
     assert score.compute() == first
 
