@@ -177,6 +177,12 @@ class UNetConfig:
         time, space = self.strides[-1]
         return [space / s * math.sqrt(time / t) for t, s in self.strides]
 
+    def noise_scales(self, size: int, unshifted: int) -> list[float]:
+        """`scales` of a model that works at `size`, relative to the size `unshifted` in place of the innermost level's;
+        0 for that of the innermost level, as in the paper."""
+        innermost = self.sample_shapes(size)[-1][-1]
+        return [scale * innermost / (unshifted or innermost) for scale in self.scales]
+
     def sample_shapes(self, size: int) -> list[tuple[int, ...]]:
         """The shape of one sample at every level, highest resolution first: (C, H, W) of an image, (C, T, H, W) of a
         clip. `size` is the highest level's height and width; the innermost level sees one frame.

@@ -36,6 +36,8 @@ class PipelineConfig:
     """longest prompt, in tokens"""
     shift_power: float = 1.0
     """a level of resolution ratio s has its signal-to-noise ratio divided by s to this power"""
+    unshifted_size: int = 0
+    """the size to which these ratios are taken, in pixels; 0: the innermost level's"""
     schedule: str = "deepfloyd"
     """the noise schedule"""
     num_steps: int = 1000
@@ -65,8 +67,10 @@ class PipelineConfig:
         if not isinstance(values, dict) or values.pop("format_version", None) != FORMAT_VERSION:
             raise ValueError(f"{path} is not a pipeline's config of format_version {FORMAT_VERSION}")
         types = {field.name: field.type for field in dataclasses.fields(cls)}
-        if strays := sorted(values.keys() ^ types.keys()):
-            raise ValueError(f"{path} must have the keys {', '.join(types)}, no others: see {', '.join(strays)}")
+        if strays := sorted(values.keys() - types.keys()):  # one that is missing takes its default
+            raise ValueError(f"{path} must have no keys but {', '.join(types)}: see {', '.join(strays)}")
+        if "size" not in values:
+            raise ValueError(f"{path} has no size, which it must have")
         for key, value in values.items():
             right = (int, float) if types[key] is float else types[key]
             if not isinstance(value, right) or isinstance(value, bool):
@@ -95,7 +99,11 @@ class Pipeline:
         self.config = config
         self.shapes = model.config.sample_shapes(config.size)
         self.diffusion = MatryoshkaDiffusion(
-            model.config.scales, config.shift_power, config.schedule, config.num_steps, config.prediction
+            model.config.noise_scales(config.size, config.unshifted_size),
+            config.shift_power,
+            config.schedule,
+            config.num_steps,
+            config.prediction,
         ).to(self.device)
 
     @classmethod

@@ -104,7 +104,10 @@ class ObjectiveConfig:
     """The diffusion process and its loss."""
 
     shift_power: float = 1.0
-    """a level of resolution ratio s has its signal-to-noise ratio divided by s to this power"""
+    """a level of resolution ratio s to the innermost has its signal-to-noise ratio divided by s to this power"""
+    unshifted_size: int = 0
+    """the size in pixels to which these ratios are taken, whose noise schedule is as it stands; 0: the innermost
+    level's"""
     level_weights: tuple[float, ...] = ()
     """weight of each level's loss, highest resolution first; empty: all 1"""
     level_shares: tuple[float, ...] = ()
@@ -117,6 +120,7 @@ class ObjectiveConfig:
     """the space in which its error is measured"""
 
     def __post_init__(self):
+        _check_not_negative(self, "unshifted_size")
         shares = self.level_shares
         if shares and (shares[0] <= 0 or list(shares) != sorted(shares) or shares[-1] != 1):
             raise ValueError(f"level_shares is {shares}; they must be above 0 and rise to 1, the innermost level's")

@@ -12,6 +12,7 @@ from mdm_models.text import load_text_encoder
 from mdm_models.text.load import NUMBERED
 from mdm_models.text.precomputed import UNCONDITIONAL
 from mdm_models.training.config import ModelConfig, Plan, TrainConfig, chunks_of, plan
+from mdm_models.training.denoiser import CaptionedDenoiser
 from mdm_models.training.errors import TrainingError
 from mdm_models.training.footprint import activation_bytes, level_flops, weightless_model
 from mdm_models.training.parallel import BLOCKS
@@ -34,7 +35,7 @@ class Memory:
     gradients_in_flight: float
     """of activations, inside a block"""
     gathered: float
-    """under FSDP: the weights of two blocks, one computing and the next one on its way"""
+    """under FSDP: the two largest parts whose weights are gathered, one computing and the next one on its way"""
 
     @property
     def total(self) -> float:
@@ -83,7 +84,7 @@ def estimate_memory(config: TrainConfig, planned: Plan, world: int, device: str)
         averages=weights * _averages(config),
         activations=activations.kept,
         gradients_in_flight=activations.in_flight,
-        gathered=2 * max(_unit_sizes(model)) * FLOAT32 if sharded else 0,
+        gathered=sum(sorted(_unit_sizes(model))[-2:]) * FLOAT32 if sharded else 0,
     )
 
 
@@ -91,11 +92,12 @@ def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _unit_sizes(model: nn.Module) -> Iterator[int]:
-    """The parameters of what FSDP gathers at a time: each block, and what is left around them."""
-    blocks = [_parameters(module) for module in model.modules() if isinstance(module, BLOCKS)]
-    yield from blocks
-    yield _parameters(model) - sum(blocks)
+def _unit_sizes(model: CaptionedDenoiser) -> Iterator[int]:
+    """The parameters of what FSDP gathers at a time, see `parallelise`: each block, and what is left around them."""
+    for network in filter(None, [model.text, model.unet]):
+        blocks = [_parameters(module) for module in network.modules() if isinstance(module, BLOCKS)]
+        yield from blocks
+        yield _parameters(network) - sum(blocks)
 
 
 def _averages(config: TrainConfig) -> int:
@@ -146,10 +148,11 @@ def _model(config: TrainConfig, planned: Plan, model: nn.Module) -> Iterator[str
     weights = config.objective.level_weights or (1.0,) * levels
     yield f"  {'level':16}{'noise shift':>12}{'share':>8}{'weight':>8}{'parameters':>14}{'GFLOP forward':>15}"
     unet = model.unet
+    scales = planned.architecture.noise_scales(config.data.size, config.objective.unshifted_size)
     for i, shape in enumerate(planned.shapes):
         inner = getattr(unet, "inner", None)
         own = _parameters(unet) - (_parameters(inner) if inner else 0)
-        shift = planned.architecture.scales[i] ** config.objective.shift_power
+        shift = scales[i] ** config.objective.shift_power
         size = "×".join(map(str, shape[1:]))
         yield f"  {size:16}{shift:12.4g}{shares[i]:8.3g}{weights[i]:8.3g}{own:14,}{forward[i] / 1e9:15.1f}"
         unet = inner

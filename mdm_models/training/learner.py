@@ -85,7 +85,7 @@ class Learner:
     def _objective(self, level_weights: Sequence[float] | None) -> MatryoshkaDiffusion:
         how = self.config.objective
         return MatryoshkaDiffusion(
-            self.architecture.scales,
+            self.architecture.noise_scales(self.config.data.size, how.unshifted_size),
             how.shift_power,
             prediction=how.prediction,
             loss_target=how.loss_target,
@@ -245,6 +245,7 @@ class Learner:
             text_encoder=named,
             max_tokens=self.encoder.max_tokens,
             shift_power=self.config.objective.shift_power,
+            unshifted_size=self.config.objective.unshifted_size,
             prediction=self.config.objective.prediction,
             guidance_scale=self.config.output.guidance_scale,
             frame_rate=self.config.data.frame_rate,

@@ -230,7 +230,8 @@ def test_what_does_not_fit_is_named(images, options, message):
         (lambda text: text[:20], "is damaged"),
         (lambda text: "[]", "is not a pipeline's config"),
         (lambda text: text.replace('"format_version": 1', '"format_version": 9'), "is not a pipeline's config"),
-        (lambda text: json.dumps(json.loads(text) | {"sise": 3}), "no others: see sise"),
+        (lambda text: json.dumps(json.loads(text) | {"sise": 3}), "no keys but .*: see sise"),
+        (lambda text: text.replace('"size"', '"prediction"'), "has no size"),
         (lambda text: json.dumps(json.loads(text) | {"size": "16"}), "size is '16'; it must be of type int"),
     ],
 )
@@ -240,6 +241,24 @@ def test_a_damaged_config_is_named(images, tmp_path, damage, message):
     path.write_text(damage(path.read_text()))
     with pytest.raises(ValueError, match=rf"pipeline\.json.*{message}"):
         Pipeline.from_pretrained(tmp_path)
+
+
+def test_a_config_from_before_a_key_existed_takes_its_default(images, tmp_path):
+    images.save_pretrained(tmp_path)
+    path = tmp_path / "pipeline.json"
+    values = json.loads(path.read_text())
+    del values["unshifted_size"]
+    path.write_text(json.dumps(values))
+    assert Pipeline.from_pretrained(tmp_path).config == PipelineConfig.load(tmp_path)
+    assert PipelineConfig.load(tmp_path).unshifted_size == 0
+
+
+def test_noise_is_shifted_relative_to_the_size_that_the_config_names(images):
+    level = len(images.shapes) - 1
+    inner = images.shapes[level][-1]
+    other = Pipeline(images.model, images.text_encoder, dataclasses.replace(images.config, unshifted_size=2 * inner))
+    own, shifted = (p.diffusion.alpha_bar(500, level).item() for p in (images, other))
+    assert shifted / (1 - shifted) == pytest.approx(2 * own / (1 - own), rel=1e-4)  # half the size: less noise
 
 
 def test_a_folder_without_a_pipeline_says_what_to_do(images, tmp_path):
