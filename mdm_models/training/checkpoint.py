@@ -73,13 +73,8 @@ class Checkpoints:
 
     @property
     def failed(self) -> bool:
-        """Whether the last save has failed, as far as this process knows by now; the others learn it in moments."""
+        """Whether the last save has failed, as far as this process knows; then save() and finish() raise, on all."""
         return self._saving is not None and self._saving.done() and self._saving.exception() is not None
-
-    def poll(self) -> None:
-        """Raise CheckpointError if the last save has failed, as far as this process knows by now; sends nothing."""
-        if self.failed:
-            self.finish()
 
     def finish(self) -> None:
         """Wait until what was saved is on the disk. Raises CheckpointError, on every process, if it cannot be."""

@@ -292,13 +292,16 @@ def test_a_full_disk_loses_nothing_saved(tmp_path, small_disk):
 
 def test_a_failed_save_is_known_before_the_next_one(tmp_path, small_disk):
     of_run = checkpoints(tmp_path)
-    of_run.poll()
-    small_disk()
     of_run.save(1, state(1))
+    of_run.finish()
+    assert not of_run.failed
+    small_disk()
+    of_run.save(2, state(2))
     wait([of_run._saving])
+    assert of_run.failed
     with pytest.raises(CheckpointError, match="cannot be written"):
-        of_run.poll()
-    of_run.poll()  # told once
+        of_run.save(3, state(3))
+    assert not of_run.failed  # told once
 
 
 def test_a_directory_that_cannot_be_is_a_clear_error(tmp_path):

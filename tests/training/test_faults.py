@@ -1,16 +1,23 @@
 """Real processes, killed or failing at any moment, alone and together."""
 
+import json
 import multiprocessing
 import random
+import socket
 import time
 from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from mdm_models.training.checkpoint import list_steps, verified_manifest
-from tests.training import checkpoint_processes as processes
-from tests.training.checkpoint_processes import alone, flat_state, is_of_one_step, trained
+from mdm_models.training.config import TrainConfig, changed
+from tests.training import fault_processes as processes
+from tests.training.conftest import encode_image, write_shard
+from tests.training.fault_processes import alone, flat_state, is_of_one_step, trained
+from tests.training.models import settings
 
 KILLED = -9
 
@@ -129,3 +136,86 @@ def test_what_one_process_fails_to_write_fails_on_the_other_and_leaves_the_last_
     assert "step-00000003 cannot be written ([Errno 27] File too large)" in failure
     assert failure.endswith("step-00000002")
     assert [path.name for path in (saved_by_two / "replicated" / "checkpoints").iterdir()].count("step-00000003") == 0
+
+
+class Runs:
+    """Starts one training run again and again, each time as so many processes."""
+
+    def __init__(self, context, config: TrainConfig):
+        self.context, self.config = context, config
+        self.processes = []
+
+    def start(self, world: int = 1) -> "Runs":
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        joining = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
+        members = [joining | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+        self.processes = [self.context.Process(target=processes.train, args=(self.config, each)) for each in members]
+        for process in self.processes:
+            process.start()
+        return self
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+    def finish(self) -> "Runs":
+        for process in self.processes:
+            process.join(300)
+        assert [process.exitcode for process in self.processes] == [0] * len(self.processes)
+        return self
+
+    @property
+    def alive(self) -> bool:
+        return all(process.is_alive() for process in self.processes)
+
+    def newest(self) -> int:
+        """The step it would go on from; 0 if it would start over."""
+        paths = list_steps(Path(self.config.out))
+        return int(paths[-1].name.removeprefix("step-")) if paths else 0
+
+    def kill_beyond(self, step: int, delay: float) -> None:
+        """Kill it, but for its having ended, so many seconds after it has a checkpoint of a later step."""
+        while self.alive and self.newest() <= step:
+            time.sleep(0.002)
+        time.sleep(delay)
+        self.kill()
+
+    def losses(self) -> list[tuple[int, float]]:
+        lines = (Path(self.config.out) / "log.jsonl").read_text().splitlines()
+        return [(record["step"], record["loss"]) for record in map(json.loads, lines)]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """A run on five pictures that is nearly always writing a checkpoint."""
+    pictures = {grey: np.full((16, 16, 3), grey, np.uint8) for grey in range(0, 250, 50)}
+    samples = {str(grey): {"png": encode_image(picture), "txt": b"grey"} for grey, picture in pictures.items()}
+    config = settings(write_shard(tmp_path_factory.mktemp("data") / "a.tar", samples), tmp_path_factory.mktemp("runs"))
+    return changed(config, frames=1, steps=8, micro_batch=1, save_every=2, log_every=1, deterministic=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(context, recipe):
+    """Its losses."""
+    return Runs(context, recipe).start().finish().losses()
+
+
+def test_a_run_killed_again_and_again_has_the_losses_of_an_undisturbed_one(context, recipe, undisturbed, tmp_path):
+    killed = Runs(context, changed(recipe, out=str(tmp_path / "run")))
+    moments = random.Random(1)
+    for _ in range(2):
+        killed.start().kill_beyond(killed.newest(), moments.uniform(0, 0.2))
+    assert 0 < killed.newest() < 8
+    assert killed.start().finish().losses() == undisturbed
+
+
+def test_two_processes_killed_and_followed_by_one_have_its_losses(context, recipe, undisturbed, tmp_path):
+    killed = Runs(context, changed(recipe, out=str(tmp_path / "run")))
+    killed.start(world=2).kill_beyond(2, 0.1)
+    assert 0 < killed.newest() < 8
+    losses = killed.start().finish().losses()
+    assert [step for step, _ in losses] == list(range(1, 9))
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(undisturbed), rtol=1e-3, atol=0)

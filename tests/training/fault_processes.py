@@ -1,4 +1,4 @@
-"""What the processes that test_faults.py starts do: save checkpoints of small runs, and go on from them."""
+"""What the processes that test_faults.py starts do: save checkpoints, go on from them, and train."""
 
 import os
 import resource
@@ -13,9 +13,12 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from mdm_models.training import trainer
 from mdm_models.training.checkpoint import Checkpoints
+from mdm_models.training.config import TrainConfig
 from mdm_models.training.distributed import Place
 from mdm_models.training.errors import CheckpointError
+from tests.training.models import IMAGE_MODEL
 
 IDENTITY = {"name": "small"}
 
@@ -132,3 +135,10 @@ def load_together(rank: int, world: int, folder: Path) -> None:
             checkpoints.load_newest(state)
             torch.save(whole_tensors(state), folder / f"{kind}-{sharded}-{rank}.pt")
     dist.barrier()
+
+
+def train(config: TrainConfig, environment: dict[str, str]) -> None:
+    """A training run, as torchrun starts it with such an environment."""
+    os.environ |= environment
+    torch.set_num_threads(1)
+    trainer.train(config, IMAGE_MODEL)
