@@ -88,10 +88,12 @@ def prepare(options: argparse.Namespace) -> ShardFolder:
             raise ValueError(f"{path} is the package {name}; expected are {IMAGES} and {CLIPS}1 to -4")
     folder = ShardFolder(options.out, {"packages": [name for name, _ in named]})
     write_whole(options.out / "LICENSE", lambda path: path.write_text(LICENCE))
-    _write(folder, [path for name, path in named if name.startswith(IMAGES)], "image", image_sample, IMAGES_PER_SHARD,
-        options.threads)  # fmt: skip
-    _write(folder, [path for name, path in named if name.startswith(CLIPS)], "video", clip_sample, ANIMATIONS_PER_SHARD,
-        options.threads)  # fmt: skip
+    images = [path for name, path in named if name.startswith(IMAGES)]
+    clips = [path for name, path in named if name.startswith(CLIPS)]
+    if images:
+        _write(folder, images, "image", image_sample, IMAGES_PER_SHARD, options.threads)
+    if clips:
+        _write(folder, clips, "video", clip_sample, ANIMATIONS_PER_SHARD, options.threads)
     return folder
 
 

@@ -9,6 +9,7 @@ to training as --text-encoder. Images are shuffled over the shards, in the same 
 """
 
 import argparse
+import hashlib
 import itertools
 import os
 import re
@@ -53,8 +54,13 @@ def prepare(options: argparse.Namespace) -> ShardFolder:
     items = keyed(pictures(root, classes), root)
     if not items:
         raise ValueError(f"the folders of {root} have no images ({', '.join(SUFFIXES)})")
-    settings = {"images": len(items), "classes": names, "size": options.size}
-    folder = ShardFolder(options.out, settings | {"images-per-shard": options.images_per_shard})
+    listed = "\n".join([*names, *(key for key, _ in items)])
+    settings = {
+        "images": f"{len(items)} {hashlib.sha256(listed.encode()).hexdigest()[:16]}",
+        "size": options.size,
+        "images-per-shard": options.images_per_shard,
+    }
+    folder = ShardFolder(options.out, settings)
     write_whole(options.out / "classes.txt", lambda path: path.write_text("".join(f"{name}\n" for name in names)))
 
     def make(picture: Picture) -> Files:

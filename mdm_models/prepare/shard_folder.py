@@ -169,7 +169,7 @@ class _OpenShard:
         self.spool.close()
 
     def _write_tar(self, path: Path) -> None:
-        with path.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0, format="GNU_FORMAT") as tar:
+        with path.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
             for position in sorted(self.places):
                 tar.write({"__key__": self.keys[position]} | {s: self._read(*p) for s, *p in self.places[position]})
 

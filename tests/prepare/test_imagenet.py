@@ -78,6 +78,14 @@ def test_a_corrupt_file_is_skipped_and_named(tmp_path):
     assert report["skipped"]["not an image"][0][0] == "n02_3"
 
 
+def test_a_folder_with_other_images_needs_another_out(tmp_path, capsys):
+    root = tree(tmp_path / "train")
+    assert prepare(root, tmp_path / "out") == 0
+    (root / "n02" / "n02_3.JPEG").rename(root / "n02" / "n02_4.JPEG")
+    assert prepare(root, tmp_path / "out") == 2
+    assert "choose another --out" in capsys.readouterr().err
+
+
 def test_files_of_one_name_get_keys_of_their_own(tmp_path):
     for path in ("cat/1.jpg", "cat/1.png", "dog/1.jpg", "dog/sub/1.jpg", "dog/a.b c.jpg"):
         (tmp_path / "pets" / path).parent.mkdir(parents=True, exist_ok=True)
