@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mdm_models.evaluation.extractors import load_extractor, needing
+from mdm_models.evaluation.extractors import load_extractor
+from mdm_models.evaluation.features import needing
 
 if TYPE_CHECKING:  # seconds to import, which a run without them need not wait for
     from mdm_models.evaluation.clip_score import ClipScore

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from mdm_models.evaluation.extractors import FeatureExtractor
+from mdm_models.evaluation.features import FeatureExtractor
 from mdm_models.files import one_line, write_whole
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mdm_models.evaluation.extractors import FeatureExtractor, needing
+from mdm_models.evaluation.features import FeatureExtractor, needing
 
 POOLED = 2048  # width of the last pooling layer, whose features are compared
 

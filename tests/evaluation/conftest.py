@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mdm_models.evaluation.extractors import FeatureExtractor
+from mdm_models.evaluation.features import FeatureExtractor
 
 
 class Colours(FeatureExtractor):
