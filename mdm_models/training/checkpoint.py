@@ -7,6 +7,7 @@ number of processes can go on from it, whatever number wrote it; one process can
 """
 
 import contextlib
+import json
 import re
 import shutil
 import warnings
@@ -51,10 +52,12 @@ class Checkpoints:
 
     The state is a dict of "model", "optimizer", "ema" and "counters": nested dicts and lists of tensors, plain or
     DTensors, and of numbers and strings. Plain tensors are the same on all processes, which share the writing of them.
+    While a checkpoint is written, a process keeps a copy of its share in main memory; the disk must hold `keep` + 1.
     """
 
     def __init__(self, run: Path, identity: dict, keep: int, place: Place):
-        self.run, self.identity, self.keep, self.place = run, identity, keep, place
+        self.run, self.keep, self.place = run, keep, place
+        self.identity = json.loads(json.dumps(identity))  # as it comes back from the disk, with lists for tuples
         # of its own, so that what the thread sends is not mixed up with what a training step sends
         self._group = dist.new_group(backend="gloo") if place.world > 1 else None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -104,7 +107,7 @@ class Checkpoints:
             )
         except CheckpointException as error:
             raise CheckpointError(
-                f"checkpoint {path}, written with torch {manifest['torch']}, does not fit: {_reason(error)}"
+                f"checkpoint {path}, written with torch {manifest.get('torch')}, does not fit: {_reason(error)}"
             ) from None
         self._on_disk = _step(path)
         return True
@@ -235,13 +238,10 @@ def _check_identity(path: Path, saved: dict, ours: dict) -> None:
 
 
 def _flat(values: dict, prefix: str = "") -> dict:
-    """Nested dicts as one, {"unet": {"inner": {"channels": …}}} → {"unet.inner.channels": …}, and tuples as lists."""
+    """Nested dicts as one: {"unet": {"inner": {"channels": …}}} → {"unet.inner.channels": …}."""
     flat = {}
     for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
 
 

@@ -17,7 +17,7 @@ from mdm_models.training.checkpoint_staging import _owners, staged
 from mdm_models.training.distributed import Place
 from mdm_models.training.errors import CheckpointError
 
-IDENTITY = {"name": "small", "unet": {"channels": (32, 64), "inner": {"channels": (32,)}}}
+IDENTITY = {"name": "small", "unet": {"channels": (32, 64), "inner": {"channels": (32,)}, "pairs": ((1, 2),)}}
 ALONE = Place(0, 1, torch.device("cpu"))
 
 
@@ -197,7 +197,7 @@ def test_a_run_with_only_damaged_ones_does_not_start_over(tmp_path):
 
 def test_a_checkpoint_of_another_model_is_refused_naming_both(tmp_path):
     save(tmp_path, 1)
-    other = {"name": "large", "unet": {"channels": [32, 64], "inner": {"channels": [64]}}}
+    other = {"name": "large", "unet": IDENTITY["unet"] | {"inner": {"channels": [64]}}}
     with pytest.raises(CheckpointError, match=r"small.*large.*unet\.inner\.channels is \[32\] there, \[64\] here") as e:
         checkpoints(tmp_path, identity=other).load_newest(state(0))
     assert "\n" not in str(e.value)
