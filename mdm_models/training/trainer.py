@@ -8,7 +8,6 @@ from pathlib import Path
 
 from mdm_models.config import UNetConfig
 from mdm_models.pipeline import PIPELINE_FILE
-from mdm_models.text import PrecomputedText
 from mdm_models.training.checkpoint import Checkpoints, list_steps
 from mdm_models.training.config import TrainConfig, chunks_of, plan
 from mdm_models.training.data import SampleStream, batches, split
@@ -23,7 +22,7 @@ from mdm_models.training.logbook import Logbook
 from mdm_models.training.parallel import set_determinism
 from mdm_models.training.preview import Preview
 from mdm_models.training.profiler import profiling
-from mdm_models.training.reader import SampleReader
+from mdm_models.training.reader import SampleReader, prompts_for
 from mdm_models.training.shards import ShardedSamples, open_shards
 from mdm_models.training.throughput import Throughput
 
@@ -42,7 +41,7 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
         planned = plan(config, architecture, encoder.width)
         samples = ShardedSamples(open_shards(config.data))
         training, validation = split(samples, config.data.holdout)
-        reader = SampleReader(samples, config.data, name_prompts=isinstance(encoder, PrecomputedText))
+        reader = SampleReader(samples, config.data, prompts_for(encoder))
         evaluation = Evaluation.of(config, reader, validation, place)
 
         stage = "" if list_steps(run) else config.model.init_from
@@ -71,6 +70,8 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
                 preview = Preview.first_of(reader, itertools.chain(validation, training), output.sample_count)
         profiler = files.enter_context(profiling(config, run, place))
         throughput = Throughput.of(config, planned, place)
+        if log:
+            log.say(str(throughput))
 
         interval = Interval(throughput)
         begun_at, stopping = learner.step, False

@@ -1,7 +1,6 @@
 """Training steps in a process of their own: prints the bytes that a step takes at the most, beyond those of a step of
 one sample, first with and then without recomputing activations, which takes more."""
 
-import dataclasses
 import resource
 from pathlib import Path
 
@@ -25,15 +24,19 @@ def configured(recompute: bool) -> TrainConfig:
     return changed(config, frames=1, size=SIZE, batch_size=BATCH, checkpoint_activations=recompute)
 
 
-def measured(recompute: bool) -> int:
+def make_step(recompute: bool, batch: int) -> None:
     config = configured(recompute)
     learner = Learner(config, IMAGE_MODEL, open_encoder(config.model, seed=0, device=CPU), Place(0, 1, CPU))
-    whole = Batch(torch.zeros(BATCH, 3, 1, SIZE, SIZE, dtype=torch.uint8), ["a cat"] * BATCH, [])
-    learner.learn([dataclasses.replace(whole, images=whole.images[:1], captions=whole.captions[:1])])
+    learner.learn([Batch(torch.zeros(batch, 3, 1, SIZE, SIZE, dtype=torch.uint8), ["a cat"] * batch, [])])
+
+
+def main() -> None:
+    make_step(recompute=True, batch=1)
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    learner.learn([whole])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    for recompute in (True, False):
+        make_step(recompute, BATCH)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
 
 
 if __name__ == "__main__":
-    print(measured(recompute=True), measured(recompute=False))
+    main()
