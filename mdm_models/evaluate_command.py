@@ -34,12 +34,11 @@ from mdm_models.files import one_line, write_whole
 from mdm_models.pictures import Clip, to_pictures
 from mdm_models.pipeline import PIPELINE_FILE, Pipeline
 from mdm_models.sample_command import DTYPES
-from mdm_models.text import PrecomputedText
 from mdm_models.training.config import DataConfig
 from mdm_models.training.data import split
 from mdm_models.training.distributed import Place, joined
 from mdm_models.training.errors import TrainingError
-from mdm_models.training.reader import SampleReader
+from mdm_models.training.reader import SampleReader, prompts_for
 from mdm_models.training.shards import ShardedSamples, open_shards
 
 
@@ -138,7 +137,7 @@ def _held_out(options: argparse.Namespace, pipeline: Pipeline, place: Place) -> 
         holdout=options.holdout,
     )
     samples = ShardedSamples(open_shards(config))
-    reader = SampleReader(samples, config, name_prompts=isinstance(pipeline.text_encoder, PrecomputedText))
+    reader = SampleReader(samples, config, prompts_for(pipeline.text_encoder))
     training, validation = split(samples, 0 if options.all else options.holdout)
     indices = training if options.all else validation
     if not len(indices):

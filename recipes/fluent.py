@@ -3,11 +3,11 @@
     mdm prepare fluent-emoji --out data/fluent
     python recipes/fluent.py --data data/fluent/fluent-image-*.tar --out runs/fluent
 
-trains, for every seed, a UNet at 16², then at 32² around it, then at 64² around both; and beside it a plain UNet at
-64² of as many parameters, for more steps at 64² and longer in all. Both are sampled as they learn, at 64², from
-captions held out of training; comparison.json and comparison.png tell how far the samples are from the held-out
-images. The same command again goes on where it was stopped. About 40 minutes of one CPU core a seed; --scale gpu is the
-same at 64², 128² and 256² with wider networks.
+trains, for every seed, a UNet at 8², then at 16² around it, then at 32² around both; and beside it a plain UNet at 32²
+of as many parameters, for more steps at 32². Both are sampled as they learn, at 32², from captions held out of
+training; comparison.json and comparison.png tell how far the samples are from the held-out images, and how well both
+predict these. The same command again goes on where it was stopped. About half an hour of one CPU core a seed; --scale
+gpu is the same at 64², 128² and 256² with wider networks.
 """
 
 import json
@@ -24,6 +24,7 @@ from mdm_models.training.config import (
     DataConfig,
     EvaluationConfig,
     ModelConfig,
+    ObjectiveConfig,
     OptimizerConfig,
     OutputConfig,
     SystemConfig,
@@ -35,6 +36,7 @@ from mdm_models.training.trainer import train
 TEXT_WIDTH = 64
 EXTRACTOR = "efficientnet-lite0"  # comes with a package, so that it needs no network; its distances are not FID
 DISTANCE = "frechet_efficientnet_lite0"
+LOSS = "validation_loss_0"  # of the highest level
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Comparison:
         Literal["both", "nested", "plain"],
         tyro.conf.arg(help="what to train: two processes can share the work; the result shows all that is there"),
     ] = "both"
-    scale: Annotated[Literal["cpu", "gpu"], tyro.conf.arg(help="16² to 64², or 64² to 256² and wider networks")] = "cpu"
+    scale: Annotated[Literal["cpu", "gpu"], tyro.conf.arg(help="8² to 32², or 64² to 256² and wider networks")] = "cpu"
 
 
 def nested_stages(scale: str) -> list[Stage]:
@@ -70,10 +72,10 @@ def nested_stages(scale: str) -> list[Stage]:
     middle = _unet(width, (32, 64), (1, 1), inner=inner)
     outer = _unet(width, (16, 32), (1, 1), inner=middle)
     more = 1 if scale == "cpu" else 10
-    return [
-        Stage("1", inner, size, 2 * batch, 500 * more),
-        Stage("2", middle, 2 * size, batch, 500 * more),
-        Stage("3", outer, 4 * size, batch, 600 * more, evaluate_every=150 * more),
+    return [  # larger batches where a sample costs less
+        Stage("1", inner, size, 4 * batch, 300 * more),
+        Stage("2", middle, 2 * size, 2 * batch, 300 * more),
+        Stage("3", outer, 4 * size, batch, 900 * more, evaluate_every=300 * more),
     ]
 
 
@@ -109,6 +111,7 @@ def settings(comparison: Comparison, stage: Stage, seed: int, before: Path | Non
         data=DataConfig(comparison.data, size=stage.size, holdout=0.1, workers=0 if comparison.scale == "cpu" else 8),
         model=ModelConfig(stage.name, text_width=TEXT_WIDTH, init_from=str(before) if before else ""),
         optimizer=OptimizerConfig(batch_size=stage.batch, steps=stage.steps, lr=1e-3, warmup=50, ema_decay=0.995),
+        objective=ObjectiveConfig(unshifted_size=plain_stage(comparison.scale).size),  # both arms see the same noise
         system=SystemConfig(seed=seed),
         evaluation=EvaluationConfig(
             evaluate_every=stage.evaluate_every, evaluate_samples=256, feature_extractor=EXTRACTOR
@@ -173,7 +176,7 @@ def _curves(comparison: Comparison, stage: Stage, seconds: dict[str, float]) -> 
     curves = {}
     for seed in comparison.seeds:
         evaluations = [r for r in _log(comparison, stage, seed) if r["kind"] == "evaluation"]
-        curves[str(seed)] = [{"step": r["step"], DISTANCE: r[DISTANCE]} for r in evaluations]
+        curves[str(seed)] = [{name: r[name] for name in ("step", DISTANCE, LOSS)} for r in evaluations]
     return {"step_seconds": seconds[stage.name], "batch": stage.batch, "seeds": curves}
 
 
@@ -189,30 +192,31 @@ def _log(comparison: Comparison, stage: Stage, seed: int) -> list[dict]:
 
 
 def draw(result: dict, path: Path) -> None:
-    """Distance against training time, and against steps at the top resolution; a line a seed."""
+    """Distance and loss against steps at the top resolution, and against training time; a line a seed."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (by_time, by_steps) = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    for arm, colour in (("nested", "tab:blue"), ("plain", "tab:orange")):
+    figure, panels = pyplot.subplots(2, 2, figsize=(10, 7), sharex="col", sharey="row", layout="constrained")
+    for arm, label, colour in (("nested", "three nested stages", "tab:blue"), ("plain", "plain UNet", "tab:orange")):
         curves = result[arm]
-        label = {"nested": "three nested stages", "plain": "plain UNet"}[arm]
         for number, points in enumerate(curves["seeds"].values()):
             steps = [point["step"] for point in points]
             minutes = [(curves["seconds_before"] + step * curves["step_seconds"]) / 60 for step in steps]
-            distances = [point[DISTANCE] for point in points]
             style = {"color": colour, "marker": "o", "markersize": 3, "label": None if number else label}
-            by_time.plot(minutes, distances, **style)
-            by_steps.plot(steps, distances, **style)
+            for row, quantity in zip(panels, (DISTANCE, LOSS), strict=True):
+                values = [point[quantity] for point in points]
+                row[0].plot(steps, values, **style)
+                row[1].plot(minutes, values, **style)
     size = result["size"]
-    by_time.set(xlabel="training time, all stages (minutes)", ylabel="Fréchet distance, EfficientNet-lite0 (not FID)")
-    by_steps.set(xlabel=f"steps at {size}²")
-    by_time.legend()
-    for axes in (by_time, by_steps):
+    panels[0, 0].set_ylabel("Fréchet distance, EfficientNet-lite0 (not FID)")
+    panels[1, 0].set_ylabel(f"validation loss at {size}²")
+    panels[1, 0].set_xlabel(f"steps at {size}²")
+    panels[1, 1].set_xlabel("training time of all stages (minutes)")
+    panels[0, 0].legend()
+    for axes in panels.flat:
         axes.grid(alpha=0.3)
-        axes.set_ylim(bottom=0)
     figure.suptitle(f"Fluent Emoji at {size}²: samples against held-out images, a line a seed")
     figure.savefig(path, dpi=120)
 

@@ -7,7 +7,7 @@
 A sample's class is the number in KEY.cls. --text-encoder IMAGENET/classes.txt gives the classes names, to sample by,
 and tells how many there are; --preset tiny takes any such folder of shards on a CPU. The same command again continues a
 run. Every option after --preset replaces a value of the preset. The batch size is that of all processes together;
-micro_batch is what goes through one of them at once.
+micro_batch is what goes through one of them at once, chosen for 80 GB.
 """
 
 import sys
@@ -15,6 +15,7 @@ import sys
 from mdm_models.training.command import main
 from mdm_models.training.config import (
     DataConfig,
+    EvaluationConfig,
     ModelConfig,
     OptimizerConfig,
     OutputConfig,
@@ -29,7 +30,8 @@ def stage_64(shards: tuple[str, ...], out: str) -> TrainConfig:
         out,
         DataConfig(shards, size=64, flip=True),
         ModelConfig("mdm_c2i_64", text_encoder="classes:1000"),
-        optimizer=OptimizerConfig(batch_size=512, micro_batch=32, steps=300_000),
+        optimizer=OptimizerConfig(batch_size=512, micro_batch=64, steps=300_000),
+        evaluation=EvaluationConfig(evaluate_every=10_000),
         output=OutputConfig(log_every=100, save_every=5_000, sample_every=10_000),
     )
 
@@ -37,7 +39,7 @@ def stage_64(shards: tuple[str, ...], out: str) -> TrainConfig:
 def stage_256(shards: tuple[str, ...], out: str) -> TrainConfig:
     """Stage two, 256² around stage one: batch 256, 500 000 steps."""
     stage = changed(stage_64(shards, out), model="mdm_c2i_256", size=256)
-    return changed(stage, batch_size=256, micro_batch=16, steps=500_000)
+    return changed(stage, batch_size=256, micro_batch=32, steps=500_000)
 
 
 def tiny(shards: tuple[str, ...], out: str) -> TrainConfig:

@@ -58,7 +58,7 @@ class HeldOut(Dataset):
         if isinstance(found, Skip):
             return None
         image, prompt = found
-        return image, caption_of(self.reader.samples[index]) if self.reader.name_prompts else prompt, prompt
+        return image, caption_of(self.reader.samples[index]) if self.reader.prompts == "name" else prompt, prompt
 
     def batches(self, workers: int) -> Iterator[HeldOutBatch]:
         """This rank's share, decoded by so many processes; 0: by this one."""

@@ -3,9 +3,11 @@
 import json
 import tarfile
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
+from mdm_models.text import ClassLabels, PrecomputedText, TextEncoder
 from mdm_models.text.precomputed import prompt_for
 from mdm_models.training.config import DataConfig
 from mdm_models.training.locations import UnreachableError
@@ -47,16 +49,29 @@ def caption_of(sample: dict) -> str:
     return caption
 
 
+def class_of(sample: dict) -> str:
+    """The number in KEY.cls, or, without that file, the caption, which may name the class. Raises BadSample."""
+    return caption_of({"cls": sample["cls"]} if "cls" in sample else sample)
+
+
+Prompts = Literal["caption", "class", "name"]
+"""what stands for a sample's text: its caption, its class, or the name under which its features were precomputed"""
+
+
+def prompts_for(encoder: TextEncoder | None) -> Prompts:
+    """What a text encoder reads."""
+    if isinstance(encoder, PrecomputedText):
+        return "name"
+    return "class" if isinstance(encoder, ClassLabels) else "caption"
+
+
 @dataclass(frozen=True)
 class SampleReader:
-    """Reads samples by their number, at the size that `config` asks for.
-
-    name_prompts: give the name under which `mdm precompute` filed a sample's text features in place of its caption.
-    """
+    """Reads samples by their number, at the size that `config` asks for."""
 
     samples: ShardedSamples
     config: DataConfig
-    name_prompts: bool = False
+    prompts: Prompts = "caption"
 
     def damaged(self) -> list[Skip]:
         """What is missing of the shards: those that break off or cannot be reached, and samples without a picture."""
@@ -77,8 +92,8 @@ class SampleReader:
         """
         config = self.config
         sample = self.samples[index]
-        caption = caption_of(sample)
-        if self.name_prompts:
+        caption = class_of(sample) if self.prompts == "class" else caption_of(sample)
+        if self.prompts == "name":
             caption = prompt_for(self.samples.shard_of(index).path, sample["__key__"])
         if start is None:
             start = 0.5 if config.clip_start == "middle" else 0.0

@@ -33,7 +33,7 @@ def shard_of(tmp_path: Path) -> Callable[..., Path]:
 
 def held_out(*shards: Path, count: int = 100, batch_size: int = 4, rank: int = 0, world: int = 1, **options) -> HeldOut:
     config = DataConfig(tuple(map(str, shards)), size=SIZE)
-    reader = SampleReader(ShardedSamples(open_shards(config)), config, options.pop("name_prompts", False))
+    reader = SampleReader(ShardedSamples(open_shards(config)), config, options.pop("prompts", "caption"))
     place = Place(rank, world, torch.device("cpu"))
     return HeldOut(reader, np.arange(len(reader.samples)), count, batch_size, place, **{"keep": False} | options)
 
@@ -97,7 +97,7 @@ def test_what_is_kept_is_not_read_again(shard_of):
 
 
 def test_prompts_may_be_the_names_of_precomputed_features(shard_of):
-    [batch] = held_out(shard_of("a.tar", 2), name_prompts=True).batches(0)
+    [batch] = held_out(shard_of("a.tar", 2), prompts="name").batches(0)
     assert batch.prompts == [f"a/{caption}" for caption in batch.captions]
 
 

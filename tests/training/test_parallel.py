@@ -20,9 +20,9 @@ PARALLEL = pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def folder(tmp_path_factory) -> Path:
     """What two processes left: ddp.pt, fsdp.pt and the models that they exported."""
     folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", ranks.__file__, folder]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*launcher, ranks.__file__, folder], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return folder
 

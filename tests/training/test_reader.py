@@ -4,18 +4,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from mdm_models.text import ClassLabels, PrecomputedText
 from mdm_models.training.config import DataConfig
 from mdm_models.training.media import BadSample, Cut
-from mdm_models.training.reader import SampleReader, Skip, caption_of
+from mdm_models.training.reader import SampleReader, Skip, caption_of, prompts_for
 from mdm_models.training.shards import ShardedSamples, open_shards
 from tests.training.conftest import PICTURE, write_shard
 
 SAMPLE = Path(__file__).parents[2] / "recipes" / "data"
 
 
-def reader_of(*shards: Path, name_prompts: bool = False, **config) -> SampleReader:
+def reader_of(*shards: Path, prompts: str = "caption", **config) -> SampleReader:
     config = DataConfig(tuple(map(str, shards)), **({"frames": 4, "size": 16} | config))
-    return SampleReader(ShardedSamples(open_shards(config)), config, name_prompts)
+    return SampleReader(ShardedSamples(open_shards(config)), config, prompts)
 
 
 def test_a_clip_begins_where_it_is_asked_to(shard_of):
@@ -36,7 +37,23 @@ def test_a_cut_is_handed_on():
 
 
 def test_prompts_may_be_the_names_of_precomputed_features(shard_of):
-    assert reader_of(shard_of("a.tar", 2), name_prompts=True).read(1)[1] == "a/a1"
+    assert reader_of(shard_of("a.tar", 2), prompts="name").read(1)[1] == "a/a1"
+
+
+def test_a_class_is_the_number_in_cls_whatever_the_caption(shard_of, clip):
+    sample = {"mp4": clip, "txt": b"tench", "cls": b"0"}
+    assert reader_of(shard_of("a.tar", 0, a=sample), prompts="class").read(0)[1] == "0"
+    assert reader_of(shard_of("b.tar", 0, a=sample)).read(0)[1] == "tench"
+
+
+def test_a_class_may_be_named_by_the_caption(shard_of, clip):
+    shard = shard_of("a.tar", 0, a={"mp4": clip, "txt": b"tench"})
+    assert reader_of(shard, prompts="class").read(0)[1] == "tench"
+
+
+def test_what_stands_for_the_text_follows_from_the_encoder():
+    precomputed = PrecomputedText.__new__(PrecomputedText)  # without its files
+    assert [prompts_for(encoder) for encoder in (ClassLabels(10), precomputed, None)] == ["class", "name", "caption"]
 
 
 def test_an_image_is_too_short_for_a_clip_model():
