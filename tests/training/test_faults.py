@@ -69,7 +69,7 @@ def test_killed_at_any_change_of_the_file_system_a_save_leaves_the_old_or_the_ne
 def test_killed_at_random_moments_a_run_keeps_what_it_had_saved(tmp_path, context):
     run, elements, moments = tmp_path / "run", 1_000_000, random.Random(0)
     saved = 0
-    for _ in range(5):
+    for _ in range(3):
         hears, tells = context.Pipe(duplex=False)
         saving = context.Process(target=processes.save_until_killed, args=(run, elements, tells))
         saving.start()
