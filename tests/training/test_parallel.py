@@ -22,7 +22,8 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launcher, ranks.__file__, folder], env=environment, capture_output=True, text=True, timeout=300)
+    command = [*launcher, ranks.__file__, folder]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return folder
 
