@@ -29,7 +29,7 @@ def stage_64(shards: tuple[str, ...], out: str) -> TrainConfig:
     return TrainConfig(
         out,
         DataConfig(shards, size=64, flip=True),
-        ModelConfig("mdm_c2i_64", text_encoder="classes:1000"),
+        ModelConfig("mdm_c2i_64", text_encoder="classes:1000", text_tokens=1),
         optimizer=OptimizerConfig(batch_size=512, micro_batch=64, steps=300_000),
         evaluation=EvaluationConfig(evaluate_every=10_000),
         output=OutputConfig(log_every=100, save_every=5_000, sample_every=10_000),
@@ -47,7 +47,7 @@ def tiny(shards: tuple[str, ...], out: str) -> TrainConfig:
     return TrainConfig(
         out,
         DataConfig(shards, size=32, flip=True, workers=1),
-        ModelConfig("mdm_t2i_tiny", text_encoder="classes:1000"),
+        ModelConfig("mdm_t2i_tiny", text_encoder="classes:1000", text_tokens=1),
         optimizer=OptimizerConfig(batch_size=16, steps=600, lr=1e-3, warmup=50, ema_decay=0.995),
         output=OutputConfig(save_every=200, sample_every=200, sample_steps=30),
     )
