@@ -41,7 +41,7 @@ gpu: ## On a machine with a GPU: its tests, then the benchmarks of ops and model
 demo: $(STAMP) ## Train a small text-to-video model on real clips, sample it, and time its steps
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node=2 recipes/t2v_webvid.py --preset tiny \
 		--data recipes/data/clips-000.tar recipes/data/clips-001.tar --out runs/demo \
-		--batch-size 4 --steps 260 --sample-every 130
+		--steps 260 --sample-every 130
 	$(BIN)/python benchmarks/throughput.py --quick --json runs/demo/throughput.json
 	@echo 'Sampled clips beside real ones: runs/demo/samples/step-00000260.webp'
 

@@ -1,4 +1,4 @@
-"""The command `mdm`: sample from a saved model, convert a checkpoint, precompute text features, list models."""
+"""The command `mdm`: everything but training, for which there are recipes."""
 
 import argparse
 import sys
