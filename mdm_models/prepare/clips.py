@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import av
 
-from mdm_models.training.media import BadSample
+from mdm_models.training.media import BadSample, demuxer_of, open_container
 
 CRF = "18"  # x264's constant rate factor: hardly told from the original
 UNKNOWN_RATE = Fraction(24)
@@ -25,13 +25,9 @@ class EncodedClip:
 
 def clip_suffix(data: bytes) -> str | None:
     """The suffix of a clip's container by its first bytes; None for what is not a clip."""
-    if data[4:8] == b"ftyp":
-        return None if data[8:12] in (b"avif", b"avis", b"heic", b"mif1") else "mp4"  # pictures in the same container
-    if data[:4] == b"\x1aE\xdf\xa3":
-        return "webm"
-    if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
-        return "avi"
-    return None
+    if data[4:12] in (b"ftypavif", b"ftypavis", b"ftypheic", b"ftypmif1"):  # pictures in an mp4's container
+        return None
+    return {"mp4": "mp4", "matroska": "webm", "avi": "avi"}.get(demuxer_of(data))
 
 
 def checked_clip(data: bytes, size: int | None = None, seconds: float | None = None) -> EncodedClip:
@@ -44,7 +40,7 @@ def checked_clip(data: bytes, size: int | None = None, seconds: float | None = N
     if suffix is None:
         raise BadSample("not a clip", f"begins with {data[:16]!r}")
     try:
-        with _opened(data, suffix) as source:
+        with open_container(data) as source:
             if not source.streams.video:
                 raise BadSample("undecodable", "no video stream")
             stream = source.streams.video[0]
@@ -63,11 +59,6 @@ def checked_clip(data: bytes, size: int | None = None, seconds: float | None = N
         raise
     except Exception as error:  # a damaged file may have no rate, no size, no first frame
         raise BadSample("undecodable", f"{type(error).__name__}: {error}") from None
-
-
-def _opened(data: bytes, suffix: str):
-    """The demuxer is named, not guessed: some that ffmpeg would guess follow links to other files."""
-    return av.open(io.BytesIO(data), format={"mp4": "mp4", "webm": "matroska", "avi": "avi"}[suffix])
 
 
 def _packets(source, stream) -> tuple[int, Fraction]:

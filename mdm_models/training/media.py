@@ -35,6 +35,26 @@ class Cut:
     mirrored: bool = False  # left to right, after cutting
 
 
+def demuxer_of(data: bytes) -> str | None:
+    """FFmpeg's name for the container of a clip, by its first bytes; None for what is not a clip."""
+    if data[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):  # old QuickTime files have no ftyp
+        return "mp4"
+    if data[:4] == b"\x1aE\xdf\xa3":
+        return "matroska"  # and WebM
+    return "avi" if data[:4] == b"RIFF" and data[8:12] == b"AVI " else None
+
+
+def open_container(data: bytes):
+    """An encoded clip, opened by PyAV. Raises BadSample for what is not a clip.
+
+    The demuxer is named, not guessed: some that FFmpeg would guess, of playlists, follow links to other files.
+    """
+    demuxer = demuxer_of(data)
+    if demuxer is None:
+        raise BadSample("undecodable", f"not an mp4, QuickTime, WebM, Matroska or AVI file: begins with {data[:16]!r}")
+    return av.open(io.BytesIO(data), format=demuxer)
+
+
 def decode_clip(
     data: bytes, frames: int, frame_rate: float, size: int, start: float = 0.0, cut: Cut | None = None
 ) -> Tensor:
@@ -44,7 +64,7 @@ def decode_clip(
     Only the part of the clip that is wanted is decoded, from the key frame before it. Raises BadSample.
     """
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with open_container(data) as container:
             if not container.streams.video:
                 raise BadSample("undecodable", "no video stream")
             pictures = _pictures(container, frames, frame_rate, size, start)

@@ -107,6 +107,14 @@ def test_a_bad_clip_says_why(clip, make, reason):
     assert bad.value.reason == reason
 
 
+def test_a_playlist_is_not_followed(clip, tmp_path):
+    (tmp_path / "a.mp4").write_bytes(clip)
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:{tmp_path}/a.mp4\n#EXT-X-ENDLIST\n"
+    with pytest.raises(BadSample) as bad:
+        decode_clip(playlist.encode(), frames=4, frame_rate=8, size=16)
+    assert "not an mp4" in bad.value.detail
+
+
 def test_ten_frames_are_just_enough(clip):
     assert frames_of(decode_clip(encode_clip(frames=10), 4, 8, 16)) == [0, 3, 6, 9]
 
