@@ -10,14 +10,13 @@ predict these. The same command again goes on where it was stopped. About half a
 gpu is the same at 64², 128² and 256² with wider networks.
 """
 
-import json
-import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+from fluent_report import Logged, Results, write_report
 
 from mdm_models.config import UNetConfig
 from mdm_models.training.config import (
@@ -32,11 +31,10 @@ from mdm_models.training.config import (
 )
 from mdm_models.training.errors import TrainingError
 from mdm_models.training.trainer import train
+from mdm_models.unet import empty_model
 
 TEXT_WIDTH = 64
 EXTRACTOR = "efficientnet-lite0"  # comes with a package, so that it needs no network; its distances are not FID
-DISTANCE = "frechet_efficientnet_lite0"
-LOSS = "validation_loss_0"  # of the highest level
 
 
 @dataclass(frozen=True)
@@ -65,27 +63,21 @@ class Comparison:
     scale: Annotated[Literal["cpu", "gpu"], tyro.conf.arg(help="8² to 32², or 64² to 256² and wider networks")] = "cpu"
 
 
-def nested_stages(scale: str) -> list[Stage]:
-    """The three stages; outer levels are narrow, as the paper's are."""
+def arms(scale: str) -> dict[str, list[Stage]]:
+    """The stages of each arm. Outer levels are narrow, as the paper's are; the plain UNet has the same widths at the
+    same resolutions, and 2 % more parameters."""
     width, size, batch = (1, 8, 16) if scale == "cpu" else (4, 64, 64)
     inner = _unet(width, (64, 96), (1, 1), text=True)
     middle = _unet(width, (32, 64), (1, 1), inner=inner)
     outer = _unet(width, (16, 32), (1, 1), inner=middle)
     more = 1 if scale == "cpu" else 10
-    return [  # larger batches where a sample costs less
+    nested = [  # larger batches where a sample costs less
         Stage("1", inner, size, 4 * batch, 300 * more),
         Stage("2", middle, 2 * size, 2 * batch, 300 * more),
         Stage("3", outer, 4 * size, batch, 900 * more, evaluate_every=300 * more),
     ]
-
-
-def plain_stage(scale: str) -> Stage:
-    """A UNet with the same widths at the same resolutions, and 2 % more parameters than the nested one."""
-    width, size, batch = (1, 32, 16) if scale == "cpu" else (4, 256, 64)
-    more = 1 if scale == "cpu" else 10
-    return Stage(
-        "plain", _unet(width, (16, 32, 64, 96), (1, 1, 1, 2), text=True), size, batch, 1500 * more, 300 * more
-    )
+    plain = _unet(width, (16, 32, 64, 96), (1, 1, 1, 2), text=True)
+    return {"nested": nested, "plain": [Stage("plain", plain, 4 * size, batch, 1500 * more, 300 * more)]}
 
 
 def _unet(
@@ -111,7 +103,7 @@ def settings(comparison: Comparison, stage: Stage, seed: int, before: Path | Non
         data=DataConfig(comparison.data, size=stage.size, holdout=0.1, workers=0 if comparison.scale == "cpu" else 8),
         model=ModelConfig(stage.name, text_width=TEXT_WIDTH, init_from=str(before) if before else ""),
         optimizer=OptimizerConfig(batch_size=stage.batch, steps=stage.steps, lr=1e-3, warmup=50, ema_decay=0.995),
-        objective=ObjectiveConfig(unshifted_size=plain_stage(comparison.scale).size),  # both arms see the same noise
+        objective=ObjectiveConfig(unshifted_size=arms(comparison.scale)["plain"][0].size),  # where both see the same noise
         system=SystemConfig(seed=seed),
         evaluation=EvaluationConfig(
             evaluate_every=stage.evaluate_every, evaluate_samples=256, feature_extractor=EXTRACTOR
@@ -128,97 +120,25 @@ def folder(comparison: Comparison, stage: Stage, seed: int) -> Path:
 
 def run(comparison: Comparison) -> None:
     for seed in comparison.seeds:
-        if comparison.arms != "plain":
+        for arm, stages in arms(comparison.scale).items():
             before = None
-            for stage in nested_stages(comparison.scale):
+            for stage in stages if comparison.arms in ("both", arm) else []:
                 before = train(settings(comparison, stage, seed, before), stage.architecture)
-        if comparison.arms != "nested":
-            stage = plain_stage(comparison.scale)
-            train(settings(comparison, stage, seed, None), stage.architecture)
-    result = collect(comparison)
-    path = Path(comparison.out) / "comparison.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    draw(result, path.with_suffix(".png"))
-    print(f"{path} and {path.with_suffix('.png')} have the result")
+    results = [
+        Results(arm, [Logged(s.name, s.size, _logs(comparison, s)) for s in stages], _parameters(stages[-1]))
+        for arm, stages in arms(comparison.scale).items()
+    ]
+    write_report(results, Path(comparison.out))
 
 
-def collect(comparison: Comparison) -> dict:
-    """What the logs say: for each arm, seconds of training before its top resolution, seconds a step there, and by seed
-    the distances at its evaluations.
-
-    Seconds are steps times the median time of a step in all logs of the stage, so that what else the machine did at a
-    time does not count.
-    """
-    stages, plain = nested_stages(comparison.scale), plain_stage(comparison.scale)
-    tops = {"nested": stages[-1], "plain": plain}
-    seconds = {stage.name: _step_seconds(comparison, stage) for stage in [*stages, plain]}
-    before = sum(stage.steps * seconds[stage.name] for stage in stages[:-1] if seconds[stage.name])
-    return {
-        "distance": DISTANCE,
-        "size": plain.size,
-        "parameters": {name: _parameters(stage.architecture) for name, stage in tops.items()},
-        "nested": {"seconds_before": before} | _curves(comparison, stages[-1], seconds),
-        "plain": {"seconds_before": 0.0} | _curves(comparison, plain, seconds),
-        "stages": [
-            {"name": s.name, "size": s.size, "batch": s.batch, "steps": s.steps, "step_seconds": seconds[s.name]}
-            for s in [*stages, plain]
-        ],
-    }
+def _logs(comparison: Comparison, stage: Stage) -> dict[int, Path]:
+    """The log of a stage by seed, of those that are there."""
+    logs = {seed: folder(comparison, stage, seed) / "log.jsonl" for seed in comparison.seeds}
+    return {seed: path for seed, path in logs.items() if path.exists()}
 
 
-def _parameters(architecture: UNetConfig) -> int:
-    from mdm_models.unet import empty_model
-
-    return sum(parameter.numel() for parameter in empty_model(architecture).parameters())
-
-
-def _curves(comparison: Comparison, stage: Stage, seconds: dict[str, float]) -> dict:
-    curves = {}
-    for seed in comparison.seeds:
-        evaluations = [r for r in _log(comparison, stage, seed) if r["kind"] == "evaluation"]
-        curves[str(seed)] = [{name: r[name] for name in ("step", DISTANCE, LOSS)} for r in evaluations]
-    return {"step_seconds": seconds[stage.name], "batch": stage.batch, "seeds": curves}
-
-
-def _step_seconds(comparison: Comparison, stage: Stage) -> float:
-    """Median over the log records of all seeds; 0 if there are none."""
-    records = [r for seed in comparison.seeds for r in _log(comparison, stage, seed) if r["kind"] == "training"]
-    return statistics.median(r["step_seconds"] for r in records) if records else 0.0
-
-
-def _log(comparison: Comparison, stage: Stage, seed: int) -> list[dict]:
-    path = folder(comparison, stage, seed) / "log.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def draw(result: dict, path: Path) -> None:
-    """Distance and loss against steps at the top resolution, and against training time; a line a seed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(2, 2, figsize=(10, 7), sharex="col", sharey="row", layout="constrained")
-    for arm, label, colour in (("nested", "three nested stages", "tab:blue"), ("plain", "plain UNet", "tab:orange")):
-        curves = result[arm]
-        for number, points in enumerate(curves["seeds"].values()):
-            steps = [point["step"] for point in points]
-            minutes = [(curves["seconds_before"] + step * curves["step_seconds"]) / 60 for step in steps]
-            style = {"color": colour, "marker": "o", "markersize": 3, "label": None if number else label}
-            for row, quantity in zip(panels, (DISTANCE, LOSS), strict=True):
-                values = [point[quantity] for point in points]
-                row[0].plot(steps, values, **style)
-                row[1].plot(minutes, values, **style)
-    size = result["size"]
-    panels[0, 0].set_ylabel("Fréchet distance, EfficientNet-lite0 (not FID)")
-    panels[1, 0].set_ylabel(f"validation loss at {size}²")
-    panels[1, 0].set_xlabel(f"steps at {size}²")
-    panels[1, 1].set_xlabel("training time of all stages (minutes)")
-    panels[0, 0].legend()
-    for axes in panels.flat:
-        axes.grid(alpha=0.3)
-    figure.suptitle(f"Fluent Emoji at {size}²: samples against held-out images, a line a seed")
-    figure.savefig(path, dpi=120)
+def _parameters(stage: Stage) -> int:
+    return sum(parameter.numel() for parameter in empty_model(stage.architecture).parameters())
 
 
 def main() -> int:
