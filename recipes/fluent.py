@@ -103,7 +103,7 @@ def settings(comparison: Comparison, stage: Stage, seed: int, before: Path | Non
         data=DataConfig(comparison.data, size=stage.size, holdout=0.1, workers=0 if comparison.scale == "cpu" else 8),
         model=ModelConfig(stage.name, text_width=TEXT_WIDTH, init_from=str(before) if before else ""),
         optimizer=OptimizerConfig(batch_size=stage.batch, steps=stage.steps, lr=1e-3, warmup=50, ema_decay=0.995),
-        objective=ObjectiveConfig(unshifted_size=arms(comparison.scale)["plain"][0].size),  # where both see the same noise
+        objective=ObjectiveConfig(unshifted_size=arms(comparison.scale)["plain"][0].size),  # where noise is equal
         system=SystemConfig(seed=seed),
         evaluation=EvaluationConfig(
             evaluate_every=stage.evaluate_every, evaluate_samples=256, feature_extractor=EXTRACTOR
