@@ -23,7 +23,7 @@ from mdm_models.diffusion.times import continuous_times, discrete_times, logit_n
 from mdm_models.pipeline import Pipeline, PipelineConfig
 from mdm_models.text import PrecomputedText, TextEncoder, TransformerTextEncoder
 from mdm_models.training.checkpoint import Checkpoints
-from mdm_models.training.config import TrainConfig
+from mdm_models.training.config import OptimizerConfig, TrainConfig
 from mdm_models.training.data import Batch, to_unit_range
 from mdm_models.training.denoiser import CaptionReader, initial_model
 from mdm_models.training.distributed import Place
@@ -32,6 +32,7 @@ from mdm_models.training.errors import TrainingError
 from mdm_models.training.parallel import accumulating, parallelise
 from mdm_models.unet import empty_model
 
+NOISE, TIME = 4, 5  # what random numbers are for, beside 0 to 3 of the data's: no two uses draw the same ones
 TIMES = {"discrete": discrete_times, "continuous": continuous_times, "logit_normal": logit_normal_times}
 
 
@@ -72,11 +73,8 @@ class Learner:
         self.captions = CaptionReader(encoder, place.device)
         self.model = initial_model(architecture, encoder, config.system.seed, stage, place.device)
         self.parallel = parallelise(self.model, config.system, place)
-        adam = config.optimizer
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=adam.lr, betas=(adam.beta1, adam.beta2), eps=adam.eps, fused=True
-        )
-        self.ema = make_averages(self.model, adam)
+        self.optimizer = _adam(self.model, config.optimizer)
+        self.ema = make_averages(self.model, config.optimizer)
         self.diffusion = self._objective(config.objective.level_weights or None)
         levels = range(len(architecture.levels))
         self.one_level = [self._objective([float(i == level) for i in levels]) for level in levels]
@@ -137,22 +135,24 @@ class Learner:
 
         Noise, times and dropout follow from (seed, step, number) alone, whichever process computes the chunk.
         """
-        dropout, noise = np.random.SeedSequence((self.config.system.seed, self.step, number)).generate_state(2)
-        torch.manual_seed(int(dropout))
+        entropy = self.config.system.seed, NOISE, self.step, number
+        dropout, noise = np.random.SeedSequence(entropy).generate_state(2, np.uint64).tolist()
+        noise >>= 1  # the kernels take 63 bits
+        torch.manual_seed(dropout)
         images = to_unit_range(chunk.images.to(self.place.device, non_blocking=True))
         if not self.architecture.is_video:
             images = images.squeeze(2)
         if self.config.system.channels_last:
             images = channels_last(images)
-        time = self._times(len(images), number).to(self.place.device)
-        x = self.diffusion.add_noise(images, time, self.architecture.strides, seed=int(noise))
+        time = self._times(len(images), number).to(self.place.device, non_blocking=True)
+        x = self.diffusion.add_noise(images, time, self.architecture.strides, seed=noise)
         x = [level[:rows] for level, rows in zip(x, self.level_rows(len(images)), strict=True)]
         with self.autocast():
             predictions = self.parallel(x, time, self.captions.read(chunk.captions))
-        losses = [self.diffusion.per_sample_loss(predictions, images, time, seed=int(noise)).mean()]
+        losses = [self.diffusion.per_sample_loss(predictions, images, time, seed=noise).mean()]
         if measure_levels:
             detached = [prediction.detach() for prediction in predictions]
-            losses += [d.per_sample_loss(detached, images, time, seed=int(noise)).mean() for d in self.one_level]
+            losses += [d.per_sample_loss(detached, images, time, seed=noise).mean() for d in self.one_level]
         return losses
 
     def level_rows(self, count: int) -> list[int]:
@@ -162,7 +162,7 @@ class Learner:
     def _times(self, count: int, number: int) -> Tensor:
         """(count,) times of a chunk; those of a whole step are spread evenly, which makes the loss less noisy (Kingma
         et al., "Variational Diffusion Models", 2021, appendix I.1), and dealt to its samples at random."""
-        draw = np.random.default_rng((self.config.system.seed, self.step))
+        draw = np.random.default_rng((self.config.system.seed, TIME, self.step))
         total = self.config.optimizer.batch_size
         places = draw.permutation(total)[number * count : (number + 1) * count]
         fractions = torch.from_numpy((draw.random() + places / total) % 1)
@@ -250,6 +250,17 @@ class Learner:
             guidance_scale=self.config.output.guidance_scale,
             frame_rate=self.config.data.frame_rate,
         )
+
+
+def _adam(model: nn.Module, config: OptimizerConfig) -> torch.optim.Adam:
+    """Adam whose moments are there from the beginning, so that a checkpoint of any step has them."""
+    adam = torch.optim.Adam(
+        model.parameters(), lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+    )
+    get_optimizer_state_dict(model, adam)  # makes them, by a step that changes no weight but is counted
+    for state in adam.state.values():
+        state["step"].zero_()
+    return adam
 
 
 def channels_last(images: Tensor) -> Tensor:

@@ -45,9 +45,9 @@ def halves(batch: Batch) -> list[Batch]:
 
 
 def test_the_loss_falls(learner_of):
-    learner = learner_of(lr=3e-3, batch_size=8)
-    white = Batch(torch.full((8, 3, 4, 16, 16), 255, dtype=torch.uint8), ["white"] * 8, [])
-    losses = [learner.learn([white]).loss for _ in range(16)]
+    learner = learner_of(IMAGE_MODEL, frames=1, lr=3e-3, batch_size=8)
+    white = Batch(torch.full((8, 3, 1, 16, 16), 255, dtype=torch.uint8), ["white"] * 8, [])
+    losses = [learner.learn([white]).loss for _ in range(20)]
     assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
 
 
@@ -128,6 +128,25 @@ def test_warm_up_is_linear(learner_of):
     learner = learner_of(warmup=4, lr=0.4)
     used = [learner.learn([clips()]).lr for _ in range(6)]
     assert used == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
+
+
+def test_the_first_step_of_a_new_run_is_adams_first(learner_of, config):
+    """It moves what has a gradient by the learning rate, whatever the gradient's size."""
+    learner = learner_of(warmup=0, lr=1e-2)
+    learner.resume(Checkpoints(Path(config.out), learner.identity(), keep=1, place=HERE))
+    before = {name: parameter.detach().clone() for name, parameter in learner.model.named_parameters()}
+    learner.learn([clips()])
+    moved = torch.cat([(before[name] - p).abs().flatten() for name, p in learner.model.named_parameters()])
+    assert moved.max().item() == pytest.approx(1e-2, rel=1e-3)
+
+
+def test_every_step_and_chunk_has_noise_of_its_own(learner_of, monkeypatch):
+    learner, seeds = learner_of(batch_size=4), []
+    add = learner.diffusion.add_noise
+    monkeypatch.setattr(learner.diffusion, "add_noise", lambda *a, seed: seeds.append(seed) or add(*a, seed=seed))
+    for _ in range(2):
+        learner.learn(halves(clips(4)))
+    assert len(set(seeds)) == 4
 
 
 def test_bf16_autocast_trains_float32_weights(learner_of):
