@@ -36,7 +36,7 @@ class ClassLabels:
             if prompt:
                 features[row, 0, self.number(prompt)] = 1
         mask = torch.ones(len(prompts), 1, dtype=torch.bool)
-        return features.to(self.device), mask.to(self.device)
+        return tuple(tensor.to(self.device, non_blocking=True) for tensor in (features, mask))
 
     def number(self, prompt: str) -> int:
         """The number of the class that a prompt names. Raises ValueError."""

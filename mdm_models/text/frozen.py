@@ -47,10 +47,11 @@ class FrozenTextEncoder(nn.Module):
         parameter = next(self.network.parameters())
         if not prompts:
             return parameter.new_zeros(0, 0, self.width), parameter.new_zeros(0, 0, dtype=torch.bool)
-        tokens, mask = (tensor.to(parameter.device) for tensor in self.tokenize(prompts))
+        tokens, mask = self.tokenize(prompts)
+        longest = int(mask.sum(dim=1).max())  # while it is on the CPU: a look at a GPU's memory waits for the GPU
+        tokens, mask = (tensor.to(parameter.device, non_blocking=True) for tensor in (tokens, mask))
         with torch.no_grad():
             features = self.features(tokens, mask)
-        longest = int(mask.sum(dim=1).max())
         features, mask = features[:, :longest], mask[:, :longest]
         return features.masked_fill(~mask[..., None], 0), mask
 

@@ -123,7 +123,11 @@ class PrecomputedText:
             return empty, empty.new_zeros(0, 0, dtype=torch.bool)
         rows = [self._features(prompt) for prompt in prompts]
         mask = torch.arange(max(map(len, rows))) < torch.tensor([len(row) for row in rows])[:, None]
-        return pad_sequence(rows, batch_first=True).to(self.device, self.dtype), mask.to(self.device)
+        features = pad_sequence(rows, batch_first=True)
+        if torch.device(self.device).type == "cuda":
+            features = features.pin_memory()  # so many bytes would otherwise wait for what the GPU is doing
+        features, mask = (tensor.to(self.device, non_blocking=True) for tensor in (features, mask))
+        return features.to(self.dtype), mask
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_files": {}}  # a worker process maps the files anew: pickling would copy them

@@ -59,7 +59,7 @@ class CaptionReader:
         """Raises TrainingError for a caption that the encoder cannot read, such as a class that does not exist."""
         try:
             if isinstance(self.encoder, TransformerTextEncoder):
-                return (self.encoder.tokenize(captions).to(self.device),)
+                return (self.encoder.tokenize(captions).to(self.device, non_blocking=True),)
             features, mask = self.encoder(captions)
         except ValueError as error:
             raise TrainingError(f"captions: {error}") from None
