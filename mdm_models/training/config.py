@@ -56,7 +56,7 @@ class DataConfig:
     holdout: float = 0.001
     """share of the samples held out of training for validation, chosen by a hash of their keys; 0: none"""
     max_bad_share: float = 0.1
-    """the run stops when more than this share of the samples it tried could not be used"""
+    """the run stops when more than this share of the samples it tried could not be used, beyond chance"""
     split_shards: Literal["auto", "yes", "no"] = "auto"
     """yes: each data process reads shards of its own; no: samples are shuffled over all shards; auto: yes for shards
     that are not on a local disk"""
@@ -173,7 +173,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class SystemConfig:
-    """Where and how it is computed; none of it changes what is learned but by rounding."""
+    """Where and how it is computed; but for the seed, none of it changes what is learned, rounding apart."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one"""
@@ -250,7 +250,8 @@ class OutputConfig:
 class TrainConfig:
     """A training run. Running with the same `out` again continues it.
 
-    Order of samples, noise, times and dropout depend on the seed and on the sample's place in the run alone.
+    Order of samples and times depend on the seed and on the sample's place in the run alone; noise and dropout also on
+    how many samples go through a process at once: to change the number of processes, and nothing else, set micro_batch.
     """
 
     out: str

@@ -5,12 +5,15 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from mdm_models.training.errors import TrainingError
+
+PATIENCE = timedelta(minutes=30)  # how long a process waits for the others, one of which may copy shards or write files
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ def joined(device: str) -> Iterator[Place]:
     if world == 1:
         yield Place(0, 1, where)
         return
-    dist.init_process_group("nccl" if on_gpu else "gloo", device_id=where if on_gpu else None)
+    backend, bound = ("nccl", where) if on_gpu else ("gloo", None)
+    dist.init_process_group(backend, timeout=PATIENCE, device_id=bound)
     yield Place(dist.get_rank(), world, where)
     dist.destroy_process_group()  # not after an error: it would wait for the others, whom torchrun is about to end
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mdm_models.training.config import OutputConfig
 from mdm_models.training.data import ATTEMPTS, to_unit_range
+from mdm_models.training.distributed import Place
 from mdm_models.training.grid import save_grid
 from mdm_models.training.learner import Learner
 from mdm_models.training.reader import SampleReader, Skip
@@ -23,11 +25,16 @@ class Preview:
     captions: list[str]
 
     @classmethod
-    def first_of(cls, reader: SampleReader, indices: Iterable[int], count: int) -> "Preview | None":
-        """The first `count` usable samples among the numbers `indices`, of which at most ATTEMPTS are tried; None if
-        there is none."""
-        tried = (reader.try_read(int(index)) for index in itertools.islice(indices, ATTEMPTS))
-        found = list(itertools.islice((clip for clip in tried if not isinstance(clip, Skip)), count))
+    def of(
+        cls, config: OutputConfig, reader: SampleReader, indices: Iterable[int], place: Place
+    ) -> "Preview | None":
+        """The first usable samples among the numbers `indices`, of which at most ATTEMPTS are tried; None if there is
+        none or the settings ask for no grid. Every process must call this: one reads, so that all agree."""
+        if not config.sample_every:
+            return None
+        tried = (reader.try_read(int(index)) for index in itertools.islice(indices, ATTEMPTS if place.leads else 0))
+        usable = (found for found in tried if not isinstance(found, Skip))
+        found = place.gather(list(itertools.islice(usable, config.sample_count)))
         if not found:
             return None
         return cls(torch.stack([to_unit_range(clip) for clip, _ in found]), [caption for _, caption in found])

@@ -60,18 +60,15 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
             workers=config.data.workers,
             pin=place.device.type == "cuda",
         )
+        throughput = Throughput.of(config, planned, place)
+        profiler = files.enter_context(profiling(config, run, place))
         log = preview = None
         if learner.step < steps:
+            preview = Preview.of(output, reader, itertools.chain(validation, training), place)
             if place.leads:  # which alone writes to the log
                 log = files.enter_context(contextlib.closing(Logbook(config, learner.step)))
                 log.skip(reader.damaged())
-                forget_snapshots_after(run, learner.step)
-            if output.sample_every:
-                preview = Preview.first_of(reader, itertools.chain(validation, training), output.sample_count)
-        profiler = files.enter_context(profiling(config, run, place))
-        throughput = Throughput.of(config, planned, place)
-        if log:
-            log.say(str(throughput))
+                log.say(str(throughput))
 
         interval = Interval(throughput)
         begun_at, stopping = learner.step, False

@@ -1,0 +1,40 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from mdm_models.training.config import DataConfig, OutputConfig
+from mdm_models.training.distributed import Place
+from mdm_models.training.preview import Preview
+from mdm_models.training.reader import SampleReader
+from mdm_models.training.shards import ShardedSamples, open_shards
+from tests.training.conftest import PICTURE, write_shard
+
+HERE = Place(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> SampleReader:
+    """Three pictures, the first of which cannot be read."""
+    samples = {key: {"png": PICTURE, "txt": key.encode()} for key in "abc"}
+    samples["a"]["png"] = b"no picture"
+    config = DataConfig((str(write_shard(tmp_path / "a.tar", samples)),), size=16, holdout=0)
+    return SampleReader(ShardedSamples(open_shards(config)), config)
+
+
+def test_it_shows_the_first_samples_that_are_usable(reader):
+    assert Preview.of(OutputConfig(sample_count=1), reader, range(3), HERE).captions == ["b"]
+    assert Preview.of(OutputConfig(sample_count=4), reader, range(3), HERE).captions == ["b", "c"]
+
+
+def test_there_is_none_without_a_usable_sample_or_unless_asked_for(reader):
+    assert Preview.of(OutputConfig(), reader, range(1), HERE) is None
+    assert Preview.of(OutputConfig(sample_every=0), reader, range(3), HERE) is None
+
+
+def test_all_processes_show_what_the_leading_one_has_read(reader):
+    class Follower(Place):
+        def gather(self, items: list) -> list:
+            return [(torch.zeros(3, 1, 16, 16, dtype=torch.uint8), "read elsewhere"), *items]
+
+    assert Preview.of(OutputConfig(), reader, range(3), Follower(1, 2, HERE.device)).captions == ["read elsewhere"]
