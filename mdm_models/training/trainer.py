@@ -14,7 +14,6 @@ from mdm_models.training.data import SampleStream, batches, split
 from mdm_models.training.denoiser import open_encoder
 from mdm_models.training.distributed import StopRequest, joined
 from mdm_models.training.ema_snapshots import forget_snapshots_after, write_snapshot
-from mdm_models.training.errors import TrainingError
 from mdm_models.training.evaluation import Evaluation
 from mdm_models.training.interval import Interval
 from mdm_models.training.learner import Learner
@@ -23,6 +22,7 @@ from mdm_models.training.parallel import set_determinism
 from mdm_models.training.preview import Preview
 from mdm_models.training.profiler import profiling
 from mdm_models.training.reader import SampleReader, prompts_for
+from mdm_models.training.run_lock import locked
 from mdm_models.training.shards import ShardedSamples, open_shards
 from mdm_models.training.throughput import Throughput
 
@@ -44,6 +44,7 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
         reader = SampleReader(samples, config.data, prompts_for(encoder))
         evaluation = Evaluation.of(config, reader, validation, place)
 
+        files.enter_context(locked(run, place))
         stage = "" if list_steps(run) else config.model.init_from
         learner = Learner(config, planned.architecture, encoder, place, stage)
         checkpoints = Checkpoints(run, learner.identity(), output.keep, place)
@@ -105,6 +106,7 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
         checkpoints.finish()
         if learner.step > begun_at or place.any(place.leads and not (run / "model" / PIPELINE_FILE).exists()):
             learner.export(run / "model")
+        files.close()  # the progress bar among them, which would be drawn over what is printed
         if place.leads:
             rest = "" if learner.step >= steps else "; the same command goes on from there"
             print(f"{run}: {learner.step} of {steps} steps{rest}")
@@ -117,9 +119,5 @@ def _due(step: int, every: int, steps: int) -> bool:
 
 
 def _write_config(run: Path, config: TrainConfig) -> None:
-    """Make the run directory and note in it what the run was told."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
-    except OSError as error:
-        raise TrainingError(f"out: cannot write to {run}: {error.strerror}") from None
+    """Note in the run directory what the run was told."""
+    (run / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
