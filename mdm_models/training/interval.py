@@ -4,7 +4,8 @@ import math
 import time
 from collections.abc import Sequence
 
-from mdm_models.training.data import Batch, Skip
+from mdm_models.training.data import Batch
+from mdm_models.training.reader import Skip
 from mdm_models.training.throughput import Throughput
 
 

@@ -11,8 +11,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from mdm_models.training.config import TrainConfig
-from mdm_models.training.data import Skip
 from mdm_models.training.interval import Interval
+from mdm_models.training.reader import Skip
 from mdm_models.training.weights_and_biases import WeightsAndBiases
 
 

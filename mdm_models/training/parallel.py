@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -42,8 +43,9 @@ def parallelise(model: CaptionedDenoiser, config: SystemConfig, place: Place) ->
     if shards or not config.channels_last:
         model.to(memory_format=torch.contiguous_format)  # fully_shard takes no other; see `Learner` for the images
     if shards:
+        mesh = init_device_mesh(place.device.type, (place.world,))  # or else on GPUs, wherever there are any
         for module in [*blocks, *filter(None, [model.text, model.unet])]:  # each is gathered when its forward begins
-            fully_shard(module)
+            fully_shard(module, mesh=mesh)
         return model
     if place.world > 1:
         return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from mdm_models.training import interval as module
-from mdm_models.training.data import Batch, Skip
+from mdm_models.training.data import Batch
 from mdm_models.training.interval import Interval
+from mdm_models.training.reader import Skip
 from mdm_models.training.throughput import Peak, Throughput
 
 

@@ -6,8 +6,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mdm_models.training import logbook
 from mdm_models.training.config import DataConfig, OptimizerConfig, TrainConfig
-from mdm_models.training.data import Skip
 from mdm_models.training.logbook import Logbook, Remaining
+from mdm_models.training.reader import Skip
 
 
 @pytest.fixture
