@@ -50,13 +50,22 @@ class Place:
 
 @contextlib.contextmanager
 def joined(device: str) -> Iterator[Place]:
-    """Join the processes that torchrun started, if it did. device: "auto", "cpu" or "cuda"."""
+    """Join the processes that torchrun started, if it did. device: "auto", "cpu" or "cuda".
+
+    Raises TrainingError if there is no GPU where one is asked for, or fewer than processes on this machine.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("device is cuda, but there is no GPU here that torch can use")
     on_gpu = device != "cpu" and torch.cuda.is_available()
     where = torch.device("cpu")
     if on_gpu:
         where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if where.index >= torch.cuda.device_count():
+            processes = os.environ.get("LOCAL_WORLD_SIZE", where.index + 1)
+            raise TrainingError(
+                f"there are {processes} processes on this machine and {torch.cuda.device_count()} GPUs that torch can "
+                "use; each process needs one: start fewer by --nproc-per-node"
+            )
         torch.cuda.set_device(where)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
