@@ -11,13 +11,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from mdm_models.training.data import stand_apart
 from mdm_models.training.distributed import Place
-from mdm_models.training.reader import SampleReader, Skip, caption_of
+from mdm_models.training.reader import SampleReader, Skip
 
 
 @dataclass(frozen=True)
 class HeldOutBatch:
     """numbers: of the B samples among those evaluated; images (B, 3, size, size) or clips (B, 3, frames, size, size)
-    uint8; B captions; B prompts for the text encoder, which are others where it knows samples by name; rows: those that
+    uint8; B captions; B prompts for the text encoder, others where it knows samples by name or class; rows: those that
     count. The rest, black and without caption, stand for samples that cannot be used, or that are not there."""
 
     numbers: list[int]
@@ -58,7 +58,7 @@ class HeldOut(Dataset):
         if isinstance(found, Skip):
             return None
         image, prompt = found
-        return image, caption_of(self.reader.samples[index]) if self.reader.prompts == "name" else prompt, prompt
+        return image, self.reader.caption(index), prompt
 
     def batches(self, workers: int) -> Iterator[HeldOutBatch]:
         """This rank's share, decoded by so many processes; 0: by this one."""

@@ -87,8 +87,12 @@ def _fill(model: CaptionedDenoiser, averages: Mapping[str, Tensor], origin: str)
         own = {name.removeprefix(prefix): value for name, value in averages.items() if name.startswith(prefix)}
         if module is None:
             continue
-        try:
-            module.load_state_dict(own)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{origin}: its {prefix[:-1]} does not fit: {reason[:300]}") from None
+        needed = module.state_dict()
+        for name in sorted(own.keys() | needed.keys()):
+            there, here = (list(some[name].shape) if name in some else "missing" for some in (own, needed))
+            if there != here:
+                raise CheckpointError(
+                    f"{origin}: its {prefix[:-1]} does not fit: {name} is {there} there, {here} here; give the run of "
+                    "the model that is nested in this one, trained with the same text encoder"
+                )
+        module.load_state_dict(own)

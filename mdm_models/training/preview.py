@@ -19,10 +19,11 @@ from mdm_models.training.sampling import averaged, draw
 
 @dataclass(frozen=True)
 class Preview:
-    """Captions and their real clips (N, 3, T, size, size) in −1…1."""
+    """Real clips (N, 3, T, size, size) in −1…1, their captions, and the prompts that the text encoder reads."""
 
     clips: Tensor
     captions: list[str]
+    prompts: list[str]
 
     @classmethod
     def of(
@@ -32,19 +33,20 @@ class Preview:
         none or the settings ask for no grid. Every process must call this: one reads, so that all agree."""
         if not config.sample_every:
             return None
-        tried = (reader.try_read(int(index)) for index in itertools.islice(indices, ATTEMPTS if place.leads else 0))
-        usable = (found for found in tried if not isinstance(found, Skip))
-        found = place.gather(list(itertools.islice(usable, config.sample_count)))
+        tried = ((int(index), reader.try_read(int(index))) for index in itertools.islice(indices, ATTEMPTS))
+        usable = ((found[0], reader.caption(index), found[1]) for index, found in tried if not isinstance(found, Skip))
+        found = place.gather(list(itertools.islice(usable, config.sample_count if place.leads else 0)))
         if not found:
             return None
-        return cls(torch.stack([to_unit_range(clip) for clip, _ in found]), [caption for _, caption in found])
+        clips, captions, prompts = zip(*found, strict=True)
+        return cls(torch.stack([to_unit_range(clip) for clip in clips]), list(captions), list(prompts))
 
     def draw(self, learner: Learner, path: Path) -> None:
         """Sample a clip for every caption with the averaged weights and write the animated grid; every process must
         call this. Always from the same noise, so that grids can be compared."""
         config = learner.config
         with averaged(learner):
-            sampled = draw(learner, self.captions, torch.Generator().manual_seed(config.system.seed))
+            sampled = draw(learner, self.prompts, torch.Generator().manual_seed(config.system.seed))
         if not learner.place.leads:
             return
         sampled = sampled if sampled.dim() == 5 else sampled.unsqueeze(2)

@@ -109,6 +109,15 @@ class SampleReader:
         found = ", ".join(f".{suffix}" for suffix in sample if not suffix.startswith("__"))
         raise BadSample("no clip or image", f"the sample holds {found or 'nothing'}")
 
+    def caption(self, index: int) -> str:
+        """What sample `index` shows, for people and CLIP: in words if it has any, not the number of its class or the
+        name of its features, which the text encoder may read. For samples that `read` takes."""
+        sample = self.samples[index]
+        try:
+            return caption_of(sample)
+        except BadSample:  # of a caption that only its class stands in for
+            return class_of(sample)
+
     def try_read(self, index: int, start: float | None = None, cut: Cut | None = None) -> tuple[Tensor, str] | Skip:
         """`read`, with a Skip for what went wrong."""
         shard = self.samples.shard_of(index).path

@@ -101,6 +101,12 @@ def test_prompts_may_be_the_names_of_precomputed_features(shard_of):
     assert batch.prompts == [f"a/{caption}" for caption in batch.captions]
 
 
+def test_a_class_is_captioned_by_its_name(shard_of):
+    labelled = {"png": grey(1), "cls": b"7", "txt": b"seven"}
+    [batch] = held_out(shard_of("a.tar", 0, a=labelled), prompts="class").batches(0)
+    assert (batch.prompts, batch.captions) == (["7"], ["seven"])
+
+
 def test_worker_processes_read_the_same(shard_of):
     shard = shard_of("a.tar", 5)
     [here], [there] = held_out(shard, batch_size=5).batches(0), held_out(shard, batch_size=5).batches(2)

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,12 @@ def test_it_shows_the_first_samples_that_are_usable(reader):
     assert Preview.of(OutputConfig(sample_count=4), reader, range(3), HERE).captions == ["b", "c"]
 
 
+def test_captions_are_shown_where_the_text_encoder_reads_names(reader):
+    preview = Preview.of(OutputConfig(sample_count=1), dataclasses.replace(reader, prompts="name"), range(3), HERE)
+    assert preview.captions == ["b"]
+    assert preview.prompts == ["a/b"]
+
+
 def test_there_is_none_without_a_usable_sample_or_unless_asked_for(reader):
     assert Preview.of(OutputConfig(), reader, range(1), HERE) is None
     assert Preview.of(OutputConfig(sample_every=0), reader, range(3), HERE) is None
@@ -35,6 +42,6 @@ def test_there_is_none_without_a_usable_sample_or_unless_asked_for(reader):
 def test_all_processes_show_what_the_leading_one_has_read(reader):
     class Follower(Place):
         def gather(self, items: list) -> list:
-            return [(torch.zeros(3, 1, 16, 16, dtype=torch.uint8), "read elsewhere"), *items]
+            return [(torch.zeros(3, 1, 16, 16, dtype=torch.uint8), "read elsewhere", "a/a"), *items]
 
     assert Preview.of(OutputConfig(), reader, range(3), Follower(1, 2, HERE.device)).captions == ["read elsewhere"]

@@ -46,6 +46,14 @@ def test_a_class_is_the_number_in_cls_whatever_the_caption(shard_of, clip):
     assert reader_of(shard_of("b.tar", 0, a=sample)).read(0)[1] == "tench"
 
 
+def test_the_caption_is_in_words_whatever_the_text_encoder_reads(shard_of, clip):
+    sample = {"mp4": clip, "txt": b"tench", "cls": b"0"}
+    for prompts in ("caption", "class", "name"):
+        assert reader_of(shard_of("a.tar", 0, a=sample), prompts=prompts).caption(0) == "tench"
+    wordless = {"mp4": clip, "txt": b"\xff", "cls": b"0"}
+    assert reader_of(shard_of("b.tar", 0, a=wordless), prompts="class").caption(0) == "0"
+
+
 def test_a_class_may_be_named_by_the_caption(shard_of, clip):
     shard = shard_of("a.tar", 0, a={"mp4": clip, "txt": b"tench"})
     assert reader_of(shard, prompts="class").read(0)[1] == "tench"
