@@ -43,9 +43,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         source.add_arguments(sources.add_parser(name, description=source.__doc__, formatter_class=form))
     options = parser.parse_args(arguments)
     for name, value in vars(options).items():
-        allowed = 0 if name == "retries" else 1
-        if isinstance(value, int | float) and value < allowed:
-            parser.error(f"--{name.replace('_', '-')} {value:g}: must be at least {allowed}")
+        least = 0 if name == "retries" else 1
+        if isinstance(value, int) and value < least:
+            parser.error(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+        if isinstance(value, float) and value <= 0:  # seconds, megabytes
+            parser.error(f"--{name.replace('_', '-')} {value:g}: must be above 0")
     return options
 
 

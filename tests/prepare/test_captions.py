@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mdm_models import cli
+from mdm_models.prepare.command import parse_arguments
 from mdm_models.training.config import DataConfig
 from mdm_models.training.reader import SampleReader, caption_of
 from mdm_models.training.shards import ShardedSamples, open_shards
@@ -125,3 +126,12 @@ def test_a_number_below_1_is_refused(tmp_path, option, capsys):
     with pytest.raises(SystemExit):
         cli.main(arguments(tmp_path / "index.tsv", tmp_path / "out", option, 0))
     assert f"{option} 0: must be at least 1" in capsys.readouterr().err
+
+
+def test_half_a_second_and_half_a_megabyte_are_taken_and_none_is_refused(capsys):
+    needed = ["captions", "index.tsv", "--out", "out"]
+    taken = parse_arguments([*needed, "--seconds", "0.5", "--max-mb", "0.5"])
+    assert (taken.seconds, taken.max_mb) == (0.5, 0.5)
+    with pytest.raises(SystemExit):
+        parse_arguments([*needed, "--seconds", "0"])
+    assert "--seconds 0: must be above 0" in capsys.readouterr().err
