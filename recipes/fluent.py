@@ -124,6 +124,11 @@ def run(comparison: Comparison) -> None:
             before = None
             for stage in stages if comparison.arms in ("both", arm) else []:
                 before = train(settings(comparison, stage, seed, before), stage.architecture)
+    report(comparison)
+
+
+def report(comparison: Comparison) -> None:
+    """Write what the logs that are there say."""
     results = [
         Results(arm, [Logged(s.name, s.size, _logs(comparison, s)) for s in stages], _parameters(stages[-1]))
         for arm, stages in arms(comparison.scale).items()

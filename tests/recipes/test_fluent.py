@@ -1,0 +1,85 @@
+"""The comparison of three stages with a plain UNet: its arms, and what it makes of their logs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mdm_models.training.config import plan
+
+
+@pytest.fixture
+def fluent(recipe):
+    return recipe("fluent")
+
+
+@pytest.fixture
+def comparison(fluent, tmp_path):
+    return fluent.Comparison(data=("a.tar",), out=str(tmp_path), seeds=(0, 1))
+
+
+def write_logs(fluent, comparison, seconds: dict[str, float]) -> None:
+    """Logs of all stages, as training would leave them; seconds a step by stage."""
+    for stages in fluent.arms("cpu").values():
+        for stage in stages:
+            levels = len(stage.architecture.levels)
+            training = [
+                {"step": step, "kind": "training", "step_seconds": seconds[stage.name], "level_losses": [0.1] * levels}
+                for step in (stage.steps // 2, stage.steps)
+            ]
+            numbers = {"frechet_efficientnet_lite0": 200.0, "validation_loss_0": 0.05}
+            evaluations = [{"step": stage.steps, "kind": "evaluation"} | numbers] if stage.evaluate_every else []
+            for seed in comparison.seeds:
+                path = fluent.folder(comparison, stage, seed) / "log.jsonl"
+                path.parent.mkdir(parents=True)
+                path.write_text("".join(json.dumps(record) + "\n" for record in training + evaluations))
+
+
+@pytest.mark.parametrize("scale", ["cpu", "gpu"])
+def test_the_arms_are_of_one_size(fluent, scale):
+    arms = fluent.arms(scale)
+    nested, plain = (fluent._parameters(arms[arm][-1]) for arm in ("nested", "plain"))
+    assert nested < plain < 1.03 * nested
+    assert arms["nested"][-1].size == arms["plain"][-1].size
+
+
+@pytest.mark.parametrize("scale", ["cpu", "gpu"])
+def test_every_stage_fits_its_settings_and_holds_the_one_before(fluent, tmp_path, scale):
+    comparison = fluent.Comparison(data=("a.tar",), out=str(tmp_path), scale=scale)
+    for stages in fluent.arms(scale).values():
+        for stage in stages:
+            plan(fluent.settings(comparison, stage, 0, None), stage.architecture)
+        for inner, outer in zip(stages, stages[1:], strict=False):
+            assert outer.architecture.inner == inner.architecture
+            assert outer.size == 2 * inner.size
+
+
+def test_both_arms_see_the_same_noise_at_the_highest_level(fluent, comparison):
+    scales = [
+        stages[-1].architecture.noise_scales(stages[-1].size, config.objective.unshifted_size)[0]
+        for stages in fluent.arms("cpu").values()
+        for config in [fluent.settings(comparison, stages[-1], 0, None)]
+    ]
+    assert scales == [1, 1]
+
+
+def test_the_time_of_all_stages_counts(fluent, comparison):
+    write_logs(fluent, comparison, {"1": 0.5, "2": 1.0, "3": 2.0, "plain": 3.0})
+    fluent.report(comparison)
+    out = Path(comparison.out)
+    result = json.loads((out / "comparison.json").read_text())
+    steps = [stage.steps for stage in fluent.arms("cpu")["nested"]]
+    last = {arm: result[arm]["evaluations"]["1"][-1]["seconds"] for arm in result}
+    assert last["nested"] == 0.5 * steps[0] + 1.0 * steps[1] + 2.0 * steps[2]
+    assert last["plain"] == 3.0 * fluent.arms("cpu")["plain"][0].steps
+    assert (out / "comparison.png").stat().st_size > 0
+    assert (out / "stages.png").stat().st_size > 0
+
+
+def test_one_arm_alone_can_be_reported(fluent, comparison):
+    write_logs(fluent, comparison, {"1": 0.5, "2": 1.0, "3": 2.0, "plain": 3.0})
+    for seed in comparison.seeds:
+        (fluent.folder(comparison, fluent.arms("cpu")["plain"][0], seed) / "log.jsonl").unlink()
+    fluent.report(comparison)
+    result = json.loads((Path(comparison.out) / "comparison.json").read_text())
+    assert result["plain"]["evaluations"] == {}
