@@ -1,5 +1,6 @@
 """The comparison of three stages with a plain UNet: its arms, and what it makes of their logs."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def test_every_stage_fits_its_settings_and_holds_the_one_before(fluent, tmp_path
     for stages in fluent.arms(scale).values():
         for stage in stages:
             plan(fluent.settings(comparison, stage, 0, None), stage.architecture)
-        for inner, outer in zip(stages, stages[1:], strict=False):
+        for inner, outer in itertools.pairwise(stages):
             assert outer.architecture.inner == inner.architecture
             assert outer.size == 2 * inner.size
 
