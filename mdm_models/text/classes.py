@@ -46,5 +46,6 @@ class ClassLabels:
         if name.isdecimal() and int(name) < self.width:
             return int(name)
         near = difflib.get_close_matches(name, self.numbers, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"a class is named by a number from 0 to {self.width - 1}"
+        named = f"a number from 0 to {self.width - 1}" + " or by its name" * bool(self.numbers)
+        hint = f"did you mean {near[0]!r}?" if near else f"a class is named by {named}"
         raise ValueError(f"no class {prompt!r}; {hint}")

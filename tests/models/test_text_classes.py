@@ -58,6 +58,11 @@ def test_a_misspelt_name_is_refused_with_the_nearest_one(animals):
         animals(["goldfisch"])
 
 
+def test_an_unknown_name_is_refused_with_what_is_known(animals):
+    with pytest.raises(ValueError, match="a number from 0 to 3 or by its name"):
+        animals(["violin"])
+
+
 @pytest.mark.parametrize("prompt", ["10", "-1", "²", "1.5"])
 def test_a_number_out_of_range_is_refused(prompt):
     with pytest.raises(ValueError, match="from 0 to 9"):
