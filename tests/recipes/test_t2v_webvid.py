@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from mdm_models.training import checkpoint as checkpoints
 from mdm_models.training.command import main
 
@@ -46,14 +48,34 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         time.sleep(0.05)
 
 
-def test_two_ranks_train_and_one_process_goes_on(recipe, tmp_path, capsys):
-    finish(start(tmp_path, "--steps", "4", "--log-every", "2", torchrun=2))
-    assert [record["samples_seen"] for record in records(tmp_path)] == [4, 8]
+@pytest.fixture(scope="module")
+def terminated(tmp_path_factory) -> tuple[Path, list[Path], str]:
+    """The run directory, the checkpoints and the output of two ranks that were told to stop after a step or more."""
+    run = tmp_path_factory.mktemp("terminated")
+    process = start(run, "--steps", "1000", "--save-every", "1000", "--log-every", "1", torchrun=2)
+    wait_for(run / "log.jsonl", process)
+    while not records(run):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    return run, checkpoints.list_steps(run), output
+
+
+def test_terminated_ranks_save_once_and_stop(terminated):
+    _, saved, output = terminated
+    [path] = saved
+    assert checkpoints.verified_manifest(path)
+    assert "the same command goes on" in output
+
+
+def test_one_process_goes_on_with_the_run_of_two(terminated, recipe, capsys):
+    run, *_ = terminated
+    steps = records(run)[-1]["step"] + 2
     module = recipe("t2v_webvid")
-    arguments = ["--data", str(CLIPS), "--out", str(tmp_path), *SMALL, "--steps", "6", "--log-every", "2"]
+    arguments = ["--data", str(CLIPS), "--out", str(run), *SMALL, "--steps", str(steps), "--log-every", "1"]
     assert main(module.PRESETS, module.__doc__, arguments) == 0
-    assert [record["samples_seen"] for record in records(tmp_path)] == [4, 8, 12]
-    assert "6 of 6 steps" in capsys.readouterr().out
+    assert [record["samples_seen"] for record in records(run)] == [2 * step for step in range(1, steps + 1)]
+    assert f"{steps} of {steps} steps" in capsys.readouterr().out
 
 
 def test_after_kill_9_the_same_command_goes_on(tmp_path):
@@ -65,15 +87,3 @@ def test_after_kill_9_the_same_command_goes_on(tmp_path):
     finish(start(tmp_path, *options))
     assert [record["step"] for record in records(tmp_path)] == list(range(1, 9))
     assert (tmp_path / "model" / "pipeline.json").exists()
-
-
-def test_terminated_ranks_save_once_and_stop(tmp_path):
-    process = start(tmp_path, "--steps", "1000", "--save-every", "1000", "--log-every", "1", torchrun=2)
-    wait_for(tmp_path / "log.jsonl", process)
-    while not records(tmp_path):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    [path] = checkpoints.list_steps(tmp_path)
-    assert checkpoints.verified_manifest(path)
-    assert "the same command goes on" in output
