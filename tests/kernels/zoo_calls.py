@@ -13,7 +13,7 @@ from tests.kernels import calls
 
 TEXT_TOKENS = 128
 FRAMES = {"t2v_64": 16, "t2v_256": 16, "t2v_tiny": 8}
-SIZES = {"tiny": 32, "64": 64, "256": 256, "1024": 1024}
+SIZES = {"tiny": 32, "tiny_64": 64, "64": 64, "256": 256, "1024": 1024}
 
 
 class Recorder(TorchDispatchMode):
@@ -103,7 +103,7 @@ def zoo_calls() -> dict[str, functools.partial]:
     for name in list_models():
         with torch.device("meta"), torch.no_grad(), mk.use_backend("triton"):
             model = create_model(name)
-            kind, size = name.removeprefix("mdm_").split("_")
+            kind, size = name.removeprefix("mdm_").split("_", 1)
             frames = FRAMES.get(f"{kind}_{size}")
             images = torch.empty(1, 3, *([frames] if frames else []), SIZES[size], SIZES[size])
             strides = checked_strides(images, model.config.strides)
