@@ -32,7 +32,7 @@ from mdm_models.evaluation.measure import Receiver, measure
 from mdm_models.evaluation.validation_loss import level_losses
 from mdm_models.files import one_line, write_whole
 from mdm_models.pictures import Clip, to_pictures
-from mdm_models.pipeline import PIPELINE_FILE, Pipeline
+from mdm_models.pipeline import Pipeline, model_directory
 from mdm_models.sample_command import DTYPES
 from mdm_models.training.config import DataConfig
 from mdm_models.training.data import split
@@ -92,7 +92,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 def _evaluate(options: argparse.Namespace, place: Place) -> None:
     dtype = DTYPES[options.dtype or ("bfloat16" if place.device.type == "cuda" else "float32")]
-    directory = _model_directory(options.model)
+    directory = model_directory(options.model)
     pipeline = Pipeline.from_pretrained(
         directory, text_encoder=options.text_encoder, dtype=dtype, device=place.device
     )
@@ -117,14 +117,6 @@ def _evaluate(options: argparse.Namespace, place: Place) -> None:
         comparison.frechet.save_reference(reference, place.leads)
     if place.leads:
         _report(options, numbers)
-
-
-def _model_directory(given: Path) -> Path:
-    """The directory of a saved model: the one given, or that which a run left. Raises FileNotFoundError."""
-    found = given / "model" if (given / "model" / PIPELINE_FILE).is_file() else given
-    if (given / "checkpoints").is_dir() and found == given:
-        raise FileNotFoundError(f"{given} is a run that has left no model yet; it does when it ends or is stopped")
-    return found
 
 
 def _held_out(options: argparse.Namespace, pipeline: Pipeline, place: Place) -> HeldOut:

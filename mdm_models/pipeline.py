@@ -277,6 +277,15 @@ class Pipeline:
         return to_pixels(images) if output_type == "np" else to_pictures(images, self.config.frame_rate)
 
 
+def model_directory(given: Path) -> Path:
+    """The directory of a saved model: the one given, or that which a training run left in it. Raises
+    FileNotFoundError for a run without one."""
+    found = given / "model" if (given / "model" / PIPELINE_FILE).is_file() else given
+    if (given / "checkpoints").is_dir() and found == given:
+        raise FileNotFoundError(f"{given} is a run that has left no model yet; it does when it ends or is stopped")
+    return found
+
+
 class _RowByRow:
     """A model called on one row of the batch at a time."""
 

@@ -17,7 +17,7 @@ from mdm_models.diffusion.samplers import SAMPLERS
 from mdm_models.diffusion.thresholding import BOUNDS
 from mdm_models.files import one_line, write_whole
 from mdm_models.pictures import CLIP_SUFFIXES, Clip
-from mdm_models.pipeline import Pipeline
+from mdm_models.pipeline import Pipeline, model_directory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -38,7 +38,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         prog="mdm sample", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("model", metavar="MODEL_DIR", type=Path, help="what training, convert or save_pretrained wrote")
+    add("model", metavar="MODEL_DIR", type=Path, help="a run, or what convert or save_pretrained wrote")
     add("prompts", metavar="PROMPT", nargs="+", help="what to show; several give several pictures")
     add("--out", type=Path, default=Path("samples"), help="a folder, or the file of one picture (default: samples)")
     add("--count", type=int, default=1, help="pictures for each prompt (default: 1)")
@@ -65,8 +65,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 def _sample(options: argparse.Namespace) -> None:
     dtype = DTYPES[options.dtype or ("bfloat16" if options.device.startswith("cuda") else "float32")]
     image = None if options.image is None else _read(options.image)
+    directory = model_directory(options.model)
     pipeline = Pipeline.from_pretrained(
-        options.model, text_encoder=options.text_encoder, dtype=dtype, device=options.device
+        directory, text_encoder=options.text_encoder, dtype=dtype, device=options.device
     )
     paths = _paths(options, pipeline.model.config.is_video)
     seed = options.seed if options.seed is not None else int(np.random.SeedSequence().generate_state(1)[0])

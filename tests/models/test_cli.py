@@ -1,5 +1,6 @@
 """The command `mdm`."""
 
+import shutil
 import subprocess
 import sys
 
@@ -91,6 +92,13 @@ def test_what_cannot_be_done_is_one_line(image_model, tmp_path, monkeypatch, cap
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert message in lines[0]
+
+
+def test_a_run_is_sampled_from_the_model_that_it_left(image_model, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    shutil.copytree(image_model, tmp_path / "run" / "model")
+    assert sample(tmp_path / "run", "a cat", "--out", tmp_path / "a.png") == 0
+    assert (tmp_path / "a.png").exists()
 
 
 def test_a_missing_model_is_one_line(tmp_path, capsys):
