@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import os
 from collections.abc import Iterator
 
@@ -48,7 +49,10 @@ def parallelise(model: CaptionedDenoiser, config: SystemConfig, place: Place) ->
             fully_shard(module, mesh=mesh)
         return model
     if place.world > 1:
-        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        # buffers are constants here, not to be sent at each step; the option for that has a new name in torch 2.15
+        options = inspect.signature(DistributedDataParallel).parameters
+        sync = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+        return DistributedDataParallel(model, gradient_as_bucket_view=True, **{sync: False})
     return model
 
 
