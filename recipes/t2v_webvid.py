@@ -11,10 +11,11 @@ that of all processes together; micro_batch is what goes through one of them at 
 
 import sys
 
+from t2i_cc12m import stage_64  # the innermost model, on images or single frames
+
 from mdm_models.training.command import main
 from mdm_models.training.config import (
     DataConfig,
-    EvaluationConfig,
     ModelConfig,
     OptimizerConfig,
     OutputConfig,
@@ -34,21 +35,9 @@ def tiny(shards: tuple[str, ...], out: str) -> TrainConfig:
     )
 
 
-def images_64(shards: tuple[str, ...], out: str) -> TrainConfig:
-    """Stage one, the innermost model on images or single frames of 64²: batch 2048, 500 000 steps."""
-    return TrainConfig(
-        out,
-        DataConfig(shards, size=64),
-        ModelConfig("mdm_t2i_64", text_encoder="google/flan-t5-xl", text_tokens=128),
-        optimizer=OptimizerConfig(batch_size=2048, micro_batch=64, steps=500_000),
-        evaluation=EvaluationConfig(evaluate_every=10_000),
-        output=OutputConfig(log_every=100, save_every=5_000, sample_every=10_000),
-    )
-
-
 def clips_16x64(shards: tuple[str, ...], out: str) -> TrainConfig:
     """Stage two, 16 frames of 64² around stage one: batch 512, 500 000 steps."""
-    return changed(images_64(shards, out), model="mdm_t2v_64", frames=16, batch_size=512, micro_batch=8)
+    return changed(stage_64(shards, out), model="mdm_t2v_64", frames=16, batch_size=512, micro_batch=8)
 
 
 def clips_16x256(shards: tuple[str, ...], out: str) -> TrainConfig:
@@ -57,7 +46,7 @@ def clips_16x256(shards: tuple[str, ...], out: str) -> TrainConfig:
     return changed(stage_two, model="mdm_t2v_256", size=256, batch_size=128, micro_batch=4, steps=300_000)
 
 
-PRESETS = {"tiny": tiny, "64": images_64, "16x64": clips_16x64, "16x256": clips_16x256}
+PRESETS = {"tiny": tiny, "64": stage_64, "16x64": clips_16x64, "16x256": clips_16x256}
 
 if __name__ == "__main__":
     sys.exit(main(PRESETS, __doc__))

@@ -47,6 +47,11 @@ class CaptionedDenoiser(nn.Module):
         return captions if self.text is None else self.text(*captions)
 
 
+def part_of(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The weights of a part of a `CaptionedDenoiser`, "unet" or "text", by the names that they have in it."""
+    return {name.removeprefix(f"{part}."): w for name, w in weights.items() if name.startswith(f"{part}.")}
+
+
 class CaptionReader:
     """Captions → what `CaptionedDenoiser` takes: tokens (B, S) for a text encoder that is trained along, features
     (B, S, width) and their mask (B, S) from a frozen one."""
@@ -83,16 +88,15 @@ def _fill(model: CaptionedDenoiser, averages: Mapping[str, Tensor], origin: str)
     inner = getattr(model.unet, "inner", None)
     if inner is None:
         raise CheckpointError(f"{origin}: this model has no nested UNet to fill")
-    for prefix, module in (("text.", model.text), ("unet.", inner)):
-        own = {name.removeprefix(prefix): value for name, value in averages.items() if name.startswith(prefix)}
+    for part, module in (("text", model.text), ("unet", inner)):
         if module is None:
             continue
-        needed = module.state_dict()
+        own, needed = part_of(averages, part), module.state_dict()
         for name in sorted(own.keys() | needed.keys()):
             there, here = (list(some[name].shape) if name in some else "missing" for some in (own, needed))
             if there != here:
                 raise CheckpointError(
-                    f"{origin}: its {prefix[:-1]} does not fit: {name} is {there} there, {here} here; give the run of "
+                    f"{origin}: its {part} does not fit: {name} is {there} there, {here} here; give the run of "
                     "the model that is nested in this one, trained with the same text encoder"
                 )
         module.load_state_dict(own)

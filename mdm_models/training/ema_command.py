@@ -11,6 +11,7 @@ from mdm_models.files import one_line
 from mdm_models.pipeline import TEXT_FOLDER, PipelineConfig
 from mdm_models.pretrained import CONFIG_FILE, read_config
 from mdm_models.text import TransformerTextEncoder
+from mdm_models.training.denoiser import part_of
 from mdm_models.training.ema_snapshots import ROUNDING, list_snapshots, reconstruct
 from mdm_models.training.errors import TrainingError
 from mdm_models.training.power_functions import Combination
@@ -28,10 +29,7 @@ def export(run: Path, std: float, out: Path) -> Combination:
     config = PipelineConfig.load(template)
     architecture = read_config(template / CONFIG_FILE)
     weights, combination = reconstruct(run, std)
-    unet, text = (
-        {name.removeprefix(part): weight for name, weight in weights.items() if name.startswith(part)}
-        for part in ("unet.", "text.")
-    )
+    unet, text = part_of(weights, "unet"), part_of(weights, "text")
     model = fitting_model(architecture, unet, run / "averages")
     own = model.state_dict()
     for name, weight in unet.items():

@@ -25,7 +25,7 @@ from mdm_models.text import PrecomputedText, TextEncoder, TransformerTextEncoder
 from mdm_models.training.checkpoint import Checkpoints
 from mdm_models.training.config import OptimizerConfig, TrainConfig
 from mdm_models.training.data import Batch, to_unit_range
-from mdm_models.training.denoiser import CaptionReader, initial_model
+from mdm_models.training.denoiser import CaptionReader, initial_model, open_encoder, part_of
 from mdm_models.training.distributed import Place
 from mdm_models.training.ema import make_averages
 from mdm_models.training.errors import TrainingError
@@ -221,17 +221,13 @@ class Learner:
                 self._write(directory, weights)
 
     def _write(self, directory: Path, weights: dict[str, Tensor]) -> None:
-        parts = {
-            part: {name.removeprefix(part): value for name, value in weights.items() if name.startswith(part)}
-            for part in ("unet.", "text.")
-        }
+        """`weights`: those of the whole model, by name, on the CPU."""
         unet = empty_model(self.architecture)
-        unet.load_state_dict(parts["unet."], assign=True)
+        unet.load_state_dict(part_of(weights, "unet"), assign=True)
         encoder = self.encoder
-        if isinstance(encoder, TransformerTextEncoder):
-            sizes = self.config.model
-            encoder = TransformerTextEncoder(sizes.text_width, sizes.text_layers, max_tokens=sizes.text_tokens)
-            encoder.load_state_dict(parts["text."])
+        if isinstance(encoder, TransformerTextEncoder):  # its own tensors may be spread over processes
+            encoder = open_encoder(self.config.model, self.config.system.seed, torch.device("cpu"))
+            encoder.load_state_dict(part_of(weights, "text"))
         Pipeline(unet, encoder, self._pipeline_config()).save_pretrained(directory)
 
     def _pipeline_config(self) -> PipelineConfig:
