@@ -4,6 +4,8 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from mdm_models.warning_lines import warn_in_one_line
+
 COMMANDS = {
     "sample": "prompts → pictures or clips",
     "convert": "an official checkpoint, or the diffusers port → a model directory",
@@ -26,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=", ".join(COMMANDS))
+    warn_in_one_line()
     return _command(parser.parse_args(arguments[:1]).command)(arguments[1:])
 
 

@@ -32,6 +32,7 @@ from mdm_models.training.config import (
 from mdm_models.training.errors import TrainingError
 from mdm_models.training.trainer import train
 from mdm_models.unet import empty_model
+from mdm_models.warning_lines import warn_in_one_line
 
 TEXT_WIDTH = 64
 EXTRACTOR = "efficientnet-lite0"  # comes with a package, so that it needs no network; its distances are not FID
@@ -147,6 +148,7 @@ def _parameters(stage: Stage) -> int:
 
 
 def main() -> int:
+    warn_in_one_line()
     try:
         run(tyro.cli(Comparison, description=__doc__))
     except (TrainingError, OSError) as error:

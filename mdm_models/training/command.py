@@ -9,6 +9,7 @@ import tyro
 
 from mdm_models.training.config import TrainConfig
 from mdm_models.training.errors import TrainingError
+from mdm_models.warning_lines import warn_in_one_line
 
 Preset = Callable[[tuple[str, ...], str], TrainConfig]
 """preset(shards, run directory) → settings; its docstring is its line in the help text"""
@@ -17,6 +18,7 @@ Preset = Callable[[tuple[str, ...], str], TrainConfig]
 def main(presets: Mapping[str, Preset], description: str, arguments: list[str] | None = None) -> int:
     """Run a recipe; → exit code. The first preset is the default; TrainingError becomes one line and code 2."""
     config, dry_run = parse(presets, description, sys.argv[1:] if arguments is None else arguments)
+    warn_in_one_line()
     try:
         if dry_run:
             from mdm_models.training.estimate import describe

@@ -232,8 +232,10 @@ class OutputConfig:
     """steps between two grids of samples; one is also drawn at the end; 0: none"""
     sample_count: int = 4
     """samples in a grid"""
+    sampler: Literal["ddim", "ddpm", "dpmpp_2m", "heun"] = "ddim"
+    """how samples are drawn, in grids and evaluations"""
     sample_steps: int = 50
-    """DDIM steps of a sample, in grids and evaluations"""
+    """steps of a sample, in grids and evaluations"""
     guidance_scale: float = 3.0
     """classifier-free guidance of a sample, in grids and evaluations"""
     wandb: str = ""

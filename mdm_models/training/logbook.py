@@ -15,6 +15,8 @@ from mdm_models.training.interval import Interval
 from mdm_models.training.reader import Skip
 from mdm_models.training.weights_and_biases import WeightsAndBiases
 
+TRAINING, EVALUATION = "training", "evaluation"  # kinds of records
+
 
 class Logbook:
     """Continues the files of the run directory from `step`: what was logged after it, by a run that then died, goes.
@@ -43,18 +45,18 @@ class Logbook:
             bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
         )
 
-    def record(self, step: int, kind: str = "training", **values: float | list[float]) -> None:
+    def record(self, step: int, kind: str = TRAINING, **values: float | list[float]) -> None:
         """Log numbers that were measured at `step`; what is not finite is logged as null.
 
         kind: "training", or a name that goes before those of the curves: "evaluation" makes evaluation/fid.
         """
         values = {name: _json_number(value) for name, value in values.items()}
-        prefix = "" if kind == "training" else f"{kind}/"
+        prefix = "" if kind == TRAINING else f"{kind}/"
         curves = {}
         for name, value in values.items():
             entries = {f"{name}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
             curves |= {prefix + entry: v for entry, v in entries.items() if v is not None}
-        if kind == "training":
+        if kind == TRAINING:
             values["skipped"] = dict(self.skips)
             curves |= {f"skipped/{reason.replace(' ', '_')}": count for reason, count in self.skips.items()}
         self._log.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
@@ -117,6 +119,11 @@ class Remaining:
             return "?"
         first, began = self._first
         return tqdm.format_interval((self.steps - step) * (now - began) / (step - first))
+
+
+def is_logged(run: Path, step: int, kind: str) -> bool:
+    """Whether the run's log has a record of this kind at this step."""
+    return any(record["step"] == step and record["kind"] == kind for record in _records(run / "log.jsonl"))
 
 
 def _json_number(value: float | list[float]) -> float | list | None:

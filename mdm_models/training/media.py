@@ -79,7 +79,8 @@ def decode_clip(
 
 
 def _pictures(container, frames: int, frame_rate: float, size: int, start: float) -> list[np.ndarray]:
-    """The wanted frames of an open clip as (H, W, 3) uint8 arrays; fewer than `frames` if decoding ends early."""
+    """The wanted frames of an open clip as (H, W, 3) uint8 arrays, upright as its display matrix says; fewer than
+    `frames` if decoding ends early."""
     stream = container.streams.video[0]
     check_size(stream.width, stream.height, size)
     stream.codec_context.thread_count = 1  # parallelism comes from the loader's workers
@@ -101,7 +102,7 @@ def _pictures(container, frames: int, frame_rate: float, size: int, start: float
             wanted = first + len(pictures) / Fraction(frame_rate)
             if frame.time < wanted - 1 / (2 * rate):
                 break
-            pictures.append(frame.to_ndarray(format="rgb24"))
+            pictures.append(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
         if len(pictures) == frames:
             break
     return pictures

@@ -44,5 +44,6 @@ def draw(learner: Learner, prompts: list[str], generator: Generators) -> Tensor:
             negative_context_mask=empty_mask,
             guidance_scale=output.guidance_scale,
             num_inference_steps=output.sample_steps,
+            sampler=output.sampler,
             generator=generator,
         )

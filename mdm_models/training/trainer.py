@@ -17,7 +17,7 @@ from mdm_models.training.ema_snapshots import forget_snapshots_after, write_snap
 from mdm_models.training.evaluation import Evaluation
 from mdm_models.training.interval import Interval
 from mdm_models.training.learner import Learner
-from mdm_models.training.logbook import Logbook
+from mdm_models.training.logbook import EVALUATION, Logbook, is_logged
 from mdm_models.training.parallel import set_determinism
 from mdm_models.training.preview import Preview
 from mdm_models.training.profiler import profiling
@@ -63,14 +63,22 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
         )
         throughput = Throughput.of(config, planned, place)
         profiler = files.enter_context(profiling(config, run, place))
+        owed = evaluation and place.any(place.leads and _owes_evaluation(config, learner.step))
         log = preview = None
-        if learner.step < steps:
+        if learner.step < steps or owed:
             preview = Preview.of(output, reader, itertools.chain(validation, training), place)
             if place.leads:  # which alone writes to the log
                 log = files.enter_context(contextlib.closing(Logbook(config, learner.step)))
                 log.skip(reader.damaged())
                 log.say(str(throughput))
 
+        def evaluate() -> None:
+            numbers = evaluation.measure(learner)
+            if log:
+                log.record(learner.step, EVALUATION, **numbers)
+
+        if owed:
+            evaluate()
         interval = Interval(throughput)
         begun_at, stopping = learner.step, False
         while learner.step < steps and not stopping:
@@ -99,9 +107,7 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
             if preview and not stopping and _due(learner.step, output.sample_every, steps):
                 preview.draw(learner, run / "samples" / f"step-{learner.step:08d}.webp")
             if evaluation and not stopping and _due(learner.step, config.evaluation.evaluate_every, steps):
-                numbers = evaluation.measure(learner)
-                if log:
-                    log.record(learner.step, kind="evaluation", **numbers)
+                evaluate()
 
         checkpoints.finish()
         if learner.step > begun_at or place.any(place.leads and not (run / "model" / PIPELINE_FILE).exists()):
@@ -116,6 +122,12 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
 def _due(step: int, every: int, steps: int) -> bool:
     """Whether something that happens every so many steps, and at the end, happens after this one."""
     return step % every == 0 or step == steps
+
+
+def _owes_evaluation(config: TrainConfig, step: int) -> bool:
+    """Whether the run was to be evaluated after this step, and ended between the checkpoint and that."""
+    due = step > 0 and _due(step, config.evaluation.evaluate_every, config.optimizer.steps)
+    return due and not is_logged(Path(config.out), step, EVALUATION)
 
 
 def _write_config(run: Path, config: TrainConfig) -> None:

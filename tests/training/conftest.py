@@ -2,7 +2,7 @@
 
 import io
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,12 +17,18 @@ GREY_STEP = 10  # frame t of a made clip is grey of this times t
 
 def encode_clip(frames: int = 24, fps: int = 24, width: int = 32, height: int = 32, key_frame_every: int = 8) -> bytes:
     """An mp4 whose frame t is a plane of grey GREY_STEP · t."""
+    greys = [min(255, GREY_STEP * t) for t in range(frames)]
+    return encode_frames([np.full((height, width, 3), grey, np.uint8) for grey in greys], fps, key_frame_every)
+
+
+def encode_frames(pictures: Sequence[np.ndarray], fps: int = 24, key_frame_every: int = 8) -> bytes:
+    """(H, W, 3) uint8 pictures → an mp4."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps), options={"g": str(key_frame_every), "crf": "10"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
-        for t in range(frames):
-            picture = np.full((height, width, 3), min(255, GREY_STEP * t), np.uint8)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = "yuv444p"
+        for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     return file.getvalue()

@@ -13,6 +13,7 @@ from mdm_models.training.distributed import Place
 from mdm_models.training.errors import TrainingError
 from mdm_models.training.evaluation import Evaluation
 from mdm_models.training.learner import Learner
+from mdm_models.training.logbook import EVALUATION, is_logged
 from mdm_models.training.reader import SampleReader
 from mdm_models.training.shards import ShardedSamples, open_shards
 from mdm_models.training.trainer import train
@@ -130,3 +131,15 @@ def test_a_run_logs_its_evaluations(config):
     run = train(config, NESTED_MODEL)
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if "frechet_colours" in record] == [3, 6]
+
+
+def test_an_evaluation_before_which_a_run_was_killed_is_made_up_for(config):
+    whole = (train(changed(config, out=f"{config.out}-whole"), NESTED_MODEL) / "log.jsonl").read_text()
+    wanted = [json.loads(line) for line in whole.splitlines() if EVALUATION in line]
+    for steps in (3, 6, 6):  # the last one finds a run that has nothing left to learn
+        run = train(changed(config, steps=steps), NESTED_MODEL)
+        assert is_logged(run, steps, EVALUATION)
+        lines = (run / "log.jsonl").read_text().splitlines()
+        evaluations = [json.loads(line) for line in lines if EVALUATION in line]
+        assert evaluations == [record for record in wanted if record["step"] <= steps]
+        (run / "log.jsonl").write_text("".join(f"{line}\n" for line in lines if json.loads(line) != evaluations[-1]))

@@ -1,10 +1,12 @@
+import struct
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from mdm_models.training.media import BadSample, Cut, decode_clip, decode_image
-from tests.training.conftest import GREY_STEP, encode_clip, encode_image
+from tests.training.conftest import GREY_STEP, encode_clip, encode_frames, encode_image
 
 
 def frames_of(clip: torch.Tensor) -> list[int]:
@@ -30,6 +32,29 @@ def test_a_slow_clip_repeats_frames():
 
 def test_a_rate_between_frames_takes_the_nearest_earlier_or_equal(clip):
     assert frames_of(decode_clip(clip, 4, 10, 16)) == [0, 2, 5, 7]
+
+
+@pytest.mark.parametrize(
+    ("matrix", "white", "black"),
+    [
+        ((0, 1, -1, 0), np.s_[..., 10:], np.s_[..., :6]),  # a quarter clockwise, as phones write it
+        ((0, -1, 1, 0), np.s_[..., :6], np.s_[..., 10:]),
+        ((-1, 0, 0, -1), np.s_[..., 10:, :], np.s_[..., :6, :]),
+    ],
+)
+def test_a_clip_filmed_on_its_side_is_turned_upright(matrix, white, black):
+    """A white top half, under the display matrix (a, b, c, d) of ISO 14496-12: (x, y) → (ax + cy, bx + dy), y down."""
+    picture = np.zeros((32, 48, 3), np.uint8)
+    picture[:16] = 255
+    data = encode_frames([picture] * 4)
+    track = data.index(b"tkhd")  # the movie's own header, before it, has a matrix too
+    decoded = decode_clip(data[:track] + data[track:].replace(_matrix(1, 0, 0, 1), _matrix(*matrix), 1), 2, 24, 16)
+    assert decoded[white].min() > 200
+    assert decoded[black].max() < 50
+
+
+def _matrix(a: int, b: int, c: int, d: int) -> bytes:
+    return struct.pack(">5i", *(entry << 16 for entry in (a, b, 0, c, d)))
 
 
 def test_one_frame_of_a_clip_is_an_image(clip):
