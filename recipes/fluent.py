@@ -3,11 +3,12 @@
     mdm prepare fluent-emoji --out data/fluent
     python recipes/fluent.py --data data/fluent/fluent-image-*.tar --out runs/fluent
 
-trains, for every seed, a UNet at 8², then at 16² around it, then at 32² around both; and beside it a plain UNet at 32²
-of as many parameters, for more steps at 32². Both are sampled as they learn, at 32², from captions held out of
-training; comparison.json and comparison.png tell how far the samples are from the held-out images, and how well both
-predict these. The same command again goes on where it was stopped. About half an hour of one CPU core a seed; --scale
-gpu is the same at 64², 128² and 256² with wider networks.
+trains, for every seed, a UNet at 8², then at 32² around it, then at 128² around both, each four times as large as the
+one before as in the paper's largest model; and beside it a plain UNet at 128² of as many parameters, for as long. Both
+are sampled as they learn, at 128², from captions held out of training; comparison.json and comparison.png tell how far
+the samples are from the held-out images and how well both predict these, samples.png shows them. The same command again
+goes on where it was stopped. About an hour and a half of one CPU core a seed; --scale gpu is the same at 16², 64² and
+256² with wider networks.
 """
 
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from fluent_report import Logged, Results, write_report
+from fluent_report import RATIO, Logged, Results, write_report
 
 from mdm_models.config import UNetConfig
 from mdm_models.training.config import (
@@ -61,24 +62,23 @@ class Comparison:
         Literal["both", "nested", "plain"],
         tyro.conf.arg(help="what to train: two processes can share the work; the result shows all that is there"),
     ] = "both"
-    scale: Annotated[Literal["cpu", "gpu"], tyro.conf.arg(help="8² to 32², or 64² to 256² and wider networks")] = "cpu"
+    scale: Annotated[Literal["cpu", "gpu"], tyro.conf.arg(help="8² to 128², or 16² to 256² and wider networks")] = "cpu"
 
 
 def arms(scale: str) -> dict[str, list[Stage]]:
     """The stages of each arm. Outer levels are narrow, as the paper's are; the plain UNet has the same widths at the
     same resolutions, and 2 % more parameters."""
-    width, size, batch = (1, 8, 16) if scale == "cpu" else (4, 64, 64)
-    inner = _unet(width, (64, 96), (1, 1), text=True)
-    middle = _unet(width, (32, 64), (1, 1), inner=inner)
-    outer = _unet(width, (16, 32), (1, 1), inner=middle)
-    more = 1 if scale == "cpu" else 10
+    width, size, batch, more = (1, 8, 8, 1) if scale == "cpu" else (4, 16, 64, 10)
+    inner = _unet(width, (96, 128), (1, 1), text=True)
+    middle = _unet(width, (32, 48, 96), (1, 1, 1), inner=inner)
+    outer = _unet(width, (16, 16, 32), (1, 1, 1), inner=middle)
     nested = [  # larger batches where a sample costs less
-        Stage("1", inner, size, 4 * batch, 300 * more),
-        Stage("2", middle, 2 * size, 2 * batch, 300 * more),
-        Stage("3", outer, 4 * size, batch, 900 * more, evaluate_every=300 * more),
+        Stage("1", inner, size, 4 * batch, 1500 * more),
+        Stage("2", middle, RATIO * size, 2 * batch, 900 * more),
+        Stage("3", outer, RATIO**2 * size, batch, 1000 * more, evaluate_every=500 * more),
     ]
-    plain = _unet(width, (16, 32, 64, 96), (1, 1, 1, 2), text=True)
-    return {"nested": nested, "plain": [Stage("plain", plain, 4 * size, batch, 1500 * more, 300 * more)]}
+    plain = _unet(width, (16, 16, 32, 48, 96, 128), (1, 1, 1, 1, 1, 2), text=True)
+    return {"nested": nested, "plain": [Stage("plain", plain, RATIO**2 * size, batch, 2500 * more, 500 * more)]}
 
 
 def _unet(
@@ -91,7 +91,7 @@ def _unet(
         blocks=blocks,
         num_heads=4,
         embed_dim=192 * width,
-        norm_groups=16,
+        norm_groups=8,
         context_dim=TEXT_WIDTH if text else 0,
         inner=inner,
         **(attending if text else {}),
@@ -99,18 +99,27 @@ def _unet(
 
 
 def settings(comparison: Comparison, stage: Stage, seed: int, before: Path | None) -> TrainConfig:
+    """Noise and weights of the levels are those of the paper's largest model, whose levels have these ratios too; what
+    is counted as unshifted, 32² or 64², gives the highest level of both arms the same noise and weight."""
+    on_cpu = comparison.scale == "cpu"
+    smallest, middle, _ = (each.size for each in arms(comparison.scale)["nested"])
+    sizes = [stage.size // RATIO**level for level in range(len(stage.architecture.levels))]
     return TrainConfig(
         out=str(folder(comparison, stage, seed)),
-        data=DataConfig(comparison.data, size=stage.size, holdout=0.1, workers=0 if comparison.scale == "cpu" else 8),
+        data=DataConfig(comparison.data, size=stage.size, holdout=0.1, workers=0 if on_cpu else 8),
         model=ModelConfig(stage.name, text_width=TEXT_WIDTH, init_from=str(before) if before else ""),
         optimizer=OptimizerConfig(batch_size=stage.batch, steps=stage.steps, lr=1e-3, warmup=50, ema_decay=0.995),
-        objective=ObjectiveConfig(unshifted_size=arms(comparison.scale)["plain"][0].size),  # where noise is equal
+        objective=ObjectiveConfig(
+            shift_power=2.0,
+            unshifted_size=middle,
+            level_weights=tuple(size / smallest for size in sizes),
+        ),
         system=SystemConfig(seed=seed),
         evaluation=EvaluationConfig(
             evaluate_every=stage.evaluate_every, evaluate_samples=256, feature_extractor=EXTRACTOR
         ),
         output=OutputConfig(
-            save_every=100, keep=1, sample_every=stage.steps, sample_count=8, sample_steps=12, guidance_scale=1.0
+            save_every=100, keep=1, sample_every=stage.steps, sample_count=8, sample_steps=25, guidance_scale=1.0
         ),
     )
 

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from PIL import Image
+
 DISTANCE = "frechet_efficientnet_lite0"
 LOSS = "validation_loss_0"  # of the highest level
+RATIO = 4  # of the sizes of two nested levels
 COLOURS = {"nested": "tab:blue", "plain": "tab:orange"}
 LABELS = {"nested": "three nested stages", "plain": "plain UNet"}
 
@@ -31,6 +34,10 @@ class Logged:
     @property
     def steps(self) -> int:
         return max((record["step"] for records in self.records.values() for record in records), default=0)
+
+    def grid(self, log: Path) -> Path:
+        """The samples drawn last in the run of this log."""
+        return max((log.parent / "samples").glob("step-*.webp"))
 
     @property
     def step_seconds(self) -> float:
@@ -74,11 +81,12 @@ class Results:
 
 
 def write_report(results: list[Results], out: Path) -> None:
-    """comparison.json and .png, and stages.png, in `out`."""
+    """comparison.json and .png, stages.png and samples.png, in `out`."""
     (out / "comparison.json").write_text(json.dumps({r.arm: r.summary() for r in results}, indent=1) + "\n")
     draw_comparison(results, out / "comparison.png")
     draw_stages(results, out / "stages.png")
-    print(f"{out} has the result: comparison.json, comparison.png, stages.png")
+    draw_samples(results, out / "samples.png")
+    print(f"{out} has the result: comparison.json, comparison.png, stages.png, samples.png")
 
 
 def draw_comparison(results: list[Results], path: Path) -> None:
@@ -115,7 +123,7 @@ def draw_stages(results: list[Results], path: Path) -> None:
             for records in list(stage.of("training").values())[:1]:
                 steps = [begun + record["step"] for record in records]
                 for level, losses in enumerate(zip(*(record["level_losses"] for record in records), strict=True)):
-                    size = stage.size // 2**level
+                    size = stage.size // RATIO**level
                     axes.plot(steps, losses, color=f"C{size.bit_length()}", linewidth=0.8, label=f"{size}²")
             begun += stage.steps
             axes.axvline(begun, color="grey", linewidth=0.5)
@@ -124,6 +132,20 @@ def draw_stages(results: list[Results], path: Path) -> None:
         axes.set(xlabel="steps of all stages", yscale="log", title=LABELS[result.arm])
     panels[0].set_ylabel("training loss of each level")
     _save(figure, panels, path)
+
+
+def draw_samples(results: list[Results], path: Path) -> None:
+    """The last grid of each arm, of its first seed: the same captions, with the real images above."""
+    pyplot = _pyplot()
+    figure, panels = pyplot.subplots(len(results), 1, figsize=(11, 3 * len(results)), layout="constrained")
+    for axes, result in zip(panels, results, strict=True):
+        last = result.stages[-1]
+        axes.set(title=f"{LABELS[result.arm]}, {result.seconds_at(last.steps) / 60:.0f} minutes", xticks=[], yticks=[])
+        axes.axis("off")
+        for log in list(last.logs.values())[:1]:
+            with Image.open(last.grid(log)) as grid:
+                axes.imshow(grid)
+    figure.savefig(path, dpi=100)
 
 
 def _pyplot():

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mdm_models.training.config import plan
 
@@ -34,6 +35,9 @@ def write_logs(fluent, comparison, seconds: dict[str, float]) -> None:
                 path = fluent.folder(comparison, stage, seed) / "log.jsonl"
                 path.parent.mkdir(parents=True)
                 path.write_text("".join(json.dumps(record) + "\n" for record in training + evaluations))
+                grid = path.parent / "samples" / f"step-{stage.steps:08d}.webp"
+                grid.parent.mkdir()
+                Image.new("RGB", (8, 8)).save(grid)
 
 
 @pytest.mark.parametrize("scale", ["cpu", "gpu"])
@@ -52,16 +56,19 @@ def test_every_stage_fits_its_settings_and_holds_the_one_before(fluent, tmp_path
             plan(fluent.settings(comparison, stage, 0, None), stage.architecture)
         for inner, outer in itertools.pairwise(stages):
             assert outer.architecture.inner == inner.architecture
-            assert outer.size == 2 * inner.size
+            assert outer.size == 4 * inner.size
 
 
-def test_both_arms_see_the_same_noise_at_the_highest_level(fluent, comparison):
-    scales = [
-        stages[-1].architecture.noise_scales(stages[-1].size, config.objective.unshifted_size)[0]
-        for stages in fluent.arms("cpu").values()
-        for config in [fluent.settings(comparison, stages[-1], 0, None)]
-    ]
-    assert scales == [1, 1]
+@pytest.mark.parametrize("scale", ["cpu", "gpu"])
+def test_both_arms_see_the_same_noise_at_the_highest_level_and_weigh_it_alike(fluent, tmp_path, scale):
+    comparison = fluent.Comparison(data=("a.tar",), out=str(tmp_path), scale=scale)
+    nested, plain = (
+        (stage.architecture.noise_scales(stage.size, objective.unshifted_size), objective.level_weights)
+        for stage in (stages[-1] for stages in fluent.arms(scale).values())
+        for objective in [fluent.settings(comparison, stage, 0, None).objective]
+    )
+    assert nested == ([4, 1, 1 / 4], (16, 4, 1))  # as in the paper's model of 1024², 256² and 64²
+    assert plain == ([4], (16,))
 
 
 def test_the_time_of_all_stages_counts(fluent, comparison):
@@ -73,8 +80,8 @@ def test_the_time_of_all_stages_counts(fluent, comparison):
     last = {arm: result[arm]["evaluations"]["1"][-1]["seconds"] for arm in result}
     assert last["nested"] == 0.5 * steps[0] + 1.0 * steps[1] + 2.0 * steps[2]
     assert last["plain"] == 3.0 * fluent.arms("cpu")["plain"][0].steps
-    assert (out / "comparison.png").stat().st_size > 0
-    assert (out / "stages.png").stat().st_size > 0
+    for name in ("comparison", "stages", "samples"):
+        assert Image.open(out / f"{name}.png").width > 500
 
 
 def test_one_arm_alone_can_be_reported(fluent, comparison):
