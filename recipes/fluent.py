@@ -7,7 +7,7 @@ trains, for every seed, a UNet at 8², then at 32² around it, then at 128² aro
 one before as in the paper's largest model; and beside it a plain UNet at 128² of as many parameters, for as long. Both
 are sampled as they learn, at 128², from captions held out of training; comparison.json and comparison.png tell how far
 the samples are from the held-out images and how well both predict these, samples.png shows them. The same command again
-goes on where it was stopped. About an hour and a half of one CPU core a seed; --scale gpu is the same at 16², 64² and
+goes on where it was stopped. Almost two hours of one CPU core a seed; --scale gpu is the same at 16², 64² and
 256² with wider networks.
 """
 
