@@ -35,9 +35,11 @@ class Logged:
     def steps(self) -> int:
         return max((record["step"] for records in self.records.values() for record in records), default=0)
 
-    def grid(self, log: Path) -> Path:
-        """The samples drawn last in the run of this log."""
-        return max((log.parent / "samples").glob("step-*.webp"))
+    @property
+    def grids(self) -> list[Path]:
+        """The samples drawn last for each seed; a run that is still at work may have none."""
+        drawn = [sorted((log.parent / "samples").glob("step-*.webp")) for log in self.logs.values()]
+        return [paths[-1] for paths in drawn if paths]
 
     @property
     def step_seconds(self) -> float:
@@ -142,8 +144,8 @@ def draw_samples(results: list[Results], path: Path) -> None:
         last = result.stages[-1]
         axes.set(title=f"{LABELS[result.arm]}, {result.seconds_at(last.steps) / 60:.0f} minutes", xticks=[], yticks=[])
         axes.axis("off")
-        for log in list(last.logs.values())[:1]:
-            with Image.open(last.grid(log)) as grid:
+        for newest in last.grids[:1]:
+            with Image.open(newest) as grid:
                 axes.imshow(grid)
     figure.savefig(path, dpi=100)
 

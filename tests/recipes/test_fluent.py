@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,14 @@ def test_the_time_of_all_stages_counts(fluent, comparison):
     assert last["plain"] == 3.0 * fluent.arms("cpu")["plain"][0].steps
     for name in ("comparison", "stages", "samples"):
         assert Image.open(out / f"{name}.png").width > 500
+
+
+def test_an_arm_still_in_training_can_be_reported(fluent, comparison):
+    write_logs(fluent, comparison, {"1": 0.5, "2": 1.0, "3": 2.0, "plain": 3.0})
+    for seed in comparison.seeds:
+        shutil.rmtree(fluent.folder(comparison, fluent.arms("cpu")["plain"][0], seed) / "samples")
+    fluent.report(comparison)
+    assert (Path(comparison.out) / "samples.png").exists()
 
 
 def test_one_arm_alone_can_be_reported(fluent, comparison):
