@@ -7,8 +7,8 @@ trains, for every seed, a UNet at 8², then at 32² around it, then at 128² aro
 one before as in the paper's largest model; and beside it a plain UNet at 128² of as many parameters, for as long. Both
 are sampled as they learn, at 128², from captions held out of training; comparison.json and comparison.png tell how far
 the samples are from the held-out images and how well both predict these, samples.png shows them. The same command again
-goes on where it was stopped. Almost two hours of one CPU core a seed; --scale gpu is the same at 16², 64² and
-256² with wider networks.
+goes on where it was stopped. Almost two hours of one CPU core a seed; --scale gpu is the same at 16², 64² and 256² with
+wider networks.
 """
 
 import sys
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from fluent_report import RATIO, Logged, Results, write_report
+from fluent_report import Logged, Results, write_report
 
 from mdm_models.config import UNetConfig
 from mdm_models.training.config import (
@@ -36,6 +36,7 @@ from mdm_models.unet import empty_model
 from mdm_models.warning_lines import warn_in_one_line
 
 TEXT_WIDTH = 64
+RATIO = 4  # of the sizes of two nested levels
 EXTRACTOR = "efficientnet-lite0"  # comes with a package, so that it needs no network; its distances are not FID
 
 
@@ -49,6 +50,11 @@ class Stage:
     batch: int
     steps: int
     evaluate_every: int = 0
+
+    @property
+    def sizes(self) -> list[int]:
+        """Height and width of each level in pixels, highest resolution first."""
+        return [shape[-1] for shape in self.architecture.sample_shapes(self.size)]
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,6 @@ def settings(comparison: Comparison, stage: Stage, seed: int, before: Path | Non
     is counted as unshifted, 32² or 64², gives the highest level of both arms the same noise and weight."""
     on_cpu = comparison.scale == "cpu"
     smallest, middle, _ = (each.size for each in arms(comparison.scale)["nested"])
-    sizes = [stage.size // RATIO**level for level in range(len(stage.architecture.levels))]
     return TrainConfig(
         out=str(folder(comparison, stage, seed)),
         data=DataConfig(comparison.data, size=stage.size, holdout=0.1, workers=0 if on_cpu else 8),
@@ -112,7 +117,7 @@ def settings(comparison: Comparison, stage: Stage, seed: int, before: Path | Non
         objective=ObjectiveConfig(
             shift_power=2.0,
             unshifted_size=middle,
-            level_weights=tuple(size / smallest for size in sizes),
+            level_weights=tuple(size / smallest for size in stage.sizes),
         ),
         system=SystemConfig(seed=seed),
         evaluation=EvaluationConfig(
@@ -140,7 +145,7 @@ def run(comparison: Comparison) -> None:
 def report(comparison: Comparison) -> None:
     """Write what the logs that are there say."""
     results = [
-        Results(arm, [Logged(s.name, s.size, _logs(comparison, s)) for s in stages], _parameters(stages[-1]))
+        Results(arm, [Logged(s.name, s.sizes, _logs(comparison, s)) for s in stages], _parameters(stages[-1]))
         for arm, stages in arms(comparison.scale).items()
     ]
     write_report(results, Path(comparison.out))

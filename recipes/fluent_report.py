@@ -10,17 +10,16 @@ from PIL import Image
 
 DISTANCE = "frechet_efficientnet_lite0"
 LOSS = "validation_loss_0"  # of the highest level
-RATIO = 4  # of the sizes of two nested levels
 COLOURS = {"nested": "tab:blue", "plain": "tab:orange"}
 LABELS = {"nested": "three nested stages", "plain": "plain UNet"}
 
 
 @dataclass
 class Logged:
-    """The logs of one stage, by seed."""
+    """The logs of one stage, by seed; sizes: height and width of each level in pixels, highest resolution first."""
 
     name: str
-    size: int
+    sizes: list[int]
     logs: dict[int, Path]
 
     @cached_property
@@ -76,7 +75,8 @@ class Results:
             for seed, records in last.of("evaluation").items()
         }
         stages = [
-            {"name": stage.name, "size": stage.size, "steps": stage.steps, "step_seconds": round(stage.step_seconds, 4)}
+            {"name": stage.name, "size": stage.sizes[0], "steps": stage.steps}
+            | {"step_seconds": round(stage.step_seconds, 4)}
             for stage in self.stages
         ]
         return {"parameters": self.parameters, "stages": stages, "evaluations": evaluations}
@@ -105,7 +105,7 @@ def draw_comparison(results: list[Results], path: Path) -> None:
                 values = [record[quantity] for record in records]
                 row[0].plot(steps, values, **style)
                 row[1].plot(minutes, values, **style)
-    size = results[0].stages[-1].size
+    size = results[0].stages[-1].sizes[0]
     panels[0, 0].set_ylabel("Fréchet distance, EfficientNet-lite0 (not FID)")
     panels[1, 0].set_ylabel(f"validation loss at {size}²")
     panels[1, 0].set_xlabel(f"steps at {size}²")
@@ -124,8 +124,8 @@ def draw_stages(results: list[Results], path: Path) -> None:
         for stage in result.stages:
             for records in list(stage.of("training").values())[:1]:
                 steps = [begun + record["step"] for record in records]
-                for level, losses in enumerate(zip(*(record["level_losses"] for record in records), strict=True)):
-                    size = stage.size // RATIO**level
+                levels = zip(*(record["level_losses"] for record in records), strict=True)
+                for size, losses in zip(stage.sizes, levels, strict=True):
                     axes.plot(steps, losses, color=f"C{size.bit_length()}", linewidth=0.8, label=f"{size}²")
             begun += stage.steps
             axes.axvline(begun, color="grey", linewidth=0.5)
