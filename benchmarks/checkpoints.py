@@ -15,9 +15,9 @@ from torch import Tensor
 
 from benchmarks.machine import device_name
 from benchmarks.timing import time_side_by_side
-from mdm_models.files import sync
-from mdm_models.training.checkpoint import Checkpoints
-from mdm_models.training.distributed import Place
+from mdm_models.processes import Place
+from mdm_models.storage import sync
+from mdm_models.training.checkpoint.checkpoints import Checkpoints
 
 LAYER = 1_000_000  # parameters
 

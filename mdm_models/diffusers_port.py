@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mdm_models.pretrained import mapped, opened
+from mdm_models.storage import mapped, opened
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from mdm_models.config import UNetConfig
-from mdm_models.files import one_line
+from mdm_models.errors import one_line
+from mdm_models.pretrained import fitting_model, placed, with_weights
 from mdm_models.unet import UNet
-from mdm_models.weights import fitting_model, placed, with_weights
 from mdm_models.zoo import model_config
 
 # What official checkpoints name beside tensors: the settings of the training run, as instances of the official classes

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from mdm_models.files import write_whole
+from mdm_models.storage import write_whole
 
 CLIP_SUFFIXES = (".mp4", ".gif", ".webp")
 

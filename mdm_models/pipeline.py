@@ -12,9 +12,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mdm_models.diffusion import MatryoshkaDiffusion, sample
-from mdm_models.files import one_line, write_whole
+from mdm_models.errors import one_line
 from mdm_models.pictures import Clip, from_pictures, to_pictures, to_pixels
 from mdm_models.pretrained import from_pretrained
+from mdm_models.storage import write_whole
 from mdm_models.text import TextEncoder, TransformerTextEncoder, load_text_encoder
 from mdm_models.unet import UNet
 
@@ -115,7 +116,7 @@ class Pipeline:
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
     ) -> "Pipeline":
-        """Load what `save_pretrained` or `python -m mdm_models.convert` wrote.
+        """Load what `save_pretrained` or `mdm convert` wrote.
 
         source: the directory. text_encoder: one to use in place of what the directory names: an encoder, or what
         `load_text_encoder` takes. dtype: of the model's weights, None for that of the file; the text encoder's features

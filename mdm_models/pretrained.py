@@ -1,26 +1,18 @@
-"""Models on disk: DIRECTORY/config.json says what the model is, DIRECTORY/model.safetensors holds its weights.
+"""Weights from files → a model: do they fit, and without having both in memory."""
 
-Neither file can run code when it is read. A file is written beside its place, flushed to the disk and renamed, so that
-what was there stays whole until what replaces it is.
-"""
-
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mdm_models.config import UNetConfig
-from mdm_models.files import one_line, sync, write_whole
-from mdm_models.unet import UNet
-from mdm_models.weights import fitting_model, placed, with_weights
+from mdm_models.errors import one_line
+from mdm_models.storage import CONFIG_FILE, WEIGHTS_FILE, mapped, opened, read_config
+from mdm_models.unet import UNet, empty_model
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-FORMAT_VERSION = 1  # of config.json
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that a model computes in
 
 
 def from_pretrained(
@@ -51,68 +43,44 @@ def from_pretrained(
     return with_weights(model, weights)
 
 
-def write(directory: str | Path, config: UNetConfig, tensors: Mapping[str, Tensor], overwrite: bool = False) -> None:
-    """Write a model, given as its config and its state dict, to a directory, which is made if it is not there.
+def fitting_model(
+    config: UNetConfig, tensors: Mapping[str, Tensor], source: str | Path, dtype: torch.dtype | None = None
+) -> UNet:
+    """The config's model, without memory, if these tensors can be its weights. `source` is what errors call them.
 
-    A model that is there already is replaced if it has the same config. One with another config raises ValueError
-    unless `overwrite` is set. Raises OSError if the model cannot be written; the one that was there is whole then.
+    Raises ValueError in one line that names the first tensor that is missing, unknown or of another shape, or if the
+    weights are in no dtype that a model computes in; TypeError if `dtype`, which they are to be converted to, is none.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    sync(directory.parent)
-    config_path, weights_path = directory / CONFIG_FILE, directory / WEIGHTS_FILE
-    is_same = _has_config(config_path, config)
-    if not (is_same or overwrite) and (config_path.exists() or weights_path.exists()):
-        raise ValueError(f"{directory} holds another model; choose another directory, or allow to overwrite it")
-    row_major = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}  # what safetensors can store
-    text = json.dumps({"format_version": FORMAT_VERSION, "unet": config.to_dict()}, indent=1) + "\n"
-
-    def write_weights(path: Path) -> None:
-        save_file(row_major, path, metadata={"format": "pt"})
-        if not is_same:  # from here on a crash leaves no config rather than one of other weights
-            config_path.unlink(missing_ok=True)
-
-    try:
-        write_whole(weights_path, write_weights)
-        if not is_same:
-            write_whole(config_path, lambda path: path.write_text(text))
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"the model cannot be written to {directory}: {one_line(error)}") from None
+    blocks = sum(sum(level.blocks) + sum(level.attention) + level.context_layers for level in config.levels)
+    if blocks > len(tensors):  # before a damaged config has us make a million layers
+        raise ValueError(f"{source} holds {len(tensors)} tensors, too few for the {blocks} blocks of the model")
+    model = empty_model(config)
+    own = model.state_dict()
+    if missing := own.keys() - tensors.keys():
+        raise ValueError(f"{source} is of another model: it lacks {len(missing)} tensors, as {min(missing)}")
+    if unknown := tensors.keys() - own.keys():
+        raise ValueError(f"{source} is of another model: it has {len(unknown)} tensors too many, as {min(unknown)!r}")
+    for key, tensor in own.items():
+        if tensor.shape != tensors[key].shape:
+            shapes = f"{tuple(tensors[key].shape)}; the model's is {tuple(tensor.shape)}"
+            raise ValueError(f"{source} is of another model: {key} has shape {shapes}")
+    _check_dtypes({tensor.dtype for tensor in tensors.values()}, source, dtype)
+    return model
 
 
-def read_config(path: Path) -> UNetConfig:
-    """The config in a config.json. Raises FileNotFoundError, ValueError or TypeError that names file and key."""
-    try:
-        saved = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; the directory holds no saved model") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {one_line(error)}") from None
-    if not isinstance(saved, dict) or "format_version" not in saved:
-        raise ValueError(f"{path} is not the config of an mdm_models model: it has no format_version")
-    if saved["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"{path} has format_version {saved['format_version']!r}; this code reads {FORMAT_VERSION}")
-    if strays := sorted(saved.keys() ^ {"format_version", "unet"}):
-        raise ValueError(f"{path} must have the keys format_version and unet, no others: see {', '.join(strays)}")
-    try:
-        return UNetConfig.from_dict(saved["unet"])
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"{path}: {one_line(error)}") from None
+def placed(
+    tensor: Tensor, own: Tensor, dtype: torch.dtype | None, device: str | torch.device, copy: bool = False
+) -> Tensor:
+    """A weight in the memory format of the model's `own` tensor, in `dtype` (None: as it is), on `device`."""
+    channels_last = own.dim() == 4 and own.is_contiguous(memory_format=torch.channels_last)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return tensor.to(device=device, dtype=dtype, memory_format=memory_format, copy=copy)
 
 
-def opened(path: Path) -> safe_open:
-    """A .safetensors file, mapped into memory. Raises FileNotFoundError, or ValueError if it is damaged."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        return safe_open(path, "pt")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole .safetensors file: {one_line(error)}") from None
-
-
-def mapped(file: safe_open, keys: list[str]) -> dict[str, Tensor]:
-    """Tensors of an open file, by name; their memory is the file's."""
-    return {key: file.get_tensor(key) for key in keys}
+def with_weights(model: UNet, weights: dict[str, Tensor]) -> UNet:
+    """A model without memory → the same with these very tensors as its weights, in evaluation mode."""
+    model.load_state_dict(weights, assign=True)
+    return model.to(model.conv_in.weight.device).eval()  # the buffers follow the weights
 
 
 def _directory(source: str | Path) -> Path:
@@ -134,8 +102,11 @@ def _directory(source: str | Path) -> Path:
         ) from error
 
 
-def _has_config(path: Path, config: UNetConfig) -> bool:
-    try:
-        return read_config(path) == config
-    except (OSError, ValueError, TypeError):
-        return False
+def _check_dtypes(found: set[torch.dtype], source: str | Path, dtype: torch.dtype | None) -> None:
+    names = ", ".join(sorted(map(str, found)))
+    if dtype is not None and dtype not in DTYPES:
+        raise TypeError(f"dtype is {dtype!r}; it must be one of {', '.join(map(str, DTYPES))}")
+    if not all(each.is_floating_point for each in found):
+        raise ValueError(f"{source} has weights of type {names}; they must be floating-point numbers")
+    if dtype is None and (len(found) > 1 or not found <= set(DTYPES)):
+        raise ValueError(f"{source} has weights of type {names}; choose one to compute in with the argument dtype")

@@ -26,6 +26,7 @@ from mdm_models.layers import (
     materialise,
     zero_init,
 )
+from mdm_models.storage import write_model
 
 
 @dataclass(frozen=True)
@@ -166,10 +167,8 @@ class UNet(nn.Module):
         return self
 
     def save_pretrained(self, directory: str | Path, overwrite: bool = False) -> None:
-        """Write config.json and model.safetensors, for `mdm_models.from_pretrained`. See `pretrained.write`."""
-        from mdm_models.pretrained import write  # which makes models, so that it must be imported after this file
-
-        write(directory, self.config, self.state_dict(), overwrite)
+        """Write config.json and model.safetensors, for `mdm_models.from_pretrained`. See `storage.write_model`."""
+        write_model(directory, self.config, self.state_dict(), overwrite)
 
     def forward(
         self,

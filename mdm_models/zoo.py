@@ -54,7 +54,7 @@ def create_model(name: str, pretrained: bool = False, **overrides) -> UNet:
     if pretrained:
         raise ValueError(
             f"no weights of {name} come with this package: download a checkpoint of apple/ml-mdm (its README links "
-            "vis_model.pth for 64, 256 and 1024), run `python -m mdm_models.convert vis_model.pth DIR`, and call "
+            "vis_model.pth for 64, 256 and 1024), run `mdm convert vis_model.pth DIR`, and call "
             "mdm_models.from_pretrained(DIR)"
         )
     return build_model(config)

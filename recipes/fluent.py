@@ -20,8 +20,9 @@ import tyro
 from fluent_report import Logged, Results, write_report
 
 from mdm_models.config import UNetConfig
+from mdm_models.data.config import DataConfig
+from mdm_models.errors import TrainingError, warn_in_one_line
 from mdm_models.training.config import (
-    DataConfig,
     EvaluationConfig,
     ModelConfig,
     ObjectiveConfig,
@@ -30,10 +31,8 @@ from mdm_models.training.config import (
     SystemConfig,
     TrainConfig,
 )
-from mdm_models.training.errors import TrainingError
 from mdm_models.training.trainer import train
 from mdm_models.unet import empty_model
-from mdm_models.warning_lines import warn_in_one_line
 
 TEXT_WIDTH = 64
 RATIO = 4  # of the sizes of two nested levels

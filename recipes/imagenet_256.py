@@ -12,9 +12,9 @@ micro_batch is what goes through one of them at once, chosen for 80 GB.
 
 import sys
 
-from mdm_models.training.command import main
+from mdm_models.commands.train import main
+from mdm_models.data.config import DataConfig
 from mdm_models.training.config import (
-    DataConfig,
     EvaluationConfig,
     ModelConfig,
     OptimizerConfig,

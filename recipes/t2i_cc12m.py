@@ -15,9 +15,9 @@ processes together; micro_batch is what goes through one of them at once, chosen
 
 import sys
 
-from mdm_models.training.command import main
+from mdm_models.commands.train import main
+from mdm_models.data.config import DataConfig
 from mdm_models.training.config import (
-    DataConfig,
     EvaluationConfig,
     ModelConfig,
     ObjectiveConfig,

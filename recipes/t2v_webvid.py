@@ -13,9 +13,9 @@ import sys
 
 from t2i_cc12m import stage_64  # the innermost model, on images or single frames
 
-from mdm_models.training.command import main
+from mdm_models.commands.train import main
+from mdm_models.data.config import DataConfig
 from mdm_models.training.config import (
-    DataConfig,
     ModelConfig,
     OptimizerConfig,
     OutputConfig,

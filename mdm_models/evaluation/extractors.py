@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mdm_models.errors import one_line
 from mdm_models.evaluation.features import FeatureExtractor, needing
 from mdm_models.evaluation.inception import InceptionV3, ScriptedInceptionV3
-from mdm_models.files import one_line
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from mdm_models.errors import one_line
 from mdm_models.evaluation.features import FeatureExtractor
-from mdm_models.files import one_line, write_whole
+from mdm_models.storage import write_whole
 
 
 class ClipFeatures(nn.Module):

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from mdm_models.data.held_out import HeldOut
+from mdm_models.data.stream import to_unit_range
+from mdm_models.errors import DataError
 from mdm_models.evaluation.comparison import Comparison
-from mdm_models.evaluation.held_out import HeldOut
 from mdm_models.pictures import to_pixels
-from mdm_models.training.data import to_unit_range
-from mdm_models.training.distributed import Place
-from mdm_models.training.errors import DataError
+from mdm_models.processes import Place
 
 
 class Subject(Protocol):

@@ -30,7 +30,7 @@ def load_text_encoder(
 
     path_or_name: a directory of Hugging Face transformers (T5, BERT, CLIP, ...: "huggingface") or of open_clip
     ("open_clip"), a text file with the name of a class on each line, or "classes:1000" for a thousand numbers
-    ("classes"), or a folder of features that `python -m mdm_models.precompute` wrote ("precomputed"), or the encoder
+    ("classes"), or a folder of features that `mdm precompute` wrote ("precomputed"), or the encoder
     that was trained with a pipeline's model ("trained"). None of these touches the network. Anything else is taken for
     the id of a model on the Hugging Face hub, behind "hf-hub:" if it is open_clip's, and is downloaded.
     kind: one of the words in quotes above; by default, found out from what is there.

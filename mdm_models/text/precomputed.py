@@ -45,7 +45,7 @@ class FeatureFile:
             self.captions = made_of["captions"]
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             reason = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({error})"
-            raise ValueError(f"text features {path} are {reason}; run python -m mdm_models.precompute again") from None
+            raise ValueError(f"text features {path} are {reason}; run mdm precompute again") from None
         self.keys = np.ascontiguousarray(keys).view(f"S{keys.shape[1]}")[:, 0]
 
     def __getitem__(self, key: str) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mdm_models.files import write_whole
 from mdm_models.layers import TextSelfAttention
+from mdm_models.storage import write_whole
 from mdm_models.text.frozen import loading
 from mdm_models.text.interface import check_prompts
 from mdm_models.text.tokens import up_to_end

@@ -5,73 +5,13 @@ Gu et al., "Matryoshka Diffusion Models" (ICLR 2024, appendix) where the paper g
 """
 
 import dataclasses
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from mdm_models.config import UNetConfig
-from mdm_models.training.errors import TrainingError
+from mdm_models.data.config import DataConfig, check_above_0, check_not_negative, check_share
+from mdm_models.errors import TrainingError
 from mdm_models.zoo import model_config
-
-
-def _check(config, names: Iterable[str], holds, rule: str) -> None:
-    for name in names:
-        if not holds(getattr(config, name)):
-            raise ValueError(f"{name} is {getattr(config, name)}; it must {rule}")
-
-
-def _check_above_0(config, *names: str) -> None:
-    _check(config, names, lambda value: value > 0, "be above 0")
-
-
-def _check_not_negative(config, *names: str) -> None:
-    _check(config, names, lambda value: value >= 0, "be 0 or more")
-
-
-def _check_share(config, *names: str) -> None:
-    _check(config, names, lambda value: 0 <= value < 1, "lie in [0, 1)")
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """The captioned images or clips, and how they are cut to the model's size."""
-
-    shards: Annotated[tuple[str, ...], tyro.conf.arg(name="data")]
-    """WebDataset shards: .tar files, folders of them, patterns a-{000..099}.tar, URLs that fsspec opens (s3://…),
-    commands that write one (pipe:…)"""
-    size: int = 32
-    """height and width in pixels"""
-    frames: int = 1
-    """frames of a clip; 1 for an image model"""
-    frame_rate: float = 8.0
-    """frames per second at which clips are sampled"""
-    clip_start: Literal["random", "first", "middle"] = "random"
-    """where in its clip a sample begins"""
-    crop: Literal["centre", "random"] = "centre"
-    """which square of a picture is kept"""
-    flip: bool = False
-    """mirror half of the samples left to right; wrong where captions speak of left, right or writing"""
-    holdout: float = 0.001
-    """share of the samples held out of training for validation, chosen by a hash of their keys; 0: none"""
-    max_bad_share: float = 0.1
-    """the run stops when more than this share of the samples it tried could not be used, beyond chance"""
-    split_shards: Literal["auto", "yes", "no"] = "auto"
-    """yes: each data process reads shards of its own; no: samples are shuffled over all shards; auto: yes for shards
-    that are not on a local disk"""
-    cache: str = ""
-    """folder for copies of shards that are not on a local disk; empty: a folder of the user's cache directory"""
-    cache_gb: float = 50.0
-    """largest size of those copies, in 10⁹ bytes"""
-    workers: int = 4
-    """processes that decode, per training process; 0: decode in the training process"""
-
-    def __post_init__(self):
-        _check_above_0(self, "size", "frames", "frame_rate", "cache_gb")
-        _check_not_negative(self, "workers")
-        _check_share(self, "holdout")
-        _check(self, ["max_bad_share"], lambda value: 0 <= value <= 1, "lie in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -95,8 +35,8 @@ class ModelConfig:
     """run directory of the stage before: its averaged weights fill the nested model"""
 
     def __post_init__(self):
-        _check_above_0(self, "text_width", "text_layers", "text_tokens")
-        _check_share(self, "caption_dropout")
+        check_above_0(self, "text_width", "text_layers", "text_tokens")
+        check_share(self, "caption_dropout")
 
 
 @dataclass(frozen=True)
@@ -120,7 +60,7 @@ class ObjectiveConfig:
     """the space in which its error is measured"""
 
     def __post_init__(self):
-        _check_not_negative(self, "unshifted_size")
+        check_not_negative(self, "unshifted_size")
         shares = self.level_shares
         if shares and (shares[0] <= 0 or list(shares) != sorted(shares) or shares[-1] != 1):
             raise ValueError(f"level_shares is {shares}; they must be above 0 and rise to 1, the innermost level's")
@@ -164,9 +104,9 @@ class OptimizerConfig:
     """steps between two snapshots of power-function averages"""
 
     def __post_init__(self):
-        _check_above_0(self, "batch_size", "steps", "lr", "clip", "max_bad_steps", "ema_snapshot_every")
-        _check_not_negative(self, "micro_batch", "warmup")
-        _check_share(self, "beta1", "beta2", "ema_decay")
+        check_above_0(self, "batch_size", "steps", "lr", "clip", "max_bad_steps", "ema_snapshot_every")
+        check_not_negative(self, "micro_batch", "warmup")
+        check_share(self, "beta1", "beta2", "ema_decay")
         if not all(0 < std < 0.28 for std in self.ema_stds):  # beyond 1/√12 no power function has that width
             raise ValueError(f"ema_stds is {self.ema_stds}; each must lie between 0 and 0.28")
 
@@ -193,7 +133,7 @@ class SystemConfig:
     """of everything random"""
 
     def __post_init__(self):
-        _check_not_negative(self, "seed")
+        check_not_negative(self, "seed")
 
     def uses_bf16(self, device: str) -> bool:
         """Whether a device of that type, "cpu" or "cuda", computes in bfloat16."""
@@ -214,8 +154,8 @@ class EvaluationConfig:
     """open_clip model of the CLIP score, a directory or hub id; empty: no CLIP score"""
 
     def __post_init__(self):
-        _check_not_negative(self, "evaluate_every")
-        _check_above_0(self, "evaluate_samples")
+        check_not_negative(self, "evaluate_every")
+        check_above_0(self, "evaluate_samples")
 
 
 @dataclass(frozen=True)
@@ -244,8 +184,8 @@ class OutputConfig:
     """write a trace of steps 6 to 8 of this run to RUN/profile, for chrome://tracing or Perfetto"""
 
     def __post_init__(self):
-        _check_above_0(self, "log_every", "save_every", "keep", "sample_count", "sample_steps")
-        _check_not_negative(self, "sample_every", "guidance_scale")
+        check_above_0(self, "log_every", "save_every", "keep", "sample_count", "sample_steps")
+        check_not_negative(self, "sample_every", "guidance_scale")
 
 
 @dataclass(frozen=True)

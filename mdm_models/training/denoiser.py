@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from mdm_models.config import UNetConfig
+from mdm_models.errors import CheckpointError, TrainingError
 from mdm_models.text import TextEncoder, TransformerTextEncoder, load_text_encoder
-from mdm_models.training import checkpoint as checkpoints
+from mdm_models.training.checkpoint import checkpoints
 from mdm_models.training.config import ModelConfig
-from mdm_models.training.errors import CheckpointError, TrainingError
 from mdm_models.unet import UNet, build_model
 
 

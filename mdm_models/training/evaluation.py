@@ -6,16 +6,16 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from mdm_models.data.held_out import HeldOut
+from mdm_models.data.reader import SampleReader
 from mdm_models.diffusion.noise import seeded_generators
+from mdm_models.errors import TrainingError
 from mdm_models.evaluation.comparison import Comparison
-from mdm_models.evaluation.held_out import HeldOut
 from mdm_models.evaluation.measure import measure
 from mdm_models.evaluation.validation_loss import level_losses
+from mdm_models.processes import Place
 from mdm_models.training.config import TrainConfig, chunks_of
-from mdm_models.training.distributed import Place
-from mdm_models.training.errors import TrainingError
 from mdm_models.training.learner import Learner
-from mdm_models.training.reader import SampleReader
 from mdm_models.training.sampling import averaged, draw
 
 

@@ -18,17 +18,17 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 
 from mdm_models.config import UNetConfig
+from mdm_models.data.stream import Batch, to_unit_range
 from mdm_models.diffusion import MatryoshkaDiffusion
 from mdm_models.diffusion.times import continuous_times, discrete_times, logit_normal_times
+from mdm_models.errors import TrainingError
 from mdm_models.pipeline import Pipeline, PipelineConfig
+from mdm_models.processes import Place
 from mdm_models.text import PrecomputedText, TextEncoder, TransformerTextEncoder
-from mdm_models.training.checkpoint import Checkpoints
+from mdm_models.training.checkpoint.checkpoints import Checkpoints
 from mdm_models.training.config import OptimizerConfig, TrainConfig
-from mdm_models.training.data import Batch, to_unit_range
 from mdm_models.training.denoiser import CaptionReader, initial_model, open_encoder, part_of
-from mdm_models.training.distributed import Place
-from mdm_models.training.ema import make_averages
-from mdm_models.training.errors import TrainingError
+from mdm_models.training.ema.averages import make_averages
 from mdm_models.training.parallel import accumulating, parallelise
 from mdm_models.unet import empty_model
 

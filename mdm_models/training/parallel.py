@@ -14,9 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from mdm_models.layers import AttentionBlock, ResidualBlock, TemporalAttentionBlock, TextSelfAttention
+from mdm_models.processes import Place
 from mdm_models.training.config import SystemConfig
 from mdm_models.training.denoiser import CaptionedDenoiser
-from mdm_models.training.distributed import Place
 
 BLOCKS = (ResidualBlock, AttentionBlock, TemporalAttentionBlock, TextSelfAttention)
 RECOMPILATIONS = 256  # one block class runs at many widths and resolutions; beyond torch's default of 8 it gives up

@@ -7,24 +7,24 @@ import json
 from pathlib import Path
 
 from mdm_models.config import UNetConfig
+from mdm_models.data.reader import SampleReader, prompts_for
+from mdm_models.data.shards import ShardedSamples, open_shards
+from mdm_models.data.stream import SampleStream, batches, split
 from mdm_models.pipeline import PIPELINE_FILE
-from mdm_models.training.checkpoint import Checkpoints, list_steps
+from mdm_models.processes import StopRequest, joined
+from mdm_models.training.checkpoint.checkpoints import Checkpoints, list_steps
 from mdm_models.training.config import TrainConfig, chunks_of, plan
-from mdm_models.training.data import SampleStream, batches, split
 from mdm_models.training.denoiser import open_encoder
-from mdm_models.training.distributed import StopRequest, joined
-from mdm_models.training.ema_snapshots import forget_snapshots_after, write_snapshot
+from mdm_models.training.ema.snapshots import forget_snapshots_after, write_snapshot
 from mdm_models.training.evaluation import Evaluation
-from mdm_models.training.interval import Interval
 from mdm_models.training.learner import Learner
-from mdm_models.training.logbook import EVALUATION, Logbook, is_logged
+from mdm_models.training.monitor.interval import Interval
+from mdm_models.training.monitor.logbook import EVALUATION, Logbook, is_logged
+from mdm_models.training.monitor.preview import Preview
+from mdm_models.training.monitor.profiler import profiling
+from mdm_models.training.monitor.run_lock import locked
+from mdm_models.training.monitor.throughput import Throughput
 from mdm_models.training.parallel import set_determinism
-from mdm_models.training.preview import Preview
-from mdm_models.training.profiler import profiling
-from mdm_models.training.reader import SampleReader, prompts_for
-from mdm_models.training.run_lock import locked
-from mdm_models.training.shards import ShardedSamples, open_shards
-from mdm_models.training.throughput import Throughput
 
 
 def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:

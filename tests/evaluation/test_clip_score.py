@@ -6,7 +6,7 @@ from PIL import Image
 
 from mdm_models.evaluation.clip_score import ClipScore
 from tests.evaluation.conftest import noise
-from tests.models.text_directories import save_open_clip
+from tests.text.directories import save_open_clip
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a red fox", "a penguin on ice", "a fox"]

@@ -11,7 +11,7 @@ from torch_fidelity import FeatureExtractorInceptionV3
 
 from mdm_models.evaluation.extractors import load_extractor
 from tests.evaluation.conftest import MeanColour, noise
-from tests.models.text_directories import MakesFile
+from tests.text.directories import MakesFile
 
 
 class RandomInception(FeatureExtractorInceptionV3):

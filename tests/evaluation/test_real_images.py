@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from mdm_models.data.config import DataConfig
+from mdm_models.data.reader import SampleReader
+from mdm_models.data.shards import ShardedSamples, open_shards
 from mdm_models.evaluation.extractors import load_extractor
 from mdm_models.evaluation.frechet import FrechetDistance
-from mdm_models.training.config import DataConfig
-from mdm_models.training.reader import SampleReader
-from mdm_models.training.shards import ShardedSamples, open_shards
 
 DATA = Path(__file__).parents[2] / "recipes" / "data"
 

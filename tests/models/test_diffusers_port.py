@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mdm_models import convert, from_pretrained, model_config, zoo
+from mdm_models import from_pretrained, model_config, zoo
+from mdm_models.commands import convert
 from mdm_models.diffusers_port import state_dict_from_port
 from mdm_models.unet import empty_model
 from tests.models.golden import DIRECTORY, GoldenModel, drawn_weights, read, relative_error

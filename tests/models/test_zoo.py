@@ -28,7 +28,7 @@ def test_no_model_is_listed_as_pretrained():
 
 
 def test_asking_for_pretrained_weights_says_how_to_get_them():
-    with pytest.raises(ValueError, match=r"no weights of mdm_t2i_64 come .* `python -m mdm_models.convert"):
+    with pytest.raises(ValueError, match=r"no weights of mdm_t2i_64 come .* `mdm convert"):
         create_model("mdm_t2i_64", pretrained=True)
 
 

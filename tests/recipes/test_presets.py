@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from mdm_models.config import UNetConfig
+from mdm_models.data.stream import Batch
+from mdm_models.processes import Place
 from mdm_models.text import ClassLabels
 from mdm_models.training.config import TrainConfig, changed, chunks_of, plan
-from mdm_models.training.data import Batch
 from mdm_models.training.denoiser import open_encoder
-from mdm_models.training.distributed import Place
 from mdm_models.training.learner import Learner
 
 PRESETS = [  # recipe, preset, model, frames, size, batch, steps

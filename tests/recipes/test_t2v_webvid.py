@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mdm_models.training import checkpoint as checkpoints
-from mdm_models.training.command import main
+from mdm_models.commands.train import main
+from mdm_models.training.checkpoint import checkpoints
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "t2v_webvid.py"

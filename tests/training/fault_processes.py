@@ -13,11 +13,11 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from mdm_models.errors import CheckpointError
+from mdm_models.processes import Place
 from mdm_models.training import trainer
-from mdm_models.training.checkpoint import Checkpoints
+from mdm_models.training.checkpoint.checkpoints import Checkpoints
 from mdm_models.training.config import TrainConfig
-from mdm_models.training.distributed import Place
-from mdm_models.training.errors import CheckpointError
 from tests.training.models import IMAGE_MODEL
 
 IDENTITY = {"name": "small"}

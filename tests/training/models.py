@@ -5,14 +5,14 @@ from pathlib import Path
 import torch
 
 from mdm_models.config import UNetConfig
+from mdm_models.data.config import DataConfig
+from mdm_models.data.stream import Batch
 from mdm_models.training.config import (
-    DataConfig,
     ModelConfig,
     OptimizerConfig,
     OutputConfig,
     TrainConfig,
 )
-from mdm_models.training.data import Batch
 
 IMAGE_MODEL = UNetConfig(
     channels=(32, 32), blocks=(1, 1), attention=(0, 1), mid_blocks=True, num_heads=2, embed_dim=32, context_dim=32

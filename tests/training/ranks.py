@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from mdm_models.data.stream import Batch
+from mdm_models.processes import Place, joined
 from mdm_models.training.config import changed
-from mdm_models.training.data import Batch
 from mdm_models.training.denoiser import open_encoder
-from mdm_models.training.distributed import Place, joined
 from mdm_models.training.learner import Learner
 from mdm_models.training.sampling import averaged, draw
 from tests.training.models import NESTED_MODEL, clips, settings

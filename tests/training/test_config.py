@@ -2,8 +2,9 @@ import dataclasses
 
 import pytest
 
-from mdm_models.training.config import DataConfig, OptimizerConfig, TrainConfig, changed, chunks_of, plan
-from mdm_models.training.errors import TrainingError
+from mdm_models.data.config import DataConfig
+from mdm_models.errors import TrainingError
+from mdm_models.training.config import OptimizerConfig, TrainConfig, changed, chunks_of, plan
 from tests.training.models import CLIP_MODEL
 
 

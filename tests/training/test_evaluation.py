@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import torch
 
+from mdm_models.data.reader import SampleReader
+from mdm_models.data.shards import ShardedSamples, open_shards
+from mdm_models.data.stream import split
+from mdm_models.errors import TrainingError
+from mdm_models.processes import Place
 from mdm_models.training.config import TrainConfig, changed
-from mdm_models.training.data import split
 from mdm_models.training.denoiser import open_encoder
-from mdm_models.training.distributed import Place
-from mdm_models.training.errors import TrainingError
 from mdm_models.training.evaluation import Evaluation
 from mdm_models.training.learner import Learner
-from mdm_models.training.logbook import EVALUATION, is_logged
-from mdm_models.training.reader import SampleReader
-from mdm_models.training.shards import ShardedSamples, open_shards
+from mdm_models.training.monitor.logbook import EVALUATION, is_logged
 from mdm_models.training.trainer import train
 from tests.evaluation.conftest import MeanColour, save_scripted
-from tests.training.conftest import encode_image, write_shard
+from tests.made_data import encode_image, write_shard
 from tests.training.models import NESTED_MODEL, settings
 
 HERE = Place(0, 1, torch.device("cpu"))

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from mdm_models.training.checkpoint import list_steps, verified_manifest
+from mdm_models.training.checkpoint.checkpoints import list_steps, verified_manifest
 from mdm_models.training.config import TrainConfig, changed
+from tests.made_data import encode_image, write_shard
 from tests.training import fault_processes as processes
-from tests.training.conftest import encode_image, write_shard
 from tests.training.fault_processes import alone, flat_state, is_of_one_step, trained
 from tests.training.models import settings
 

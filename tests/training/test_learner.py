@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from mdm_models.config import UNetConfig
+from mdm_models.data.stream import Batch
+from mdm_models.errors import TrainingError
+from mdm_models.processes import Place
 from mdm_models.text import ClassLabels
-from mdm_models.training.checkpoint import Checkpoints
+from mdm_models.training.checkpoint.checkpoints import Checkpoints
 from mdm_models.training.config import TrainConfig, changed
-from mdm_models.training.data import Batch
 from mdm_models.training.denoiser import open_encoder
-from mdm_models.training.distributed import Place
-from mdm_models.training.errors import TrainingError
 from mdm_models.training.learner import Learner
 from tests.training.models import CLIP_MODEL, IMAGE_MODEL, NESTED_MODEL, clips, settings
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mdm_models import Pipeline
-from mdm_models.training.distributed import Place
+from mdm_models.processes import Place
 from tests.training import ranks
 
 ROOT = Path(__file__).parents[2]

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from mdm_models.errors import CheckpointError, DataError, TrainingError
 from mdm_models.pipeline import Pipeline
-from mdm_models.training import checkpoint as checkpoints
+from mdm_models.training.checkpoint import checkpoints
 from mdm_models.training.config import TrainConfig, changed
-from mdm_models.training.errors import CheckpointError, DataError, TrainingError
 from mdm_models.training.learner import Learner
 from mdm_models.training.trainer import train
-from tests.training.conftest import encode_image, write_shard
+from tests.made_data import encode_image, write_shard
 from tests.training.models import CLIP_MODEL, IMAGE_MODEL, NESTED_MODEL, settings
 
 

@@ -1,0 +1,93 @@
+"""Convert a checkpoint to a directory for `from_pretrained` and `mdm sample`.
+
+  mdm convert vis_model_256x256.pth mdm_t2i_256        an official checkpoint (with or without EMA)
+  mdm convert PORT/unet/nesting_level_1 mdm_t2i_256    a folder of the port to diffusers
+
+The directory gets config.json, model.safetensors and pipeline.json. No code in the checkpoint is run.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from torch import Tensor
+
+from mdm_models.config import UNetConfig
+from mdm_models.diffusers_port import read_port, state_dict_from_port
+from mdm_models.errors import one_line
+from mdm_models.official import read_checkpoint, state_dict_from_official
+from mdm_models.pipeline import PipelineConfig
+from mdm_models.pretrained import fitting_model
+from mdm_models.storage import CONFIG_FILE, WEIGHTS_FILE, write_model
+from mdm_models.unet import empty_model
+from mdm_models.zoo import list_models, model_config
+
+
+def convert(source: Path, directory: Path, name: str | None = None, overwrite: bool = False) -> str:
+    """Convert a .pth file or a folder of the diffusers port; → the model's name, found by its tensors if not given.
+
+    Tells its progress on the standard output. Raises FileNotFoundError, OSError or ValueError in one line: see
+    `official.read_checkpoint`, `diffusers_port.read_port`, `weights.fitting_model` and `pretrained.write`.
+    """
+    if not overwrite and any((directory / file).exists() for file in (CONFIG_FILE, WEIGHTS_FILE)):
+        raise ValueError(f"{directory} holds a model already; choose another directory, or pass --force to replace it")
+    print(f"reading {source}", flush=True)
+    if source.is_dir():
+        weights = state_dict_from_port(read_port(source))
+    else:
+        weights = state_dict_from_official(read_checkpoint(source))
+    name = name or _recognised(weights, source)
+    config = model_config(name)
+    fitting_model(config, weights, source)
+    parameters = sum(weight.numel() for weight in weights.values())
+    print(f"writing {name}, {parameters:,} parameters, to {directory}", flush=True)
+    write_model(directory, config, weights, overwrite)
+    _sampling(config).save(directory)
+    return name
+
+
+def _sampling(config: UNetConfig) -> PipelineConfig:
+    """How the official models are sampled: at the size that they take for granted, with flan-t5-xl and a guidance of
+    7.5; at 1024² the noise is shifted by the square of the resolution ratio."""
+    size = int(dict(config.micro)["scale"])
+    shift_power = 2.0 if size == 1024 else 1.0
+    return PipelineConfig(size=size, text_encoder="google/flan-t5-xl", shift_power=shift_power, guidance_scale=7.5)
+
+
+def _recognised(weights: dict[str, Tensor], source: Path) -> str:
+    """The named model that has these tensors. ValueError, which names the nearest one, if there is none."""
+    shapes = {(key, tensor.shape) for key, tensor in weights.items()}
+    differing = {name: len(shapes ^ _shapes(model_config(name))) for name in list_models()}
+    nearest = min(differing, key=differing.get)
+    if differing[nearest]:
+        raise ValueError(
+            f"{source} is none of the models that mdm_models names; the nearest is {nearest}, from which "
+            f"{differing[nearest]} names or shapes of tensors differ"
+        )
+    return nearest
+
+
+def _shapes(config: UNetConfig) -> set:
+    return {(key, tensor.shape) for key, tensor in empty_model(config).state_dict().items()}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="mdm convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="IN", type=Path, help="a .pth file, or a folder nesting_level_N of the port")
+    parser.add_argument("directory", metavar="OUT_DIR", type=Path, help="where the converted model goes")
+    parser.add_argument("--model", metavar="NAME", help="the model that it is (default: found by its tensors)")
+    parser.add_argument("--force", action="store_true", help="replace another model in OUT_DIR")
+    options = parser.parse_args(arguments)
+    try:
+        convert(options.source, options.directory, options.model, options.force)
+    except (OSError, ValueError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
+    print(f'done: mdm_models.from_pretrained("{options.directory}")')
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

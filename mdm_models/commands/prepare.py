@@ -1,0 +1,55 @@
+"""Turn a data set into the WebDataset shards that training reads.
+
+  mdm prepare captions cc12m.tsv --out CC12M         an index of captioned URLs (CC12M, WebVid, …): downloads them
+  mdm prepare imagenet ILSVRC2012/train --out DIR    ImageNet, or any folder with a folder of images for each class
+  mdm prepare fluent-emoji --out DIR                 3D emoji: a small data set of captioned images and clips
+
+The same command again goes on where it was stopped, at any instant: shards that are done are left alone. What cannot be
+used is skipped; DIR/report.json counts why, DIR/reports names each. `mdm prepare SOURCE --help` tells more.
+"""
+
+import argparse
+import sys
+import warnings
+
+from PIL import Image
+
+from mdm_models.data.prepare import captions, emoji, imagenet
+from mdm_models.errors import one_line
+
+SOURCES = {"captions": captions, "imagenet": imagenet, "fluent-emoji": emoji}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse_arguments(arguments)
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are skipped by their size
+    try:
+        folder = SOURCES[options.source].prepare(options)
+        print(folder.summary())
+    except (OSError, ValueError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="mdm prepare", description=__doc__, formatter_class=form)
+    sources = parser.add_subparsers(dest="source", metavar="SOURCE", required=True, help=", ".join(SOURCES))
+    for name, source in SOURCES.items():
+        source.add_arguments(sources.add_parser(name, description=source.__doc__, formatter_class=form))
+    options = parser.parse_args(arguments)
+    for name, value in vars(options).items():
+        least = 0 if name == "retries" else 1
+        if isinstance(value, int) and value < least:
+            parser.error(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+        if isinstance(value, float) and value <= 0:  # seconds, megabytes
+            parser.error(f"--{name.replace('_', '-')} {value:g}: must be above 0")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Shards of captioned pictures and clips → uint8 tensors; knows no model, loss or command line."""

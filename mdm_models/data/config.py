@@ -1,0 +1,65 @@
+"""What the data layer is told, and the checks of such settings."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The captioned images or clips, and how they are cut to the model's size."""
+
+    shards: Annotated[tuple[str, ...], tyro.conf.arg(name="data")]
+    """WebDataset shards: .tar files, folders of them, patterns a-{000..099}.tar, URLs that fsspec opens (s3://…),
+    commands that write one (pipe:…)"""
+    size: int = 32
+    """height and width in pixels"""
+    frames: int = 1
+    """frames of a clip; 1 for an image model"""
+    frame_rate: float = 8.0
+    """frames per second at which clips are sampled"""
+    clip_start: Literal["random", "first", "middle"] = "random"
+    """where in its clip a sample begins"""
+    crop: Literal["centre", "random"] = "centre"
+    """which square of a picture is kept"""
+    flip: bool = False
+    """mirror half of the samples left to right; wrong where captions speak of left, right or writing"""
+    holdout: float = 0.001
+    """share of the samples held out of training for validation, chosen by a hash of their keys; 0: none"""
+    max_bad_share: float = 0.1
+    """the run stops when more than this share of the samples it tried could not be used, beyond chance"""
+    split_shards: Literal["auto", "yes", "no"] = "auto"
+    """yes: each data process reads shards of its own; no: samples are shuffled over all shards; auto: yes for shards
+    that are not on a local disk"""
+    cache: str = ""
+    """folder for copies of shards that are not on a local disk; empty: a folder of the user's cache directory"""
+    cache_gb: float = 50.0
+    """largest size of those copies, in 10⁹ bytes"""
+    workers: int = 4
+    """processes that decode, per training process; 0: decode in the training process"""
+
+    def __post_init__(self):
+        check_above_0(self, "size", "frames", "frame_rate", "cache_gb")
+        check_not_negative(self, "workers")
+        check_share(self, "holdout")
+        check(self, ["max_bad_share"], lambda value: 0 <= value <= 1, "lie in [0, 1]")
+
+
+def check(config, names: Iterable[str], holds, rule: str) -> None:
+    for name in names:
+        if not holds(getattr(config, name)):
+            raise ValueError(f"{name} is {getattr(config, name)}; it must {rule}")
+
+
+def check_above_0(config, *names: str) -> None:
+    check(config, names, lambda value: value > 0, "be above 0")
+
+
+def check_not_negative(config, *names: str) -> None:
+    check(config, names, lambda value: value >= 0, "be 0 or more")
+
+
+def check_share(config, *names: str) -> None:
+    check(config, names, lambda value: 0 <= value < 1, "lie in [0, 1)")

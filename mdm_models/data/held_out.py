@@ -1,0 +1,92 @@
+"""The samples that a model is evaluated on, shared out over the ranks."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mdm_models.data.reader import SampleReader, Skip
+from mdm_models.data.stream import stand_apart
+from mdm_models.processes import Place
+
+
+@dataclass(frozen=True)
+class HeldOutBatch:
+    """numbers: of the B samples among those evaluated; images (B, 3, size, size) or clips (B, 3, frames, size, size)
+    uint8; B captions; B prompts for the text encoder, others where it knows samples by name or class; rows: those that
+    count. The rest, black and without caption, stand for samples that cannot be used, or that are not there."""
+
+    numbers: list[int]
+    images: Tensor
+    captions: list[str]
+    prompts: list[str]
+    rows: list[int]
+
+
+class HeldOut(Dataset):
+    """At most `count` of the held-out samples `indices`, the same in every run.
+
+    They are taken shard by shard, in random order, so that few shards are read, which may lie far away. Each rank has
+    the same number of batches, all of the same sizes, so that all take part in every forward pass.
+    keep: hold the images in memory after they were read once, 3 · frames · size² bytes each, and read them no more.
+    """
+
+    def __init__(
+        self, reader: SampleReader, indices: np.ndarray, count: int, batch_size: int, place: Place, keep: bool
+    ):
+        self.reader = reader
+        draw = np.random.default_rng(0)
+        first = reader.samples.first  # number of each shard's first sample
+        shard = draw.permutation(len(first))[np.searchsorted(first, indices, side="right") - 1]
+        self.indices = indices[np.lexsort((draw.random(len(indices)), shard))[:count]]
+        share = math.ceil(len(self.indices) / place.world)
+        self.batch_size = min(batch_size, share)
+        self.numbers = range(place.rank * share, (place.rank + 1) * share)
+        self.keep = keep
+        self._kept: list[HeldOutBatch] = []
+
+    def __getitem__(self, number: int) -> tuple[Tensor, str, str] | None:
+        """Image, caption and prompt of the sample of this number; None if it cannot be used."""
+        if number >= len(self.indices):
+            return None
+        index = int(self.indices[number])
+        found = self.reader.try_read(index)
+        if isinstance(found, Skip):
+            return None
+        image, prompt = found
+        return image, self.reader.caption(index), prompt
+
+    def batches(self, workers: int) -> Iterator[HeldOutBatch]:
+        """This rank's share, decoded by so many processes; 0: by this one."""
+        if self._kept:
+            yield from self._kept
+            return
+        starts = range(0, len(self.numbers), self.batch_size)
+        loader = DataLoader(
+            self,
+            batch_sampler=[self.numbers[start : start + self.batch_size] for start in starts],
+            num_workers=workers,
+            collate_fn=list,
+            worker_init_fn=stand_apart,
+            generator=torch.Generator(),  # or else it would draw from the one that training draws dropout from
+        )
+        read = []
+        for numbers, items in zip(loader.batch_sampler, loader, strict=True):
+            batch = self._batch(numbers, items)
+            if self.keep:
+                read.append(batch)
+            yield batch
+        self._kept = read
+
+    def _batch(self, numbers: range, items: list[tuple[Tensor, str, str] | None]) -> HeldOutBatch:
+        config = self.reader.config
+        nothing = torch.zeros(3, config.frames, config.size, config.size, dtype=torch.uint8), "", ""
+        images, captions, prompts = zip(*(item or nothing for item in items), strict=True)
+        stacked = torch.stack(images)
+        stacked = stacked if config.frames > 1 else stacked.squeeze(2)
+        rows = [row for row, item in enumerate(items) if item is not None]
+        return HeldOutBatch(list(numbers), stacked, list(captions), list(prompts), rows)

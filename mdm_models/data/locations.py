@@ -1,0 +1,161 @@
+"""Where shards are: paths, URLs that fsspec opens, and commands that write a tar to their output.
+
+A name with "://" is a URL (s3, gs, hf, http, memory, … each needs the package that fsspec names; credentials come from
+where that package looks for them), a name that begins with "pipe:" is a shell command, any other name is a local path.
+"""
+
+import glob
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+import braceexpand
+import fsspec
+
+from mdm_models.errors import DataError, one_line
+from mdm_models.storage import write_whole
+
+PIPE = "pipe:"
+WAITS = (1, 4, 16)  # seconds between the attempts to reach a store
+T = TypeVar("T")
+
+# What tells one version of a file from the next, under the names that object stores give it; other facts of a file,
+# such as a signed address, change from one look to the next.
+VERSION_FIELDS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "mtime", "md5Hash", "created")
+
+
+class UnreachableError(Exception):
+    """A shard that is not on a local disk cannot be had; the message is one line."""
+
+
+def is_local(name: str) -> bool:
+    return not name.startswith(PIPE) and "://" not in name
+
+
+def expand(names: Iterable[str]) -> list[str]:
+    """One name a shard from names of shards, folders of them (URLs of folders end in "/"), brace and wildcard patterns.
+
+    Raises DataError for a local path that does not exist, for a folder or pattern that holds no tar, and for a URL that
+    cannot be listed.
+    """
+    return [path for name in names for path in _expand_one(name.removeprefix("file://"))]
+
+
+def _expand_one(name: str) -> list[str]:
+    if os.path.isdir(name):
+        paths = sorted(glob.glob(os.path.join(glob.escape(name), "*.tar")))
+        if not paths:
+            raise DataError(f"data: the folder {name} holds no *.tar file")
+        return paths
+    try:
+        patterns = list(braceexpand.braceexpand(name))
+    except braceexpand.UnbalancedBracesError:
+        raise DataError(f"data: the braces of {name!r} are not balanced") from None
+    paths = [path for pattern in patterns for path in _matches(pattern)]
+    if not paths:
+        raise DataError(f"data: no file matches {name!r}")
+    for path in paths:
+        if is_local(path) and not os.path.isfile(path):
+            raise DataError(f"data: there is no shard {path}" + (f" (of {name})" if path != name else ""))
+    return paths
+
+
+def _matches(pattern: str) -> list[str]:
+    if is_local(pattern):
+        return sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
+    if pattern.startswith(PIPE):
+        return [pattern]
+    pattern += "*.tar" * pattern.endswith("/")
+    if "*" not in pattern and "[" not in pattern:  # a "?" begins the query of a URL
+        return [pattern]
+    try:
+        system, path = fsspec.url_to_fs(pattern)
+        return sorted(system.unstrip_protocol(found) for found in system.glob(path))
+    except Exception as error:  # each store has exceptions of its own
+        raise DataError(f"data: {pattern} cannot be listed: {one_line(error)}") from None
+
+
+def patiently(attempt: Callable[[], T]) -> T:
+    """What `attempt()` returns, which is tried again after a while if it raises.
+
+    Raises FileNotFoundError at once if that is what it found, UnreachableError when it has failed too often.
+    """
+    waits = iter(WAITS)
+    while True:
+        try:
+            return attempt()
+        except Exception as error:  # each store has exceptions of its own
+            if _is_missing(error):
+                raise
+            wait = None if isinstance(error, PermissionError) else next(waits, None)
+            if wait is None:
+                raise UnreachableError(one_line(error)) from None
+        time.sleep(wait)
+
+
+def _is_missing(error: Exception) -> bool:
+    """Whether there is no such file; fsspec's http says so too of a server that does not answer."""
+    status = getattr(error.__cause__, "status", None) if error.__cause__ else 404
+    return isinstance(error, FileNotFoundError) and status == 404
+
+
+def look_up(name: str) -> tuple[int | None, str]:
+    """Size in bytes of a shard that is not local, None if unknown, and what tells this version of it from others.
+
+    Raises DataError if there is no such file, UnreachableError if that cannot be found out.
+    """
+    if name.startswith(PIPE):
+        return None, ""
+    try:
+        system, path = fsspec.url_to_fs(name)
+        info = patiently(lambda: system.info(path))
+    except FileNotFoundError:
+        raise DataError(f"data: there is no shard {name}") from None
+    except (ImportError, ValueError) as error:  # a package that is missing, a protocol that is unknown
+        raise DataError(f"data: {name} cannot be opened: {one_line(error)}") from None
+    if info.get("type") == "directory":
+        raise DataError(f"data: {name} is a folder; end it in / to take all of its shards")
+    return info.get("size"), str([str(info[field]) for field in VERSION_FIELDS if field in info])
+
+
+def download(name: str, target: Path) -> None:
+    """Write a shard that is not local to the file `target`. Raises whatever the store raises; OSError for a command
+    that fails."""
+    if not name.startswith(PIPE):
+        system, path = fsspec.url_to_fs(name)
+        system.get_file(path, str(target))
+        return
+    with target.open("wb") as file:
+        command = name.removeprefix(PIPE)
+        ended = subprocess.run(command, shell=True, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.PIPE)
+    if ended.returncode:
+        said = " ".join(ended.stderr.decode(errors="replace").split())[-200:]
+        raise OSError(f"the command ended with status {ended.returncode}: {said}")
+
+
+def read_beside(name: str, suffix: str) -> bytes | None:
+    """Contents of the small file NAME + `suffix`; None if there is none that can be read."""
+    if name.startswith(PIPE):
+        return None
+    try:
+        system, path = fsspec.url_to_fs(name + suffix)
+        return system.cat_file(path)
+    except Exception:  # some stores answer "forbidden" where there is no file
+        return None
+
+
+def write_beside(name: str, suffix: str, data: bytes) -> None:
+    """Write the small file NAME + `suffix`, whole. Raises DataError if that cannot be done."""
+    if name.startswith(PIPE):
+        raise DataError(f"data: nothing can be written beside the command {name}")
+    try:
+        if is_local(name):
+            write_whole(Path(name + suffix), lambda path: path.write_bytes(data))
+        else:
+            system, path = fsspec.url_to_fs(name + suffix)
+            system.pipe_file(path, data)
+    except Exception as error:
+        raise DataError(f"data: {name}{suffix} cannot be written: {one_line(error)}") from None

@@ -1,0 +1,53 @@
+"""Encoded images: checked by decoding them, and kept as they are where that is possible."""
+
+import io
+from dataclasses import dataclass
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mdm_models.data.media import LARGEST_SIDE, BadSample
+from mdm_models.pictures import on_white
+
+SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # what training reads, by Pillow's names
+QUALITY = 95  # of the JPEGs that are made here
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    suffix: str  # jpg, png or webp
+    data: bytes
+    width: int
+    height: int
+
+
+def checked_image(data: bytes, size: int | None = None) -> EncodedImage:
+    """An image that decodes, its shorter side shrunk to `size` if it is longer; on white where that re-encodes it.
+
+    The bytes stay the same unless the image is shrunk, moves, or is of a format that training does not read; it is then
+    written as a JPEG. Raises BadSample.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        raise BadSample("not an image", f"begins with {data[:16]!r}") from None
+    except Exception as error:  # damaged files make Pillow raise almost anything
+        raise BadSample("undecodable", f"{type(error).__name__}: {error}") from None
+    width, height = image.size
+    if width * height > Image.MAX_IMAGE_PIXELS or (size is None and max(width, height) > LARGEST_SIDE):
+        raise BadSample("too large", f"{width}×{height} pixels")
+    shrink = size is not None and min(width, height) > size
+    try:
+        if not shrink and image.format in SUFFIXES and not getattr(image, "is_animated", False):
+            image.load()
+            return EncodedImage(SUFFIXES[image.format], data, width, height)
+        if shrink:
+            image.draft("RGB", (2 * size, 2 * size))  # a JPEG then decodes to the nearest size above, which is faster
+        picture = on_white(ImageOps.exif_transpose(image))
+    except Exception as error:
+        raise BadSample("undecodable", f"{type(error).__name__}: {error}") from None
+    if shrink:
+        scale = size / min(picture.size)
+        picture = picture.resize([max(size, round(side * scale)) for side in picture.size], Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, format="JPEG", quality=QUALITY)
+    return EncodedImage("jpg", file.getvalue(), *picture.size)

@@ -1,0 +1,94 @@
+"""One process or many: plain `python`, or `torchrun` with gloo on CPUs and nccl on GPUs."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mdm_models.errors import TrainingError
+
+PATIENCE = timedelta(minutes=30)  # how long a process waits for the others, one of which may copy shards or write files
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among the others."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the files and the terminal."""
+        return self.rank == 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of `values` over the processes, the same on all of them."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values / self.world
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set on any of the processes."""
+        return self.mean(torch.tensor(float(flag), device=self.device)).item() > 0
+
+    def gather(self, items: list) -> list:
+        """The items of all processes, in the order of their ranks."""
+        if self.world == 1:
+            return items
+        lists: list[list] = [[] for _ in range(self.world)]
+        dist.all_gather_object(lists, items)
+        return [item for each in lists for item in each]
+
+
+@contextlib.contextmanager
+def joined(device: str) -> Iterator[Place]:
+    """Join the processes that torchrun started, if it did. device: "auto", "cpu" or "cuda".
+
+    Raises TrainingError if there is no GPU where one is asked for, or fewer than processes on this machine.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("device is cuda, but there is no GPU here that torch can use")
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    where = torch.device("cpu")
+    if on_gpu:
+        where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if where.index >= torch.cuda.device_count():
+            processes = os.environ.get("LOCAL_WORLD_SIZE", where.index + 1)
+            raise TrainingError(
+                f"there are {processes} processes on this machine and {torch.cuda.device_count()} GPUs that torch can "
+                "use; each process needs one: start fewer by --nproc-per-node"
+            )
+        torch.cuda.set_device(where)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Place(0, 1, where)
+        return
+    backend, bound = ("nccl", where) if on_gpu else ("gloo", None)
+    dist.init_process_group(backend, timeout=PATIENCE, device_id=bound)
+    yield Place(dist.get_rank(), world, where)
+    dist.destroy_process_group()  # not after an error: it would wait for the others, whom torchrun is about to end
+
+
+class StopRequest:
+    """Inside the `with` block the first SIGINT or SIGTERM only sets `asked`; a second one acts as usual."""
+
+    def __enter__(self) -> "StopRequest":
+        self.asked = False
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _ask(self, number: int, frame) -> None:
+        self.asked = True
+        signal.signal(number, self._before[number])
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

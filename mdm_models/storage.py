@@ -1,0 +1,121 @@
+"""Files that a crash cannot spoil, and models in them: DIRECTORY/config.json says what a model is,
+DIRECTORY/model.safetensors holds its weights.
+
+Neither file can run code when it is read. A file is written beside its place, flushed to the disk and renamed, so that
+what was there stays whole until what replaces it is.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mdm_models.config import UNetConfig
+from mdm_models.errors import one_line
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+FORMAT_VERSION = 1  # of config.json
+
+
+def write_whole(path: Path, write_to: Callable[[Path], object]) -> None:
+    """Put what `write_to` writes in the place of `path`: all of it, on the disk, or nothing.
+
+    Raises what `write_to` raises; `path` is as it was then.
+    """
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")  # beside it: a rename stays in one file system
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode
+        write_to(partial)
+        partial.chmod(mode)  # safetensors makes files that only their owner can read
+        sync(partial)
+        partial.replace(path)
+        sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Have a file's contents, or a directory's names, on the disk when this returns."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_model(
+    directory: str | Path, config: UNetConfig, tensors: Mapping[str, Tensor], overwrite: bool = False
+) -> None:
+    """Write a model, given as its config and its state dict, to a directory, which is made if it is not there.
+
+    A model that is there already is replaced if it has the same config. One with another config raises ValueError
+    unless `overwrite` is set. Raises OSError if the model cannot be written; the one that was there is whole then.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    sync(directory.parent)
+    config_path, weights_path = directory / CONFIG_FILE, directory / WEIGHTS_FILE
+    is_same = _has_config(config_path, config)
+    if not (is_same or overwrite) and (config_path.exists() or weights_path.exists()):
+        raise ValueError(f"{directory} holds another model; choose another directory, or allow to overwrite it")
+    row_major = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}  # what safetensors can store
+    text = json.dumps({"format_version": FORMAT_VERSION, "unet": config.to_dict()}, indent=1) + "\n"
+
+    def write_weights(path: Path) -> None:
+        save_file(row_major, path, metadata={"format": "pt"})
+        if not is_same:  # from here on a crash leaves no config rather than one of other weights
+            config_path.unlink(missing_ok=True)
+
+    try:
+        write_whole(weights_path, write_weights)
+        if not is_same:
+            write_whole(config_path, lambda path: path.write_text(text))
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"the model cannot be written to {directory}: {one_line(error)}") from None
+
+
+def read_config(path: Path) -> UNetConfig:
+    """The config in a config.json. Raises FileNotFoundError, ValueError or TypeError that names file and key."""
+    try:
+        saved = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; the directory holds no saved model") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {one_line(error)}") from None
+    if not isinstance(saved, dict) or "format_version" not in saved:
+        raise ValueError(f"{path} is not the config of an mdm_models model: it has no format_version")
+    if saved["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"{path} has format_version {saved['format_version']!r}; this code reads {FORMAT_VERSION}")
+    if strays := sorted(saved.keys() ^ {"format_version", "unet"}):
+        raise ValueError(f"{path} must have the keys format_version and unet, no others: see {', '.join(strays)}")
+    try:
+        return UNetConfig.from_dict(saved["unet"])
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{path}: {one_line(error)}") from None
+
+
+def opened(path: Path) -> safe_open:
+    """A .safetensors file, mapped into memory. Raises FileNotFoundError, or ValueError if it is damaged."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return safe_open(path, "pt")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a whole .safetensors file: {one_line(error)}") from None
+
+
+def mapped(file: safe_open, keys: list[str]) -> dict[str, Tensor]:
+    """Tensors of an open file, by name; their memory is the file's."""
+    return {key: file.get_tensor(key) for key in keys}
+
+
+def _has_config(path: Path, config: UNetConfig) -> bool:
+    try:
+        return read_config(path) == config
+    except (OSError, ValueError, TypeError):
+        return False

@@ -1,0 +1,266 @@
+"""Checkpoints that a crash cannot spoil, written while the training goes on.
+
+RUN/checkpoints/step-00001000/ holds what torch.distributed.checkpoint writes, a .distcp file from each process and
+.metadata, and manifest.json with the size and checksum of each. It is written under another name and renamed when all
+of it is on the disk, so that a directory of that name is complete; the checksums catch what happens to it later. Any
+number of processes can go on from it, whatever number wrote it; one process can read it without a process group.
+"""
+
+import contextlib
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+
+from mdm_models.errors import CheckpointError, one_line
+from mdm_models.processes import Place
+from mdm_models.storage import sync
+from mdm_models.training.checkpoint.files import (
+    METADATA,
+    Damaged,
+    SafeLoadPlanner,
+    SafeReader,
+    measured,
+    read_manifest,
+    verified_manifest,
+    verify,
+    write_manifest,
+)
+from mdm_models.training.checkpoint.staging import staged
+
+__all__ = ["Checkpoints", "Damaged", "list_steps", "load_averages", "verified_manifest"]
+
+Result = TypeVar("Result")
+
+warnings.filterwarnings("ignore", "torch.distributed is disabled")  # it says so of a single process
+
+
+class Checkpoints:
+    """The checkpoints of one run. Every method is collective: all processes of the run call it, in the same order.
+
+    identity: which model it is: "name" and whatever its shape follows from, as JSON values; keep: how many are kept.
+
+    The state is a dict of "model", "optimizer", "ema" and "counters": nested dicts and lists of tensors, plain or
+    DTensors, and of numbers and strings. Plain tensors are the same on all processes, which share the writing of them.
+    While a checkpoint is written, a process keeps a copy of its share in main memory; the disk must hold `keep` + 1.
+    """
+
+    def __init__(self, run: Path, identity: dict, keep: int, place: Place):
+        self.run, self.keep, self.place = run, keep, place
+        self.identity = json.loads(json.dumps(identity))  # as it comes back from the disk, with lists for tuples
+        # of its own, so that what the thread sends is not mixed up with what a training step sends
+        self._group = dist.new_group(backend="gloo") if place.world > 1 else None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._saving: Future | None = None
+        self._on_disk: int | None = None  # newest step that this process knows to be there, whole
+
+    def save(self, step: int, state: dict) -> None:
+        """Copy the state, then write RUN/checkpoints/step-… in the background and delete all but the newest `keep`.
+
+        Waits for the save before it, and raises CheckpointError if that failed. Does nothing if this step was the last
+        one saved or loaded.
+        """
+        self.finish()
+        if step != self._on_disk:
+            self._saving = self._thread.submit(self._write, step, staged(state, self.place.rank, self.place.world))
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last save has failed, as far as this process knows; then save() and finish() raise, on all."""
+        return self._saving is not None and self._saving.done() and self._saving.exception() is not None
+
+    def finish(self) -> None:
+        """Wait until what was saved is on the disk. Raises CheckpointError, on every process, if it cannot be."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            self._on_disk = saving.result()
+
+    def load_newest(self, state: dict) -> bool:
+        """Continue from the newest checkpoint that is whole: fill the tensors of `state`, replace its other values.
+
+        False if there is none yet. A damaged one is passed over with a warning that names it. Raises CheckpointError if
+        all are damaged, and if the checkpoint is of another model.
+        """
+        paths = self._agreed(lambda: list_steps(self.run))[0]
+        newest = _newest_whole(paths, self._verify, warn=self.place.leads)
+        if newest is None:
+            return False
+        path, manifest = newest
+        _check_identity(path, manifest["model"], self.identity)
+        try:
+            dcp.load(
+                state,
+                storage_reader=SafeReader(path),
+                planner=SafeLoadPlanner(),
+                process_group=self._group,
+                no_dist=self._group is None,
+            )
+        except CheckpointException as error:
+            raise CheckpointError(
+                f"checkpoint {path}, written with torch {manifest.get('torch')}, does not fit: {_reason(error)}"
+            ) from None
+        self._on_disk = _step(path)
+        return True
+
+    def _verify(self, path: Path) -> dict:
+        """`verified_manifest`, each process checking its share of the files."""
+        manifest = self._agreed(lambda: read_manifest(path))[0]
+        names = sorted(manifest["files"])[self.place.rank :: self.place.world]
+        self._agreed(lambda: verify(path, {name: manifest["files"][name] for name in names}))
+        return manifest
+
+    def _write(self, step: int, state: dict) -> int:
+        """Write a checkpoint; in the background. Returns the step."""
+        final = _folder(self.run) / f"step-{step:08d}"
+        partial = final.with_name(f".partial-{final.name}")
+        try:
+            self._agreed(lambda: self._make_room(partial))
+            dcp.save(
+                state,
+                storage_writer=dcp.FileSystemWriter(partial, sync_files=False, per_thread_copy_ahead=0),
+                process_group=self._group,
+                no_dist=self._group is None,
+            )
+            files = [pair for pairs in self._agreed(lambda: self._settle(partial)) for pair in pairs]
+            self._agreed(lambda: self._seal(partial, final, dict(files)))
+        except (Exception, CheckpointException) as error:
+            if self.place.leads:
+                shutil.rmtree(partial, ignore_errors=True)
+            saved = list_steps(self.run)
+            last = f"the last one saved is {saved[-1]}" if saved else "none was saved before"
+            raise CheckpointError(f"checkpoint {final} cannot be written ({_reason(error)}); {last}") from None
+        return step
+
+    def _make_room(self, partial: Path) -> None:
+        """An empty folder, and no leftovers of a process that was killed while it saved or deleted."""
+        if self.place.leads:
+            for leftover in partial.parent.glob(".partial-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            partial.mkdir(parents=True)
+
+    def _settle(self, partial: Path) -> list[tuple[str, tuple[int, int]]]:
+        """Have this process's share of the files on the disk; → their names, sizes and checksums."""
+        names = sorted({*SafeReader(partial).data_files(), METADATA})[self.place.rank :: self.place.world]
+        for name in names:
+            sync(partial / name)
+        return [(name, measured(partial / name)) for name in names]
+
+    def _seal(self, partial: Path, final: Path, files: dict[str, tuple[int, int]]) -> None:
+        """Make a written checkpoint the newest, and delete the oldest."""
+        if not self.place.leads:
+            return
+        write_manifest(partial, self.identity, files)
+        if final.exists():  # a damaged one that was passed over when the run resumed
+            _delete(final)
+        partial.rename(final)
+        sync(final.parent)
+        earlier = [path for path in list_steps(self.run) if _step(path) <= _step(final)]  # later ones were passed over
+        for old in earlier[: -self.keep]:
+            with contextlib.suppress(OSError):  # the user may have been quicker; what was asked for is saved
+                _delete(old)
+
+    def _agreed(self, work: Callable[[], Result]) -> list[Result]:
+        """What `work` returns on each process, by rank; raises on all what it raises on one."""
+        outcome: tuple[Any, Exception | None]
+        try:
+            outcome = work(), None
+        except Exception as error:
+            outcome = None, error
+        outcomes = [outcome] * self.place.world
+        if self._group is not None:
+            dist.all_gather_object(outcomes, outcome, group=self._group)
+        for _, error in outcomes:
+            if error is not None:
+                raise error
+        return [result for result, _ in outcomes]
+
+
+def list_steps(run: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted((path for path in _folder(run).glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)), key=_step)
+
+
+def load_averages(run: Path) -> dict[str, Tensor]:
+    """The averaged weights of a run's newest checkpoint that is whole, on the CPU, read by this process alone.
+
+    Raises CheckpointError if there is none.
+    """
+    newest = _newest_whole(list_steps(run), verified_manifest, warn=True)
+    if newest is None:
+        raise CheckpointError(f"there is no checkpoint in {run}")
+    reader = SafeReader(newest[0])
+    described = reader.metadata.state_dict_metadata
+    averages = {
+        name.removeprefix("ema."): torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in described.items()
+        if name.startswith("ema.")
+    }
+    try:
+        planner = SafeLoadPlanner(allow_partial_load=True)
+        dcp.load({"ema": averages}, storage_reader=reader, planner=planner, no_dist=True)
+    except CheckpointException as error:
+        raise CheckpointError(f"checkpoint {newest[0]} cannot be read: {_reason(error)}") from None
+    return averages
+
+
+def _newest_whole(paths: list[Path], verify_one: Callable[[Path], dict], warn: bool) -> tuple[Path, dict] | None:
+    """The last of these checkpoints that is not damaged, with its manifest; None if there are none to choose from."""
+    for path in reversed(paths):
+        try:
+            return path, verify_one(path)
+        except Damaged as error:
+            if warn:
+                warnings.warn(f"checkpoint {path} is damaged: {error}; trying the one before it", stacklevel=3)
+    if paths:
+        raise CheckpointError(f"every checkpoint in {paths[0].parent} is damaged; move them away to start over")
+    return None
+
+
+def _check_identity(path: Path, saved: dict, ours: dict) -> None:
+    """Raise CheckpointError unless the checkpoint's model is ours, whatever it is called."""
+    there, here = _flat(saved), _flat(ours)
+    for key in sorted(there.keys() | here.keys()):
+        if key != "name" and there.get(key) != here.get(key):
+            raise CheckpointError(
+                f"checkpoint {path} is of the model {saved.get('name')}, this run trains {ours.get('name')}: {key} is "
+                f"{there.get(key)} there, {here.get(key)} here; choose another output directory"
+            )
+
+
+def _flat(values: dict, prefix: str = "") -> dict:
+    """Nested dicts as one: {"unet": {"inner": {"channels": …}}} → {"unet.inner.channels": …}."""
+    flat = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _folder(run: Path) -> Path:
+    return run / "checkpoints"
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _delete(path: Path) -> None:
+    """Delete a checkpoint; one that is half deleted does not have a checkpoint's name."""
+    doomed = path.rename(path.with_name(f".partial-deleted-{path.name}"))
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _reason(error: BaseException) -> str:
+    """Why torch.distributed.checkpoint failed, in one line: the error of the first process that had one."""
+    if isinstance(error, CheckpointException):
+        error, _ = error.failures[min(error.failures)]
+    return one_line(error)

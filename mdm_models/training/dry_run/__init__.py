@@ -1,0 +1,1 @@
+"""What a run would take: memory, time and settings, before it starts."""

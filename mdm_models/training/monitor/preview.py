@@ -1,0 +1,54 @@
+"""The same few captions, sampled again and again as the model learns, beside the real clips."""
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mdm_models.data.reader import SampleReader, Skip
+from mdm_models.data.stream import ATTEMPTS, to_unit_range
+from mdm_models.processes import Place
+from mdm_models.training.config import OutputConfig
+from mdm_models.training.learner import Learner
+from mdm_models.training.monitor.grid import save_grid
+from mdm_models.training.sampling import averaged, draw
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Real clips (N, 3, T, size, size) in −1…1, their captions, and the prompts that the text encoder reads."""
+
+    clips: Tensor
+    captions: list[str]
+    prompts: list[str]
+
+    @classmethod
+    def of(
+        cls, config: OutputConfig, reader: SampleReader, indices: Iterable[int], place: Place
+    ) -> "Preview | None":
+        """The first usable samples among the numbers `indices`, of which at most ATTEMPTS are tried; None if there is
+        none or the settings ask for no grid. Every process must call this: one reads, so that all agree."""
+        if not config.sample_every:
+            return None
+        tried = ((int(index), reader.try_read(int(index))) for index in itertools.islice(indices, ATTEMPTS))
+        usable = ((found[0], reader.caption(index), found[1]) for index, found in tried if not isinstance(found, Skip))
+        found = place.gather(list(itertools.islice(usable, config.sample_count if place.leads else 0)))
+        if not found:
+            return None
+        clips, captions, prompts = zip(*found, strict=True)
+        return cls(torch.stack([to_unit_range(clip) for clip in clips]), list(captions), list(prompts))
+
+    def draw(self, learner: Learner, path: Path) -> None:
+        """Sample a clip for every caption with the averaged weights and write the animated grid; every process must
+        call this. Always from the same noise, so that grids can be compared."""
+        config = learner.config
+        with averaged(learner):
+            sampled = draw(learner, self.prompts, torch.Generator().manual_seed(config.system.seed))
+        if not learner.place.leads:
+            return
+        sampled = sampled if sampled.dim() == 5 else sampled.unsqueeze(2)
+        path.parent.mkdir(exist_ok=True)
+        save_grid(path, {"real": self.clips, "sampled": sampled}, self.captions, config.data.frame_rate)

@@ -1,0 +1,102 @@
+"""`mdm convert`: a checkpoint becomes a model with the official outputs, or one line of error."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mdm_models import create_model, from_pretrained
+from mdm_models.commands import convert
+from mdm_models.pipeline import PipelineConfig
+from tests.models.golden import relative_error
+
+
+def converted(*arguments) -> int:
+    return convert.main([str(argument) for argument in arguments])
+
+
+def error_of(capsys, *arguments) -> str:
+    """The one line that a refused conversion prints."""
+    assert converted(*arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_converted_checkpoint_gives_the_official_outputs(official_checkpoint, tmp_path, capsys):
+    assert converted(official_checkpoint.path, tmp_path / "out") == 0
+    assert "writing mdm_golden, 1,140,675 parameters" in capsys.readouterr().out
+    golden = official_checkpoint.golden
+    with torch.no_grad():
+        (output,) = from_pretrained(tmp_path / "out")(golden.x, **golden.inputs)
+    assert relative_error(output, golden.y[0]) <= 1e-5
+
+
+def test_converted_checkpoint_is_a_pipeline_with_the_official_settings(official_checkpoint, tmp_path):
+    converted(official_checkpoint.path, tmp_path)
+    config = PipelineConfig.load(tmp_path)
+    assert config.size == dict(official_checkpoint.golden.config.micro)["scale"]
+    assert (config.text_encoder, config.shift_power) == ("google/flan-t5-xl", 1.0)
+
+
+def test_checkpoint_that_is_no_named_model_is_refused_with_the_nearest(official_checkpoint, tmp_path, capsys):
+    checkpoint = torch.load(official_checkpoint.path, weights_only=False)
+    checkpoint["state_dict"].pop("conv_in.bias")
+    torch.save(checkpoint, official_checkpoint.path)
+    line = error_of(capsys, official_checkpoint.path, tmp_path / "out")
+    assert "the nearest is mdm_golden, from which 1 names" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_checkpoint_of_another_model_than_named_is_refused(official_checkpoint, tmp_path, capsys):
+    line = error_of(capsys, official_checkpoint.path, tmp_path / "out", "--model", "mdm_t2i_tiny")
+    assert "is of another model: it lacks" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_model_name_gets_a_suggestion(official_checkpoint, tmp_path, capsys):
+    line = error_of(capsys, official_checkpoint.path, tmp_path / "out", "--model", "mdm_golde")
+    assert "did you mean 'mdm_golden'" in line
+
+
+def test_model_that_is_there_is_replaced_only_by_force(official_checkpoint, tmp_path, capsys):
+    out = tmp_path / "out"
+    create_model("mdm_t2i_tiny").save_pretrained(out)
+    assert "pass --force" in error_of(capsys, official_checkpoint.path, out)
+    assert from_pretrained(out).config == create_model("mdm_t2i_tiny").config
+    assert converted(official_checkpoint.path, out, "--force") == 0
+    assert from_pretrained(out).config == official_checkpoint.golden.config
+
+
+def test_damaged_checkpoint_is_refused_and_nothing_written(official_checkpoint, tmp_path, capsys):
+    path = official_checkpoint.path
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert "vis_model.pth is no checkpoint of torch.save, or not all of one" in error_of(capsys, path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_checkpoint_is_named(tmp_path, capsys):
+    assert "absent.pth: no such checkpoint" in error_of(capsys, tmp_path / "absent.pth", tmp_path / "out")
+
+
+def test_folder_without_a_model_is_refused(tmp_path, capsys):
+    assert "it has no diffusion_pytorch_model.safetensors" in error_of(capsys, tmp_path, tmp_path / "out")
+
+
+def test_repository_of_the_port_has_its_models_listed(tmp_path, capsys):
+    for level in (0, 1):
+        folder = tmp_path / "unet" / f"nesting_level_{level}"
+        folder.mkdir(parents=True)
+        save_file({"a": torch.zeros(1)}, folder / "diffusion_pytorch_model.safetensors")
+    line = error_of(capsys, tmp_path, tmp_path / "out")
+    assert "unet/nesting_level_0, " in line
+    assert line.endswith("unet/nesting_level_1")
+
+
+def test_truncated_weights_of_the_port_are_refused(tmp_path, capsys):
+    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"\0" * 20)
+    assert "is not a whole .safetensors file" in error_of(capsys, tmp_path, tmp_path / "out")
+
+
+def test_help_explains_the_command(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        converted("--help")
+    assert "mdm convert vis_model_256x256.pth" in capsys.readouterr().out

@@ -1,0 +1,82 @@
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+import torch
+
+from mdm_models.errors import TrainingError
+from mdm_models.processes import Place
+from mdm_models.training.monitor.run_lock import locked
+
+HERE = Place(0, 1, torch.device("cpu"))
+
+
+def enter(run: Path, place: Place = HERE) -> None:
+    with locked(run, place):
+        pass
+
+
+def hold(run: Path, told: Connection) -> None:
+    """A run with one data worker, of which it tells the process id."""
+    with locked(run, HERE):
+        worker = os.fork()
+        if worker:
+            told.send(worker)
+        time.sleep(60)
+
+
+@pytest.fixture
+def other_run() -> Iterator[Callable[[Path], int]]:
+    """other_run(directory) holds the directory in another process, until the test ends; → its process id."""
+    context = multiprocessing.get_context("fork")
+    processes = []
+
+    def start(run: Path) -> int:
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=hold, args=(run, sender))
+        process.start()
+        assert receiver.poll(30)
+        processes.extend([process.pid, receiver.recv()])
+        return process.pid
+
+    yield start
+    for process in processes:
+        os.kill(process, signal.SIGKILL)
+
+
+def test_a_directory_in_use_is_refused_and_its_user_named(tmp_path, other_run):
+    number = other_run(tmp_path / "run")
+    with pytest.raises(TrainingError, match=rf"run is in use by process {number} on .*choose another") as error:
+        enter(tmp_path / "run")
+    assert "\n" not in str(error.value)
+
+
+def test_a_killed_run_holds_it_no_more_though_its_data_workers_live(tmp_path, other_run):
+    number = other_run(tmp_path / "run")
+    os.kill(number, signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            return enter(tmp_path / "run")
+        except TrainingError:  # the signal takes a moment
+            time.sleep(0.01)
+    pytest.fail("the directory is still held")
+
+
+def test_a_run_that_ended_holds_it_no_more(tmp_path, other_run):
+    enter(tmp_path / "run")
+    other_run(tmp_path / "run")
+
+
+def test_a_process_that_does_not_lead_learns_that_it_is_refused(tmp_path):
+    class Follower(Place):
+        def gather(self, items: list) -> list:
+            return ["out: in use", *items]
+
+    with pytest.raises(TrainingError, match="in use"):
+        enter(tmp_path / "run", Follower(1, 2, HERE.device))
