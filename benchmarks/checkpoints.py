@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.machine import device_name
 from benchmarks.timing import time_side_by_side
-from mdm_models.processes import Place
+from mdm_models.processes import Processes
 from mdm_models.storage import sync
 from mdm_models.training.checkpoint.checkpoints import Checkpoints
 
@@ -44,7 +44,7 @@ def main() -> None:
     size = sum(tensor.nbytes for tensor in everything)
     stalls = []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        checkpoints = Checkpoints(Path(folder), {"name": "benchmark"}, 1, Place(0, 1, torch.device("cpu")))
+        checkpoints = Checkpoints(Path(folder), {"name": "benchmark"}, 1, Processes(0, 1, torch.device("cpu")))
 
         def save_and_finish() -> None:
             saved["counters"]["step"] += 1

@@ -17,23 +17,23 @@ PATIENCE = timedelta(minutes=30)  # how long a process waits for the others, one
 
 
 @dataclass(frozen=True)
-class Place:
+class Processes:
     """This process among the others."""
 
     rank: int
-    world: int
+    world_size: int
     device: torch.device
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes the files and the terminal."""
         return self.rank == 0
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean of `values` over the processes, the same on all of them."""
-        if self.world > 1:
+        if self.world_size > 1:
             dist.all_reduce(values)
-        return values / self.world
+        return values / self.world_size
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set on any of the processes."""
@@ -41,15 +41,15 @@ class Place:
 
     def gather(self, items: list) -> list:
         """The items of all processes, in the order of their ranks."""
-        if self.world == 1:
+        if self.world_size == 1:
             return items
-        lists: list[list] = [[] for _ in range(self.world)]
+        lists: list[list] = [[] for _ in range(self.world_size)]
         dist.all_gather_object(lists, items)
         return [item for each in lists for item in each]
 
 
 @contextlib.contextmanager
-def joined(device: str) -> Iterator[Place]:
+def init_process_group(device: str) -> Iterator[Processes]:
     """Join the processes that torchrun started, if it did. device: "auto", "cpu" or "cuda".
 
     Raises TrainingError if there is no GPU where one is asked for, or fewer than processes on this machine.
@@ -67,13 +67,13 @@ def joined(device: str) -> Iterator[Place]:
                 "use; each process needs one: start fewer by --nproc-per-node"
             )
         torch.cuda.set_device(where)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        yield Place(0, 1, where)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        yield Processes(0, 1, where)
         return
     backend, bound = ("nccl", where) if on_gpu else ("gloo", None)
     dist.init_process_group(backend, timeout=PATIENCE, device_id=bound)
-    yield Place(dist.get_rank(), world, where)
+    yield Processes(dist.get_rank(), world_size, where)
     dist.destroy_process_group()  # not after an error: it would wait for the others, whom torchrun is about to end
 
 

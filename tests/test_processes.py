@@ -2,12 +2,12 @@ import pytest
 import torch
 
 from mdm_models.errors import TrainingError
-from mdm_models.processes import joined
+from mdm_models.processes import init_process_group
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(TrainingError, match="there is no GPU here"), joined("cuda"):
+    with pytest.raises(TrainingError, match="there is no GPU here"), init_process_group("cuda"):
         pass
 
 
@@ -16,5 +16,5 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    with pytest.raises(TrainingError, match="4 processes on this machine and 2 GPUs"), joined("auto"):
+    with pytest.raises(TrainingError, match="4 processes on this machine and 2 GPUs"), init_process_group("auto"):
         pass

@@ -38,15 +38,15 @@ from mdm_models.evaluation.measure import Receiver, measure
 from mdm_models.evaluation.validation_loss import level_losses
 from mdm_models.pictures import Clip, to_pictures
 from mdm_models.pipeline import Pipeline, model_directory
-from mdm_models.processes import Place, joined
+from mdm_models.processes import Processes, init_process_group
 from mdm_models.storage import write_whole
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     try:
-        with joined(options.device) as place:
-            _evaluate(options, place)
+        with init_process_group(options.device) as processes:
+            _evaluate(options, processes)
     except (TrainingError, OSError, ValueError, TypeError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
@@ -90,36 +90,36 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _evaluate(options: argparse.Namespace, place: Place) -> None:
-    dtype = DTYPES[options.dtype or ("bfloat16" if place.device.type == "cuda" else "float32")]
+def _evaluate(options: argparse.Namespace, processes: Processes) -> None:
+    dtype = DTYPES[options.dtype or ("bfloat16" if processes.device.type == "cuda" else "float32")]
     directory = model_directory(options.model)
     pipeline = Pipeline.from_pretrained(
-        directory, text_encoder=options.text_encoder, dtype=dtype, device=place.device
+        directory, text_encoder=options.text_encoder, dtype=dtype, device=processes.device
     )
     is_video, size = pipeline.model.config.is_video, pipeline.config.size
-    comparison = Comparison.of(options.feature_extractor, options.clip_model, size, is_video, place.device)
-    held_out = _held_out(options, pipeline, place)
+    comparison = Comparison.of(options.feature_extractor, options.clip_model, size, is_video, processes.device)
+    held_out = _held_out(options, pipeline, processes)
     reference = options.reference
     has_reference = reference is not None and reference.is_file()
     if has_reference:
-        comparison.frechet.load_reference(reference, place.leads)
+        comparison.frechet.load_reference(reference, processes.is_main)
     if options.save_samples:
         options.save_samples.mkdir(parents=True, exist_ok=True)
     numbers = measure(
         _Sampled(pipeline, options),
         held_out,
         comparison,
-        place,
+        processes,
         options.workers,
         _saver(options.save_samples, pipeline.config.frame_rate) if options.save_samples else None,
     )
     if reference and not has_reference:
-        comparison.frechet.save_reference(reference, place.leads)
-    if place.leads:
+        comparison.frechet.save_reference(reference, processes.is_main)
+    if processes.is_main:
         _report(options, numbers)
 
 
-def _held_out(options: argparse.Namespace, pipeline: Pipeline, place: Place) -> HeldOut:
+def _held_out(options: argparse.Namespace, pipeline: Pipeline, processes: Processes) -> HeldOut:
     shape = pipeline.shapes[0]
     config = DataConfig(
         shards=tuple(options.data),
@@ -137,7 +137,7 @@ def _held_out(options: argparse.Namespace, pipeline: Pipeline, place: Place) -> 
             f"--holdout {options.holdout:g}: none of {len(samples)} samples is held out; give the share that training "
             "held out, or --all"
         )
-    return HeldOut(reader, indices, options.samples, options.batch_size, place, keep=False)
+    return HeldOut(reader, indices, options.samples, options.batch_size, processes, keep=False)
 
 
 class _Sampled:

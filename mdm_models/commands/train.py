@@ -22,7 +22,7 @@ def main(presets: Mapping[str, Preset], description: str, arguments: list[str] |
         if dry_run:
             from mdm_models.training.dry_run.estimate import describe
 
-            print(describe(config, world=int(os.environ.get("WORLD_SIZE", "1"))))
+            print(describe(config, world_size=int(os.environ.get("WORLD_SIZE", "1"))))
         else:
             from mdm_models.training.trainer import train
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mdm_models.data.reader import SampleReader, Skip
 from mdm_models.data.stream import stand_apart
-from mdm_models.processes import Place
+from mdm_models.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class HeldOut(Dataset):
     """
 
     def __init__(
-        self, reader: SampleReader, indices: np.ndarray, count: int, batch_size: int, place: Place, keep: bool
+        self, reader: SampleReader, indices: np.ndarray, count: int, batch_size: int, processes: Processes, keep: bool
     ):
         self.reader = reader
         draw = np.random.default_rng(0)
         first = reader.samples.first  # number of each shard's first sample
         shard = draw.permutation(len(first))[np.searchsorted(first, indices, side="right") - 1]
         self.indices = indices[np.lexsort((draw.random(len(indices)), shard))[:count]]
-        share = math.ceil(len(self.indices) / place.world)
+        share = math.ceil(len(self.indices) / processes.world_size)
         self.batch_size = min(batch_size, share)
-        self.numbers = range(place.rank * share, (place.rank + 1) * share)
+        self.numbers = range(processes.rank * share, (processes.rank + 1) * share)
         self.keep = keep
         self._kept: list[HeldOutBatch] = []
 

@@ -42,9 +42,9 @@ def open_shards(config: DataConfig) -> list[Shard]:
     sample in any of them.
     """
     distributed = dist.is_available() and dist.is_initialized()
-    rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
     cache = ShardCache.of(config.cache, config.cache_gb)
-    names = _agreed(lambda: expand(config.shards), world)
+    names = _agreed(lambda: expand(config.shards), world_size)
     if any(other != names[0] for other in names):
         raise DataError(f"data: the processes do not see the same shards under {', '.join(config.shards)}")
     names = names[0]
@@ -52,25 +52,25 @@ def open_shards(config: DataConfig) -> list[Shard]:
     shards: list[Shard] = []
     bar = tqdm(total=len(names), desc="finding the samples", unit=" shards", delay=5, disable=rank > 0)
     with ThreadPoolExecutor(AT_ONCE) as pool, bar:
-        for start in range(0, len(names), AT_ONCE * world):  # in rounds: a process that waits must not wait for hours
-            now = names[start : start + AT_ONCE * world]
-            mine = now[rank::world]
-            shares = _agreed(lambda mine=mine: list(pool.map(lambda name: open_shard(name, cache), mine)), world)
-            shards += [shares[i % world][i // world] for i in range(len(now))]
+        for start in range(0, len(names), AT_ONCE * world_size):  # in rounds: nobody must wait for hours
+            now = names[start : start + AT_ONCE * world_size]
+            mine = now[rank::world_size]
+            shares = _agreed(lambda mine=mine: list(pool.map(lambda name: open_shard(name, cache), mine)), world_size)
+            shards += [shares[i % world_size][i // world_size] for i in range(len(now))]
             bar.update(len(now))
     _check(shards, config)
     return shards
 
 
-def _agreed(work, world: int) -> list:
+def _agreed(work, world_size: int) -> list:
     """What each rank's `work()` returns; if it raises DataError on one of them, all raise that."""
     try:
         mine = work()
     except DataError as error:
         mine = error
     results = [mine]
-    if world > 1:
-        results = [None] * world
+    if world_size > 1:
+        results = [None] * world_size
         dist.all_gather_object(results, mine)
     for result in results:
         if isinstance(result, DataError):

@@ -163,23 +163,23 @@ def batches(
     *,
     first_chunk: int,
     rank: int,
-    world: int,
+    world_size: int,
     workers: int,
     pin: bool = False,
 ) -> Iterator[Batch]:
-    """Chunks without end for one rank of `world`: those of the chunks rank, rank + world, … from `first_chunk` on.
+    """Chunks without end for one rank: those of the chunks rank, rank + world_size, … from `first_chunk` on.
 
-    If shards are dealt, there are world · max(workers, 1) lanes, and chunk g is of lane g % lanes: as a rank's chunks
-    go to its workers in turn, each worker reads one lane. With another number of ranks or workers shards are dealt
-    differently, and a run that goes on so may see some samples of its epoch again before others.
+    If shards are dealt, there are world_size · max(workers, 1) lanes, and chunk g is of lane g % lanes: as a rank's
+    chunks go to its workers in turn, each worker reads one lane. With another number of ranks or workers shards are
+    dealt differently, and a run that goes on so may see some samples of its epoch again before others.
 
     Raises DataError when ATTEMPTS samples in a row could not be used, or more than `max_bad_share` of those tried or of
     their shards. It is raised on the rank that finds it.
     """
-    first = first_chunk + (rank - first_chunk) % world
-    chunks = (range(g * chunk_size, (g + 1) * chunk_size) for g in itertools.count(first, world))
+    first = first_chunk + (rank - first_chunk) % world_size
+    chunks = (range(g * chunk_size, (g + 1) * chunk_size) for g in itertools.count(first, world_size))
     loader = DataLoader(
-        Positions(stream, stream.order(chunk_size, world * max(workers, 1))),
+        Positions(stream, stream.order(chunk_size, world_size * max(workers, 1))),
         batch_sampler=chunks,
         num_workers=workers,
         collate_fn=_collate,

@@ -66,7 +66,7 @@ class FrechetDistance:
         self._statistics.reset()
         return distance
 
-    def save_reference(self, path: Path, leads: bool) -> None:
+    def save_reference(self, path: Path, is_main: bool) -> None:
         """Write the statistics of what is real, once, by the leading process: an .npz of mu (D,) and sigma (D, D) in
         float64, as FID tools do. All ranks call it."""
         with self._statistics.sync_context():
@@ -74,7 +74,7 @@ class FrechetDistance:
             total, squares = self._statistics.real_features_sum.cpu(), self._statistics.real_features_cov_sum.cpu()
         mean = total / count
         covariance = (squares - count * torch.outer(mean, mean)) / (count - 1)
-        if leads:
+        if is_main:
 
             def write(partial: Path) -> None:
                 with partial.open("wb") as file:  # given a path, numpy would append .npz
@@ -82,7 +82,7 @@ class FrechetDistance:
 
             write_whole(path, write)
 
-    def load_reference(self, path: Path, leads: bool) -> None:
+    def load_reference(self, path: Path, is_main: bool) -> None:
         """Take the statistics of what is real from an .npz with mu and sigma, of `save_reference` or another tool.
 
         All ranks call it; the leading one holds them, since shares are added up. Raises ValueError in one line if they
@@ -90,7 +90,7 @@ class FrechetDistance:
         """
         mean, covariance = self._read_reference(path)
         self.has_reference = True
-        if leads:
+        if is_main:
             count = 2  # any number gives the same mean and covariance back
             statistics = self._statistics
             statistics.real_features_num_samples.fill_(count)

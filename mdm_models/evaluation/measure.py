@@ -12,7 +12,7 @@ from mdm_models.data.stream import to_unit_range
 from mdm_models.errors import DataError
 from mdm_models.evaluation.comparison import Comparison
 from mdm_models.pictures import to_pixels
-from mdm_models.processes import Place
+from mdm_models.processes import Processes
 
 
 class Subject(Protocol):
@@ -34,7 +34,7 @@ def measure(
     subject: Subject,
     held_out: HeldOut,
     comparison: Comparison,
-    place: Place,
+    processes: Processes,
     workers: int,
     receiver: Receiver | None = None,
 ) -> dict[str, float]:
@@ -44,11 +44,11 @@ def measure(
     """
     total, count = 0, 0
     with tqdm(
-        total=len(held_out.numbers) * place.world, desc="evaluating", unit=" samples", dynamic_ncols=True, leave=False,
-        disable=not place.leads,
+        total=len(held_out.numbers) * processes.world_size, desc="evaluating", unit=" samples",
+        dynamic_ncols=True, leave=False, disable=not processes.is_main,
     ) as bar:  # fmt: skip
         for batch in held_out.batches(workers):
-            pixels, rows = batch.images.to(place.device), batch.rows
+            pixels, rows = batch.images.to(processes.device), batch.rows
             losses = subject.losses(to_unit_range(pixels), batch.prompts, batch.numbers)
             total = total + losses[:, rows].double().sum(dim=1)
             count += len(rows)
@@ -58,14 +58,14 @@ def measure(
                 comparison.add(pixels[rows], _as_pixels(sampled), captions)
                 if receiver:
                     receiver([batch.numbers[row] for row in rows], sampled, captions)
-            bar.update(len(batch.numbers) * place.world)
-    shares = place.mean(torch.cat([total.new_tensor([count]), total]))
-    return _agreed(shares, place.world, comparison)
+            bar.update(len(batch.numbers) * processes.world_size)
+    shares = processes.mean(torch.cat([total.new_tensor([count]), total]))
+    return _agreed(shares, processes.world_size, comparison)
 
 
-def _agreed(shares: Tensor, world: int, comparison: Comparison) -> dict[str, float]:
+def _agreed(shares: Tensor, world_size: int, comparison: Comparison) -> dict[str, float]:
     """shares (1 + levels,): the mean over ranks of the samples they counted, and of the sums of their losses."""
-    count = round(shares[0].item() * world)
+    count = round(shares[0].item() * world_size)
     least = 2 if comparison.frechet is not None else 1
     if count < least:
         raise DataError(f"evaluation: {count} of the held-out samples can be used; at least {least} are needed")

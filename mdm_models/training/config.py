@@ -218,16 +218,16 @@ def changed(config: TrainConfig, **values) -> TrainConfig:
     return dataclasses.replace(config, **(parts | values))
 
 
-def chunks_of(config: OptimizerConfig, world: int) -> tuple[int, int]:
-    """How `world` processes share the batch of a step: (samples in a chunk, chunks a process has one after another).
+def chunks_of(config: OptimizerConfig, world_size: int) -> tuple[int, int]:
+    """How all processes share the batch of a step: (samples in a chunk, chunks a process has one after another).
 
     Raises TrainingError where it cannot be shared evenly.
     """
-    size = config.micro_batch or config.batch_size // world
-    if size < 1 or config.batch_size % (size * world):
-        by = f"micro_batch {config.micro_batch} × {world}" if config.micro_batch else f"{world}"
+    size = config.micro_batch or config.batch_size // world_size
+    if size < 1 or config.batch_size % (size * world_size):
+        by = f"micro_batch {config.micro_batch} × {world_size}" if config.micro_batch else f"{world_size}"
         raise TrainingError(f"batch_size is {config.batch_size}; it must be a multiple of {by} processes")
-    return size, config.batch_size // (size * world)
+    return size, config.batch_size // (size * world_size)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from mdm_models.errors import TrainingError
 from mdm_models.evaluation.comparison import Comparison
 from mdm_models.evaluation.measure import measure
 from mdm_models.evaluation.validation_loss import level_losses
-from mdm_models.processes import Place
+from mdm_models.processes import Processes
 from mdm_models.training.config import TrainConfig, chunks_of
 from mdm_models.training.learner import Learner
 from mdm_models.training.sampling import averaged, draw
@@ -30,7 +30,7 @@ class Evaluation:
 
     @classmethod
     def of(
-        cls, config: TrainConfig, reader: SampleReader, validation: np.ndarray, place: Place
+        cls, config: TrainConfig, reader: SampleReader, validation: np.ndarray, processes: Processes
     ) -> "Evaluation | None":
         """As the settings say; None if they ask for none, or, with a warning, if there is nothing to evaluate on.
 
@@ -40,24 +40,24 @@ class Evaluation:
         if not wanted.evaluate_every:
             return None
         if not len(validation):
-            if place.leads:
+            if processes.is_main:
                 share = f"holdout is {config.data.holdout} of {len(reader.samples)}"
                 warnings.warn(f"there is no evaluation: no sample is held out of training ({share})", stacklevel=2)
             return None
         is_video, size = config.data.frames > 1, config.data.size
         try:
-            comparison = Comparison.of(wanted.feature_extractor, wanted.clip_model, size, is_video, place.device)
+            comparison = Comparison.of(wanted.feature_extractor, wanted.clip_model, size, is_video, processes.device)
         except ValueError as error:
             raise TrainingError(str(error)) from None
-        chunk_size, _ = chunks_of(config.optimizer, place.world)
-        held_out = HeldOut(reader, validation, wanted.evaluate_samples, chunk_size, place, keep=True)
+        chunk_size, _ = chunks_of(config.optimizer, processes.world_size)
+        held_out = HeldOut(reader, validation, wanted.evaluate_samples, chunk_size, processes, keep=True)
         return cls(held_out, comparison, config.data.workers)
 
     def measure(self, learner: Learner) -> dict[str, float]:
         """Numbers by name, equal on all processes, every one of which must call this. Raises DataError if too few
         samples can be used."""
         with averaged(learner):
-            return measure(_Averaged(learner), self.held_out, self.comparison, learner.place, self.workers)
+            return measure(_Averaged(learner), self.held_out, self.comparison, learner.processes, self.workers)
 
 
 class _Averaged:

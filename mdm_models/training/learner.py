@@ -23,7 +23,7 @@ from mdm_models.diffusion import MatryoshkaDiffusion
 from mdm_models.diffusion.times import continuous_times, discrete_times, logit_normal_times
 from mdm_models.errors import TrainingError
 from mdm_models.pipeline import Pipeline, PipelineConfig
-from mdm_models.processes import Place
+from mdm_models.processes import Processes
 from mdm_models.text import PrecomputedText, TextEncoder, TransformerTextEncoder
 from mdm_models.training.checkpoint.checkpoints import Checkpoints
 from mdm_models.training.config import OptimizerConfig, TrainConfig
@@ -63,16 +63,16 @@ class Learner:
     """
 
     def __init__(
-        self, config: TrainConfig, architecture: UNetConfig, encoder: TextEncoder, place: Place, stage: str = ""
+        self, config: TrainConfig, architecture: UNetConfig, encoder: TextEncoder, processes: Processes, stage: str = ""
     ):
         """stage: run directory of the stage before, whose averages fill the nested model."""
         self.config = config
         self.architecture = architecture
-        self.place = place
+        self.processes = processes
         self.encoder = encoder
-        self.captions = CaptionReader(encoder, place.device)
-        self.model = initial_model(architecture, encoder, config.system.seed, stage, place.device)
-        self.parallel = parallelise(self.model, config.system, place)
+        self.captions = CaptionReader(encoder, processes.device)
+        self.model = initial_model(architecture, encoder, config.system.seed, stage, processes.device)
+        self.parallel = parallelise(self.model, config.system, processes)
         self.optimizer = _adam(self.model, config.optimizer)
         self.ema = make_averages(self.model, config.optimizer)
         self.diffusion = self._objective(config.objective.level_weights or None)
@@ -88,7 +88,7 @@ class Learner:
             prediction=how.prediction,
             loss_target=how.loss_target,
             level_weights=level_weights,
-        ).to(self.place.device)
+        ).to(self.processes.device)
 
     @property
     def lr(self) -> float:
@@ -102,10 +102,10 @@ class Learner:
         after `max_bad_steps` such steps in a row.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        measured = torch.zeros(1 + len(self.one_level) * measure_levels, device=self.place.device)
+        measured = torch.zeros(1 + len(self.one_level) * measure_levels, device=self.processes.device)
         for i, chunk in enumerate(chunks):
             with accumulating(self.parallel, more=i + 1 < len(chunks)):
-                loss, *levels = self._losses(chunk, i * self.place.world + self.place.rank, measure_levels)
+                loss, *levels = self._losses(chunk, i * self.processes.world_size + self.processes.rank, measure_levels)
                 (loss / len(chunks)).backward()
             measured += torch.stack([loss.detach(), *levels]) / len(chunks)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
@@ -121,13 +121,13 @@ class Learner:
             self.bad_steps += 1
             self.bad_in_a_row += 1
         self.step += 1
-        self.samples_seen += sum(len(chunk.captions) for chunk in chunks) * self.place.world
+        self.samples_seen += sum(len(chunk.captions) for chunk in chunks) * self.processes.world_size
         if self.bad_in_a_row >= self.config.optimizer.max_bad_steps:
             raise TrainingError(f"no finite loss in {self.bad_in_a_row} steps in a row, the last of them {self.step}")
         return outcome
 
     def _agreed(self, measured: Tensor, norm: Tensor) -> Outcome:
-        norm, loss, *levels = self.place.mean(torch.cat([norm.float().view(1), measured])).tolist()
+        norm, loss, *levels = self.processes.mean(torch.cat([norm.float().view(1), measured])).tolist()
         return Outcome(loss, norm, self.lr, tuple(levels))
 
     def _losses(self, chunk: Batch, number: int, measure_levels: bool) -> list[Tensor]:
@@ -139,12 +139,12 @@ class Learner:
         dropout, noise = np.random.SeedSequence(entropy).generate_state(2, np.uint64).tolist()
         noise >>= 1  # the kernels take 63 bits
         torch.manual_seed(dropout)
-        images = to_unit_range(chunk.images.to(self.place.device, non_blocking=True))
+        images = to_unit_range(chunk.images.to(self.processes.device, non_blocking=True))
         if not self.architecture.is_video:
             images = images.squeeze(2)
         if self.config.system.channels_last:
             images = channels_last(images)
-        time = self._times(len(images), number).to(self.place.device, non_blocking=True)
+        time = self._times(len(images), number).to(self.processes.device, non_blocking=True)
         x = self.diffusion.add_noise(images, time, self.architecture.strides, seed=noise)
         x = [level[:rows] for level, rows in zip(x, self.level_rows(len(images)), strict=True)]
         with self.autocast():
@@ -169,7 +169,7 @@ class Learner:
         return TIMES[self.config.objective.times](fractions, self.diffusion.num_steps)
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        device = self.place.device.type
+        device = self.processes.device.type
         return torch.autocast(device, torch.bfloat16, enabled=self.config.system.uses_bf16(device))
 
     def text_features(self, captions: list[str]) -> tuple[Tensor, Tensor]:
@@ -217,7 +217,7 @@ class Learner:
         with self.ema.swapped_in():
             options = StateDictOptions(full_state_dict=True, cpu_offload=True)
             weights = get_model_state_dict(self.model, options=options)  # may be the parameters themselves, not copies
-            if self.place.leads:
+            if self.processes.is_main:
                 self._write(directory, weights)
 
     def _write(self, directory: Path, weights: dict[str, Tensor]) -> None:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from mdm_models.layers import AttentionBlock, ResidualBlock, TemporalAttentionBlock, TextSelfAttention
-from mdm_models.processes import Place
+from mdm_models.processes import Processes
 from mdm_models.training.config import SystemConfig
 from mdm_models.training.denoiser import CaptionedDenoiser
 
@@ -30,7 +30,7 @@ def set_determinism(on: bool) -> None:
     torch.backends.cudnn.benchmark = not on
 
 
-def parallelise(model: CaptionedDenoiser, config: SystemConfig, place: Place) -> nn.Module:
+def parallelise(model: CaptionedDenoiser, config: SystemConfig, processes: Processes) -> nn.Module:
     """What to call in place of `model`, which is changed as the settings say; its parameters keep their names."""
     blocks = [module for module in model.modules() if isinstance(module, BLOCKS)]
     if config.compile:
@@ -40,15 +40,15 @@ def parallelise(model: CaptionedDenoiser, config: SystemConfig, place: Place) ->
     if config.checkpoint_activations:
         for block in blocks:
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-    shards = config.parallel == "fsdp" and place.world > 1
+    shards = config.parallel == "fsdp" and processes.world_size > 1
     if shards or not config.channels_last:
         model.to(memory_format=torch.contiguous_format)  # fully_shard takes no other; see `Learner` for the images
     if shards:
-        mesh = init_device_mesh(place.device.type, (place.world,))  # or else on GPUs, wherever there are any
+        mesh = init_device_mesh(processes.device.type, (processes.world_size,))  # or else on GPUs, if there are any
         for module in [*blocks, *filter(None, [model.text, model.unet])]:  # each is gathered when its forward begins
             fully_shard(module, mesh=mesh)
         return model
-    if place.world > 1:
+    if processes.world_size > 1:
         # buffers are constants here, not to be sent at each step; the option for that has a new name in torch 2.15
         options = inspect.signature(DistributedDataParallel).parameters
         sync = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"

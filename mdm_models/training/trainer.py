@@ -11,7 +11,7 @@ from mdm_models.data.reader import SampleReader, prompts_for
 from mdm_models.data.shards import ShardedSamples, open_shards
 from mdm_models.data.stream import SampleStream, batches, split
 from mdm_models.pipeline import PIPELINE_FILE
-from mdm_models.processes import StopRequest, joined
+from mdm_models.processes import StopRequest, init_process_group
 from mdm_models.training.checkpoint.checkpoints import Checkpoints, list_steps
 from mdm_models.training.config import TrainConfig, chunks_of, plan
 from mdm_models.training.denoiser import open_encoder
@@ -35,39 +35,39 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
     """
     run, output, steps = Path(config.out), config.output, config.optimizer.steps
     set_determinism(config.system.deterministic)
-    with joined(config.system.device) as place, StopRequest() as stop, contextlib.ExitStack() as files:
-        chunk_size, rounds = chunks_of(config.optimizer, place.world)
-        encoder = open_encoder(config.model, config.system.seed, place.device)
+    with init_process_group(config.system.device) as processes, StopRequest() as stop, contextlib.ExitStack() as files:
+        chunk_size, rounds = chunks_of(config.optimizer, processes.world_size)
+        encoder = open_encoder(config.model, config.system.seed, processes.device)
         planned = plan(config, architecture, encoder.width)
         samples = ShardedSamples(open_shards(config.data))
         training, validation = split(samples, config.data.holdout)
         reader = SampleReader(samples, config.data, prompts_for(encoder))
-        evaluation = Evaluation.of(config, reader, validation, place)
+        evaluation = Evaluation.of(config, reader, validation, processes)
 
-        files.enter_context(locked(run, place))
+        files.enter_context(locked(run, processes))
         stage = "" if list_steps(run) else config.model.init_from
-        learner = Learner(config, planned.architecture, encoder, place, stage)
-        checkpoints = Checkpoints(run, learner.identity(), output.keep, place)
+        learner = Learner(config, planned.architecture, encoder, processes, stage)
+        checkpoints = Checkpoints(run, learner.identity(), output.keep, processes)
         learner.resume(checkpoints)
-        if place.leads:
+        if processes.is_main:
             _write_config(run, config)
             forget_snapshots_after(run, learner.step)
         stream = batches(
             SampleStream(reader, training, seed=config.system.seed, caption_dropout=config.model.caption_dropout),
             chunk_size,
             first_chunk=learner.samples_seen // chunk_size,
-            rank=place.rank,
-            world=place.world,
+            rank=processes.rank,
+            world_size=processes.world_size,
             workers=config.data.workers,
-            pin=place.device.type == "cuda",
+            pin=processes.device.type == "cuda",
         )
-        throughput = Throughput.of(config, planned, place)
-        profiler = files.enter_context(profiling(config, run, place))
-        owed = evaluation and place.any(place.leads and _owes_evaluation(config, learner.step))
+        throughput = Throughput.of(config, planned, processes)
+        profiler = files.enter_context(profiling(config, run, processes))
+        owed = evaluation and processes.any(processes.is_main and _owes_evaluation(config, learner.step))
         log = preview = None
         if learner.step < steps or owed:
-            preview = Preview.of(output, reader, itertools.chain(validation, training), place)
-            if place.leads:  # which alone writes to the log
+            preview = Preview.of(output, reader, itertools.chain(validation, training), processes)
+            if processes.is_main:  # which alone writes to the log
                 log = files.enter_context(contextlib.closing(Logbook(config, learner.step)))
                 log.skip(reader.damaged())
                 log.say(str(throughput))
@@ -93,15 +93,15 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
                 log.progress(interval)
 
             if log_now:
-                skips = place.gather(interval.skips)
+                skips = processes.gather(interval.skips)
                 if log:
                     log.skip(skips)
                     epoch = learner.samples_seen / len(training)
                     log.record(**learner.counters(), epoch=epoch, **interval.summary(), **outcome.summary())
                 interval = Interval(throughput)
             if config.optimizer.ema_stds and _due(learner.step, config.optimizer.ema_snapshot_every, steps):
-                write_snapshot(run, learner.step, learner.ema, place)
-            stopping = place.any(stop.asked or checkpoints.failed)
+                write_snapshot(run, learner.step, learner.ema, processes)
+            stopping = processes.any(stop.asked or checkpoints.failed)
             if stopping or _due(learner.step, output.save_every, steps):
                 learner.save(checkpoints)
             if preview and not stopping and _due(learner.step, output.sample_every, steps):
@@ -110,10 +110,10 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
                 evaluate()
 
         checkpoints.finish()
-        if learner.step > begun_at or place.any(place.leads and not (run / "model" / PIPELINE_FILE).exists()):
+        if learner.step > begun_at or processes.any(processes.is_main and not (run / "model" / PIPELINE_FILE).exists()):
             learner.export(run / "model")
         files.close()  # the progress bar among them, which would be drawn over what is printed
-        if place.leads:
+        if processes.is_main:
             rest = "" if learner.step >= steps else "; the same command goes on from there"
             print(f"{run}: {learner.step} of {steps} steps{rest}")
     return run

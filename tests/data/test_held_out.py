@@ -9,7 +9,7 @@ from mdm_models.data.config import DataConfig
 from mdm_models.data.held_out import HeldOut
 from mdm_models.data.reader import SampleReader
 from mdm_models.data.shards import ShardedSamples, open_shards
-from mdm_models.processes import Place
+from mdm_models.processes import Processes
 from tests.made_data import encode_image, write_shard
 
 SIZE = 8
@@ -31,11 +31,13 @@ def shard_of(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def held_out(*shards: Path, count: int = 100, batch_size: int = 4, rank: int = 0, world: int = 1, **options) -> HeldOut:
+def held_out(
+    *shards: Path, count: int = 100, batch_size: int = 4, rank: int = 0, world_size: int = 1, **options
+) -> HeldOut:
     config = DataConfig(tuple(map(str, shards)), size=SIZE)
     reader = SampleReader(ShardedSamples(open_shards(config)), config, options.pop("prompts", "caption"))
-    place = Place(rank, world, torch.device("cpu"))
-    return HeldOut(reader, np.arange(len(reader.samples)), count, batch_size, place, **{"keep": False} | options)
+    processes = Processes(rank, world_size, torch.device("cpu"))
+    return HeldOut(reader, np.arange(len(reader.samples)), count, batch_size, processes, **{"keep": False} | options)
 
 
 def captions(of: HeldOut) -> list[str]:
@@ -45,7 +47,7 @@ def captions(of: HeldOut) -> list[str]:
 
 def test_ranks_share_the_samples_that_one_process_has(shard_of):
     shard = shard_of("a.tar", 7)
-    shares = [captions(held_out(shard, rank=rank, world=3)) for rank in range(3)]
+    shares = [captions(held_out(shard, rank=rank, world_size=3)) for rank in range(3)]
     together = [caption for share in shares for caption in share]
     assert together == captions(held_out(shard))
     assert sorted(together) == [f"a{i}" for i in range(7)]
@@ -53,15 +55,16 @@ def test_ranks_share_the_samples_that_one_process_has(shard_of):
 
 def test_all_ranks_have_batches_of_the_same_sizes(shard_of):
     shard = shard_of("a.tar", 7)
-    ranks = [held_out(shard, batch_size=2, rank=rank, world=3) for rank in range(3)]
+    ranks = [held_out(shard, batch_size=2, rank=rank, world_size=3) for rank in range(3)]
     assert [[len(batch.images) for batch in rank.batches(0)] for rank in ranks] == [[2, 1]] * 3
 
 
 def test_a_number_stands_for_the_same_sample_on_any_number_of_ranks(shard_of):
     shard = shard_of("a.tar", 7)
 
-    def numbered(world: int) -> dict[int, str]:
-        batches = [batch for rank in range(world) for batch in held_out(shard, rank=rank, world=world).batches(0)]
+    def numbered(world_size: int) -> dict[int, str]:
+        shares = [held_out(shard, rank=rank, world_size=world_size) for rank in range(world_size)]
+        batches = [batch for share in shares for batch in share.batches(0)]
         return {n: caption for batch in batches for n, caption in zip(batch.numbers, batch.captions, strict=True)}
 
     assert numbered(1).items() <= numbered(3).items()

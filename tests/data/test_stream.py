@@ -33,7 +33,7 @@ def reader_of(tmp_path) -> Callable[..., SampleReader]:
 
 def take(reader: SampleReader, count: int, chunk_size: int = 2, **options) -> list[Batch]:
     """The first `count` chunks of rank 0."""
-    options = {"first_chunk": 0, "rank": 0, "world": 1, "workers": 0, "seed": 3, "caption_dropout": 0.0} | options
+    options = {"first_chunk": 0, "rank": 0, "world_size": 1, "workers": 0, "seed": 3, "caption_dropout": 0.0} | options
     seed, dropout = options.pop("seed"), options.pop("caption_dropout")
     stream = SampleStream(reader, np.arange(len(reader.samples)), seed, dropout)
     return list(itertools.islice(batches(stream, chunk_size, **options), count))
@@ -86,7 +86,7 @@ def test_worker_processes_change_nothing(reader_of, shard_of):
 @pytest.mark.parametrize("split_shards", ["no", "yes"])
 def test_ranks_share_one_shard_without_overlap(reader_of, pictures_of, split_shards):
     reader = reader_of(pictures_of("a.tar", 8), split_shards=split_shards)
-    seen = [caption for rank in range(4) for caption in captions(take(reader, 1, rank=rank, world=4))]
+    seen = [caption for rank in range(4) for caption in captions(take(reader, 1, rank=rank, world_size=4))]
     assert sorted(seen) == [f"a{i}" for i in range(8)]
 
 
@@ -94,7 +94,7 @@ def test_ranks_share_one_shard_without_overlap(reader_of, pictures_of, split_sha
 def test_ranks_take_the_chunks_of_one_process_in_turn(reader_of, pictures_of, first_chunk):
     reader = reader_of(pictures_of("a.tar", 9))
     alone = take(reader, 6, first_chunk=first_chunk)
-    shared = [take(reader, 3, first_chunk=first_chunk, rank=rank, world=2) for rank in range(2)]
+    shared = [take(reader, 3, first_chunk=first_chunk, rank=rank, world_size=2) for rank in range(2)]
     order = shared if first_chunk % 2 == 0 else shared[::-1]
     assert captions(alone) == captions([batch for pair in zip(*order, strict=True) for batch in pair])
 
@@ -118,7 +118,7 @@ def test_each_worker_process_reads_shards_of_its_own(reader_of, pictures_of, mon
     reader = reader_of(*(pictures_of(f"{i}.tar", 32) for i in range(4)), split_shards="yes")
     _note_readers(monkeypatch, tmp_path / "log")
     for rank in range(2):
-        take(reader, 4, first_chunk=first_chunk, rank=rank, world=2, workers=2)
+        take(reader, 4, first_chunk=first_chunk, rank=rank, world_size=2, workers=2)
     readings = {tuple(line.split()) for line in (tmp_path / "log").read_text().splitlines()}
     assert len({process for process, _ in readings}) == 4
     assert len({shard for _, shard in readings}) == 4
@@ -257,7 +257,7 @@ def test_a_shard_that_goes_away_is_a_counted_skip(reader_of, pictures_of):
 def test_a_shard_that_comes_back_is_read_again(reader_of, pictures_of):
     shard = pictures_of("b.tar", 2)
     reader = reader_of(pictures_of("a.tar", 2), shard)
-    stream = batches(SampleStream(reader, np.arange(4), 3, 0.0), 4, first_chunk=0, rank=0, world=1, workers=0)
+    stream = batches(SampleStream(reader, np.arange(4), 3, 0.0), 4, first_chunk=0, rank=0, world_size=1, workers=0)
     away = shard.rename(shard.with_suffix(".away"))
     assert set(next(stream).captions) == {"a0", "a1"}
     away.rename(shard)

@@ -51,11 +51,11 @@ def test_a_saved_reference_gives_the_same_distance(colours, tmp_path):
     path, real, sampled = tmp_path / "real.npz", noise(12), noise(10)
     measured = FrechetDistance(colours, is_video=False, device=CPU)
     measured.add_real(real)
-    measured.save_reference(path, leads=True)
+    measured.save_reference(path, is_main=True)
     measured.add_sampled(sampled)
     expected = measured.compute()
     later = FrechetDistance(colours, is_video=False, device=CPU)
-    later.load_reference(path, leads=True)
+    later.load_reference(path, is_main=True)
     assert later.has_reference
     later.add_sampled(sampled)
     assert later.compute() == pytest.approx(expected, rel=1e-9)
@@ -65,7 +65,7 @@ def test_a_reference_has_the_mean_and_covariance_that_other_tools_read(colours, 
     real = noise(12)
     measured = FrechetDistance(colours, is_video=False, device=CPU)
     measured.add_real(real)
-    measured.save_reference(tmp_path / "real.npz", leads=True)
+    measured.save_reference(tmp_path / "real.npz", is_main=True)
     with np.load(tmp_path / "real.npz") as saved:
         mean, covariance = saved["mu"], saved["sigma"]
     features = colours(real).double().numpy()
@@ -84,13 +84,13 @@ def test_a_reference_has_the_mean_and_covariance_that_other_tools_read(colours, 
 def test_a_reference_that_does_not_fit_is_refused(colours, tmp_path, content, message):
     np.savez(tmp_path / "real.npz", **content)
     with pytest.raises(ValueError, match=message):
-        FrechetDistance(colours, is_video=False, device=CPU).load_reference(tmp_path / "real.npz", leads=True)
+        FrechetDistance(colours, is_video=False, device=CPU).load_reference(tmp_path / "real.npz", is_main=True)
 
 
 def test_a_reference_that_is_no_archive_is_refused(colours, tmp_path):
     (tmp_path / "real.npz").write_text("not numbers")
     with pytest.raises(ValueError, match=r"real.npz: not an .npz with mu and sigma"):
-        FrechetDistance(colours, is_video=False, device=CPU).load_reference(tmp_path / "real.npz", leads=True)
+        FrechetDistance(colours, is_video=False, device=CPU).load_reference(tmp_path / "real.npz", is_main=True)
 
 
 def test_a_clips_features_are_the_mean_over_frames_and_the_mean_change(colours):

@@ -7,7 +7,7 @@ import torch
 
 from mdm_models.config import UNetConfig
 from mdm_models.data.stream import Batch
-from mdm_models.processes import Place
+from mdm_models.processes import Processes
 from mdm_models.text import ClassLabels
 from mdm_models.training.config import TrainConfig, changed, chunks_of, plan
 from mdm_models.training.denoiser import open_encoder
@@ -56,9 +56,9 @@ def test_the_full_size_presets_are_the_papers(recipe, name, which, model, frames
 @pytest.mark.parametrize(("name", "which"), [(name, which) for name, which, *_ in PRESETS])
 def test_the_batch_can_be_shared_by_the_papers_processes_and_by_one(recipe, name, which):
     adam = preset(recipe, name, which).optimizer
-    for world in (1, 8, PAPERS_GPUS[name]):
-        size, rounds = chunks_of(adam, world)
-        assert size * rounds * world == adam.batch_size
+    for world_size in (1, 8, PAPERS_GPUS[name]):
+        size, rounds = chunks_of(adam, world_size)
+        assert size * rounds * world_size == adam.batch_size
 
 
 def test_stage_two_of_text_to_image_trains_two_thirds_of_a_batch_at_256(recipe):
@@ -86,10 +86,10 @@ def test_one_step_of_a_full_size_preset_with_its_widths_scaled_down(recipe, name
     config = preset(recipe, name, which)
     small = {"text_encoder": "", "text_width": 64, "text_layers": 1, "text_tokens": 16}
     config = changed(config, size=size, batch_size=1, micro_batch=0, warmup=0, **small)
-    place = Place(0, 1, torch.device("cpu"))
-    encoder = ClassLabels(1000) if name == "imagenet_256" else open_encoder(config.model, 0, place.device)
+    processes = Processes(0, 1, torch.device("cpu"))
+    encoder = ClassLabels(1000) if name == "imagenet_256" else open_encoder(config.model, 0, processes.device)
     architecture = narrow(plan(config, context_dim=encoder.width).architecture, encoder.width)
-    learner = Learner(config, architecture, encoder, place)
+    learner = Learner(config, architecture, encoder, processes)
     before = learner.model.unet.conv_out.weight.detach().clone()
     shape = (1, 3, config.data.frames, size, size)
     assert learner.learn([Batch(torch.randint(256, shape, dtype=torch.uint8), ["207"], [])]).finite

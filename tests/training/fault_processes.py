@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from mdm_models.errors import CheckpointError
-from mdm_models.processes import Place
+from mdm_models.processes import Processes
 from mdm_models.training import trainer
 from mdm_models.training.checkpoint.checkpoints import Checkpoints
 from mdm_models.training.config import TrainConfig
@@ -35,7 +35,7 @@ def is_of_one_step(state: dict) -> bool:
 
 
 def alone(run: Path, keep: int) -> Checkpoints:
-    return Checkpoints(run, IDENTITY, keep, Place(0, 1, torch.device("cpu")))
+    return Checkpoints(run, IDENTITY, keep, Processes(0, 1, torch.device("cpu")))
 
 
 def save_and_die_at(run: Path, step: int, moment: int) -> None:
@@ -98,20 +98,20 @@ def whole_tensors(value):
     return [whole_tensors(entry) for entry in value] if isinstance(value, list) else value
 
 
-def join(rank: int, world: int, meeting: Path) -> Place:
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
-    return Place(rank, world, torch.device("cpu"))
+def join(rank: int, world_size: int, meeting: Path) -> Processes:
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world_size)
+    return Processes(rank, world_size, torch.device("cpu"))
 
 
-def save_together(rank: int, world: int, folder: Path) -> None:
-    """One process of `world` that save steps 1 and 2 of two runs; the last of them then runs out of disk in step 3."""
-    place = join(rank, world, folder / "saving")
+def save_together(rank: int, world_size: int, folder: Path) -> None:
+    """One process of many that save steps 1 and 2 of two runs; the last of them then runs out of disk in step 3."""
+    processes = join(rank, world_size, folder / "saving")
     for kind in ("sharded", "replicated"):
-        checkpoints = Checkpoints(folder / kind, IDENTITY, 2, place)
+        checkpoints = Checkpoints(folder / kind, IDENTITY, 2, processes)
         for step in (1, 2):
             checkpoints.save(step, trained(step, kind == "sharded"))
         checkpoints.finish()
-    if rank == world - 1:
+    if rank == world_size - 1:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
     checkpoints.save(3, trained(3, False))
@@ -120,16 +120,16 @@ def save_together(rank: int, world: int, folder: Path) -> None:
     except CheckpointError as error:
         failure = str(error)
     dist.barrier()
-    if rank != world - 1:  # which cannot write this down
+    if rank != world_size - 1:  # which cannot write this down
         (folder / f"failure-{rank}").write_text(failure)
 
 
-def load_together(rank: int, world: int, folder: Path) -> None:
-    """One process of `world` that continues both runs, as a sharded and as a replicated model, and writes down what it
+def load_together(rank: int, world_size: int, folder: Path) -> None:
+    """One process of many that continues both runs, as a sharded and as a replicated model, and writes down what it
     has then."""
-    place = join(rank, world, folder / "loading")
+    processes = join(rank, world_size, folder / "loading")
     for kind in ("sharded", "replicated"):
-        checkpoints = Checkpoints(folder / kind, IDENTITY, 2, place)
+        checkpoints = Checkpoints(folder / kind, IDENTITY, 2, processes)
         for sharded in (True, False):
             state = trained(9, sharded)
             checkpoints.load_newest(state)

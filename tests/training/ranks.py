@@ -8,7 +8,7 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from mdm_models.data.stream import Batch
-from mdm_models.processes import Place, joined
+from mdm_models.processes import Processes, init_process_group
 from mdm_models.training.config import changed
 from mdm_models.training.denoiser import open_encoder
 from mdm_models.training.learner import Learner
@@ -25,14 +25,14 @@ def chunk(number: int) -> Batch:
     return Batch(every.images[part], every.captions[part], [])
 
 
-def learn(place: Place, folder: Path, parallel: str) -> dict:
+def learn(processes: Processes, folder: Path, parallel: str) -> dict:
     """Some steps, and what they led to: whole tensors, whatever the number of processes."""
     config = changed(
         settings(folder / "none.tar", folder / "run"), parallel=parallel, frames=1, lr=1e-3, batch_size=2 * CHUNKS
     )
     config = changed(config, checkpoint_activations=parallel == "fsdp", level_shares=(0.5, 1.0))
-    learner = Learner(config, NESTED_MODEL, open_encoder(config.model, 0, place.device), place)
-    mine = [chunk(number) for number in range(place.rank, CHUNKS, place.world)]
+    learner = Learner(config, NESTED_MODEL, open_encoder(config.model, 0, processes.device), processes)
+    mine = [chunk(number) for number in range(processes.rank, CHUNKS, processes.world_size)]
     outcomes = [learner.learn(mine, measure_levels=True) for _ in range(STEPS)]
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
     gradients = {
@@ -53,10 +53,10 @@ def learn(place: Place, folder: Path, parallel: str) -> dict:
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    with joined("cpu") as place:
+    with init_process_group("cpu") as processes:
         for parallel in ("ddp", "fsdp"):
-            found = learn(place, folder, parallel)
-            if place.leads:
+            found = learn(processes, folder, parallel)
+            if processes.is_main:
                 torch.save(found, folder / f"{parallel}.pt")
     os._exit(0)  # gloo's threads sometimes abort a process that used FSDP2 as it ends
 

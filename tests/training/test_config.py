@@ -71,21 +71,21 @@ def test_settings_out_of_range_are_refused_by_name(config, change):
 
 
 @pytest.mark.parametrize(
-    ("batch", "micro", "world", "expected"),
+    ("batch", "micro", "world_size", "expected"),
     [(8, 0, 1, (8, 1)), (8, 0, 2, (4, 1)), (8, 2, 2, (2, 2)), (2048, 32, 8, (32, 8))],
 )
-def test_the_batch_is_shared_by_processes_and_chunks(batch, micro, world, expected):
-    assert chunks_of(OptimizerConfig(batch_size=batch, micro_batch=micro), world) == expected
+def test_the_batch_is_shared_by_processes_and_chunks(batch, micro, world_size, expected):
+    assert chunks_of(OptimizerConfig(batch_size=batch, micro_batch=micro), world_size) == expected
 
 
 @pytest.mark.parametrize(
-    ("batch", "micro", "world", "rule"),
+    ("batch", "micro", "world_size", "rule"),
     [
         (8, 3, 1, "multiple of micro_batch 3 × 1"),
         (8, 0, 3, "multiple of 3 processes"),
         (2, 0, 4, "multiple of 4 processes"),
     ],
 )
-def test_a_batch_that_cannot_be_shared_evenly_is_refused(batch, micro, world, rule):
+def test_a_batch_that_cannot_be_shared_evenly_is_refused(batch, micro, world_size, rule):
     with pytest.raises(TrainingError, match=f"batch_size is {batch}; it must be a {rule}"):
-        chunks_of(OptimizerConfig(batch_size=batch, micro_batch=micro), world)
+        chunks_of(OptimizerConfig(batch_size=batch, micro_batch=micro), world_size)

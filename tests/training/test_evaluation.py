@@ -10,7 +10,7 @@ from mdm_models.data.reader import SampleReader
 from mdm_models.data.shards import ShardedSamples, open_shards
 from mdm_models.data.stream import split
 from mdm_models.errors import TrainingError
-from mdm_models.processes import Place
+from mdm_models.processes import Processes
 from mdm_models.training.config import TrainConfig, changed
 from mdm_models.training.denoiser import open_encoder
 from mdm_models.training.evaluation import Evaluation
@@ -21,7 +21,7 @@ from tests.evaluation.conftest import MeanColour, save_scripted
 from tests.made_data import encode_image, write_shard
 from tests.training.models import NESTED_MODEL, settings
 
-HERE = Place(0, 1, torch.device("cpu"))
+HERE = Processes(0, 1, torch.device("cpu"))
 SAMPLES = 12
 
 

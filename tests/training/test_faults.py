@@ -84,14 +84,14 @@ def test_killed_at_random_moments_a_run_keeps_what_it_had_saved(tmp_path, contex
         saved = newest_step(run, elements)
 
 
-def together(context, work, world: int, folder) -> None:
+def together(context, work, world_size: int, folder) -> None:
     """Run `work` as so many processes at once."""
-    members = [context.Process(target=work, args=(rank, world, folder)) for rank in range(world)]
+    members = [context.Process(target=work, args=(rank, world_size, folder)) for rank in range(world_size)]
     for member in members:
         member.start()
     for member in members:
         member.join(60)
-    assert [member.exitcode for member in members] == [0] * world
+    assert [member.exitcode for member in members] == [0] * world_size
 
 
 @pytest.fixture(scope="module")
@@ -145,12 +145,12 @@ class Runs:
         self.context, self.config = context, config
         self.processes = []
 
-    def start(self, world: int = 1) -> "Runs":
+    def start(self, world_size: int = 1) -> "Runs":
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        joining = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-        members = [joining | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+        joining = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
+        members = [joining | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
         self.processes = [self.context.Process(target=processes.train, args=(self.config, each)) for each in members]
         for process in self.processes:
             process.start()
@@ -214,7 +214,7 @@ def test_a_run_killed_again_and_again_has_the_losses_of_an_undisturbed_one(conte
 
 def test_two_processes_killed_and_followed_by_one_have_its_losses(context, recipe, undisturbed, tmp_path):
     killed = Runs(context, changed(recipe, out=str(tmp_path / "run")))
-    killed.start(world=2).kill_beyond(2, 0.1)
+    killed.start(world_size=2).kill_beyond(2, 0.1)
     assert 0 < killed.newest() < 12
     losses = killed.start().finish().losses()
     assert [step for step, _ in losses] == list(range(1, 13))

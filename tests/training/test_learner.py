@@ -8,7 +8,7 @@ import torch
 from mdm_models.config import UNetConfig
 from mdm_models.data.stream import Batch
 from mdm_models.errors import TrainingError
-from mdm_models.processes import Place
+from mdm_models.processes import Processes
 from mdm_models.text import ClassLabels
 from mdm_models.training.checkpoint.checkpoints import Checkpoints
 from mdm_models.training.config import TrainConfig, changed
@@ -16,7 +16,7 @@ from mdm_models.training.denoiser import open_encoder
 from mdm_models.training.learner import Learner
 from tests.training.models import CLIP_MODEL, IMAGE_MODEL, NESTED_MODEL, clips, settings
 
-HERE = Place(0, 1, torch.device("cpu"))
+HERE = Processes(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_warm_up_is_linear(learner_of):
 def test_the_first_step_of_a_new_run_is_adams_first(learner_of, config):
     """It moves what has a gradient by the learning rate, whatever the gradient's size."""
     learner = learner_of(warmup=0, lr=1e-2)
-    learner.resume(Checkpoints(Path(config.out), learner.identity(), keep=1, place=HERE))
+    learner.resume(Checkpoints(Path(config.out), learner.identity(), keep=1, processes=HERE))
     before = {name: parameter.detach().clone() for name, parameter in learner.model.named_parameters()}
     learner.learn([clips()])
     moved = torch.cat([(before[name] - p).abs().flatten() for name, p in learner.model.named_parameters()])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mdm_models import Pipeline
-from mdm_models.processes import Place
+from mdm_models.processes import Processes
 from tests.training import ranks
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> dict:
-    return ranks.learn(Place(0, 1, torch.device("cpu")), tmp_path_factory.mktemp("alone"), "ddp")
+    return ranks.learn(Processes(0, 1, torch.device("cpu")), tmp_path_factory.mktemp("alone"), "ddp")
 
 
 @PARALLEL

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from mdm_models.errors import CheckpointError, one_line
-from mdm_models.processes import Place
+from mdm_models.processes import Processes
 from mdm_models.storage import sync
 from mdm_models.training.checkpoint.files import (
     METADATA,
@@ -55,11 +55,11 @@ class Checkpoints:
     While a checkpoint is written, a process keeps a copy of its share in main memory; the disk must hold `keep` + 1.
     """
 
-    def __init__(self, run: Path, identity: dict, keep: int, place: Place):
-        self.run, self.keep, self.place = run, keep, place
+    def __init__(self, run: Path, identity: dict, keep: int, processes: Processes):
+        self.run, self.keep, self.processes = run, keep, processes
         self.identity = json.loads(json.dumps(identity))  # as it comes back from the disk, with lists for tuples
         # of its own, so that what the thread sends is not mixed up with what a training step sends
-        self._group = dist.new_group(backend="gloo") if place.world > 1 else None
+        self._group = dist.new_group(backend="gloo") if processes.world_size > 1 else None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future | None = None
         self._on_disk: int | None = None  # newest step that this process knows to be there, whole
@@ -72,7 +72,8 @@ class Checkpoints:
         """
         self.finish()
         if step != self._on_disk:
-            self._saving = self._thread.submit(self._write, step, staged(state, self.place.rank, self.place.world))
+            mine = staged(state, self.processes.rank, self.processes.world_size)
+            self._saving = self._thread.submit(self._write, step, mine)
 
     @property
     def failed(self) -> bool:
@@ -92,7 +93,7 @@ class Checkpoints:
         all are damaged, and if the checkpoint is of another model.
         """
         paths = self._agreed(lambda: list_steps(self.run))[0]
-        newest = _newest_whole(paths, self._verify, warn=self.place.leads)
+        newest = _newest_whole(paths, self._verify, warn=self.processes.is_main)
         if newest is None:
             return False
         path, manifest = newest
@@ -115,7 +116,7 @@ class Checkpoints:
     def _verify(self, path: Path) -> dict:
         """`verified_manifest`, each process checking its share of the files."""
         manifest = self._agreed(lambda: read_manifest(path))[0]
-        names = sorted(manifest["files"])[self.place.rank :: self.place.world]
+        names = sorted(manifest["files"])[self.processes.rank :: self.processes.world_size]
         self._agreed(lambda: verify(path, {name: manifest["files"][name] for name in names}))
         return manifest
 
@@ -134,7 +135,7 @@ class Checkpoints:
             files = [pair for pairs in self._agreed(lambda: self._settle(partial)) for pair in pairs]
             self._agreed(lambda: self._seal(partial, final, dict(files)))
         except (Exception, CheckpointException) as error:
-            if self.place.leads:
+            if self.processes.is_main:
                 shutil.rmtree(partial, ignore_errors=True)
             saved = list_steps(self.run)
             last = f"the last one saved is {saved[-1]}" if saved else "none was saved before"
@@ -143,21 +144,21 @@ class Checkpoints:
 
     def _make_room(self, partial: Path) -> None:
         """An empty folder, and no leftovers of a process that was killed while it saved or deleted."""
-        if self.place.leads:
+        if self.processes.is_main:
             for leftover in partial.parent.glob(".partial-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             partial.mkdir(parents=True)
 
     def _settle(self, partial: Path) -> list[tuple[str, tuple[int, int]]]:
         """Have this process's share of the files on the disk; → their names, sizes and checksums."""
-        names = sorted({*SafeReader(partial).data_files(), METADATA})[self.place.rank :: self.place.world]
+        names = sorted({*SafeReader(partial).data_files(), METADATA})[self.processes.rank :: self.processes.world_size]
         for name in names:
             sync(partial / name)
         return [(name, measured(partial / name)) for name in names]
 
     def _seal(self, partial: Path, final: Path, files: dict[str, tuple[int, int]]) -> None:
         """Make a written checkpoint the newest, and delete the oldest."""
-        if not self.place.leads:
+        if not self.processes.is_main:
             return
         write_manifest(partial, self.identity, files)
         if final.exists():  # a damaged one that was passed over when the run resumed
@@ -176,7 +177,7 @@ class Checkpoints:
             outcome = work(), None
         except Exception as error:
             outcome = None, error
-        outcomes = [outcome] * self.place.world
+        outcomes = [outcome] * self.processes.world_size
         if self._group is not None:
             dist.all_gather_object(outcomes, outcome, group=self._group)
         for _, error in outcomes:

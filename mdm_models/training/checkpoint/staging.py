@@ -8,8 +8,8 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 
 
-def staged(state: dict, rank: int, world: int) -> dict[str, Any]:
-    """A copy, on the CPU, of what process `rank` of `world` is to write: the entries by their names in the checkpoint.
+def staged(state: dict, rank: int, world_size: int) -> dict[str, Any]:
+    """A copy, on the CPU, of what process `rank` is to write: the entries by their names in the checkpoint.
 
     state: nested dicts and lists of tensors and other values, with the same plain tensors on all processes.
 
@@ -18,7 +18,7 @@ def staged(state: dict, rank: int, world: int) -> dict[str, Any]:
     process had copied everything, eight times the memory on a machine of eight GPUs. The rest is for rank 0.
     """
     entries = dict(_entries(state))
-    owners = _owners({name: value.nbytes for name, value in entries.items() if _is_plain(value)}, world)
+    owners = _owners({name: value.nbytes for name, value in entries.items() if _is_plain(value)}, world_size)
     mine = {
         name: value
         for name, value in entries.items()
@@ -48,9 +48,9 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, Tensor) and not isinstance(value, DTensor)
 
 
-def _owners(sizes: dict[str, int], world: int) -> dict[str, int]:
+def _owners(sizes: dict[str, int], world_size: int) -> dict[str, int]:
     """Which rank each tensor falls to: the largest first, each to the rank that has least so far."""
-    owners, loads = {}, [0] * world
+    owners, loads = {}, [0] * world_size
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
         owners[name] = loads.index(min(loads))
         loads[owners[name]] += sizes[name]

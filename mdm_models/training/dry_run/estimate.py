@@ -42,10 +42,10 @@ class Memory:
         return sum(dataclasses.astuple(self))
 
 
-def describe(config: TrainConfig, world: int = 1) -> str:
-    """Several lines about a run on `world` processes, for people. Raises TrainingError for settings that do not fit."""
+def describe(config: TrainConfig, world_size: int = 1) -> str:
+    """Several lines about a run on so many processes, for people. Raises TrainingError for settings that do not fit."""
     planned = plan(config, context_dim=_feature_width(config.model))
-    chunk, rounds = chunks_of(config.optimizer, world)
+    chunk, rounds = chunks_of(config.optimizer, world_size)
     model = weightless_model(planned.architecture, config.model)
     devices = ["cuda", "cpu"] if config.system.device == "auto" else [config.system.device]
     lines = [
@@ -54,20 +54,20 @@ def describe(config: TrainConfig, world: int = 1) -> str:
         "",
         *_model(config, planned, model),
         "",
-        f"memory of each of {world} processes in GB (10⁹ bytes), at most",
-        *(_memory_line(estimate_memory(config, planned, world, device), device, chunk) for device in devices),
+        f"memory of each of {world_size} processes in GB (10⁹ bytes), at most",
+        *(_memory_line(estimate_memory(config, planned, world_size, device), device, chunk) for device in devices),
         "",
-        *_schedule(config, model, world, chunk, rounds),
+        *_schedule(config, model, world_size, chunk, rounds),
     ]
     return "\n".join(lines)
 
 
-def estimate_memory(config: TrainConfig, planned: Plan, world: int, device: str) -> Memory:
+def estimate_memory(config: TrainConfig, planned: Plan, world_size: int, device: str) -> Memory:
     """The memory of each process on a device of that type, "cuda" or "cpu"."""
     model = weightless_model(planned.architecture, config.model)
-    chunk, _ = chunks_of(config.optimizer, world)
-    sharded = config.system.parallel == "fsdp" and world > 1
-    weights = _parameters(model) * FLOAT32 / (world if sharded else 1)
+    chunk, _ = chunks_of(config.optimizer, world_size)
+    sharded = config.system.parallel == "fsdp" and world_size > 1
+    weights = _parameters(model) * FLOAT32 / (world_size if sharded else 1)
     activations = activation_bytes(
         planned.architecture,
         config.model,
@@ -169,12 +169,12 @@ def _memory_line(memory: Memory, device: str, chunk: int) -> str:
     return f"  on {'a GPU' if device == 'cuda' else 'a CPU'} {memory.total / 1e9:.2f}: {shown}"
 
 
-def _schedule(config: TrainConfig, model: nn.Module, world: int, chunk: int, rounds: int) -> Iterator[str]:
+def _schedule(config: TrainConfig, model: nn.Module, world_size: int, chunk: int, rounds: int) -> Iterator[str]:
     optimizer, output = config.optimizer, config.output
     steps, weights = optimizer.steps, _parameters(model) * FLOAT32
     saved = weights * (3 + _averages(config))  # weights, Adam's two moments, averages
     yield f"schedule: {steps:,} steps of {optimizer.batch_size} samples, {steps * optimizer.batch_size:,} in all"
-    yield f"  a step is {rounds} × {chunk} samples one after another on each of {world} processes"
+    yield f"  a step is {rounds} × {chunk} samples one after another on each of {world_size} processes"
     yield f"  the learning rate rises for {min(optimizer.warmup, steps):,} steps to {optimizer.lr:.4g}, then stays"
     kept = min(output.keep, math.ceil(steps / output.save_every))
     yield (

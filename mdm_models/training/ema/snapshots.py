@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from mdm_models.errors import CheckpointError, one_line
-from mdm_models.processes import Place
+from mdm_models.processes import Processes
 from mdm_models.storage import opened, write_whole
 from mdm_models.training.ema.averages import PowerEMA
 from mdm_models.training.ema.power_functions import Combination, Profile, combine
@@ -37,7 +37,7 @@ class Snapshot:
     updates: int
 
 
-def write_snapshot(run: Path, step: int, averages: PowerEMA, place: Place) -> None:
+def write_snapshot(run: Path, step: int, averages: PowerEMA, processes: Processes) -> None:
     """Write RUN/averages/step-…, by the leading process; every process must call this, as each may hold a part.
 
     Raises CheckpointError if it cannot be written; the earlier ones are untouched then.
@@ -46,9 +46,9 @@ def write_snapshot(run: Path, step: int, averages: PowerEMA, place: Place) -> No
     for std, by_name in averages.by_std.items():
         for name, average in by_name.items():
             whole = average.full_tensor() if isinstance(average, DTensor) else average
-            if place.leads:
+            if processes.is_main:
                 rounded[f"{std:g}/{name}"] = whole.to(device="cpu", dtype=DTYPE).contiguous()
-    if not place.leads:
+    if not processes.is_main:
         return
     metadata = {METADATA: json.dumps({"stds": averages.stds, "updates": averages.updates})}
     path = _folder(run) / f"step-{step:08d}.safetensors"

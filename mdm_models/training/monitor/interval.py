@@ -40,7 +40,7 @@ class Interval:
     def summary(self) -> dict[str, float]:
         """Mean loss; seconds a step and, of those, seconds waiting for data; samples a second of all processes; model
         FLOPs utilization. After one step or more."""
-        samples_per_second = self.samples * self.throughput.world / self.seconds
+        samples_per_second = self.samples * self.throughput.world_size / self.seconds
         return {
             "loss": sum(self.losses) / len(self.losses) if self.losses else math.nan,
             "step_seconds": self.seconds / self.steps,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mdm_models.data.reader import SampleReader, Skip
 from mdm_models.data.stream import ATTEMPTS, to_unit_range
-from mdm_models.processes import Place
+from mdm_models.processes import Processes
 from mdm_models.training.config import OutputConfig
 from mdm_models.training.learner import Learner
 from mdm_models.training.monitor.grid import save_grid
@@ -27,7 +27,7 @@ class Preview:
 
     @classmethod
     def of(
-        cls, config: OutputConfig, reader: SampleReader, indices: Iterable[int], place: Place
+        cls, config: OutputConfig, reader: SampleReader, indices: Iterable[int], processes: Processes
     ) -> "Preview | None":
         """The first usable samples among the numbers `indices`, of which at most ATTEMPTS are tried; None if there is
         none or the settings ask for no grid. Every process must call this: one reads, so that all agree."""
@@ -35,7 +35,7 @@ class Preview:
             return None
         tried = ((int(index), reader.try_read(int(index))) for index in itertools.islice(indices, ATTEMPTS))
         usable = ((found[0], reader.caption(index), found[1]) for index, found in tried if not isinstance(found, Skip))
-        found = place.gather(list(itertools.islice(usable, config.sample_count if place.leads else 0)))
+        found = processes.gather(list(itertools.islice(usable, config.sample_count if processes.is_main else 0)))
         if not found:
             return None
         clips, captions, prompts = zip(*found, strict=True)
@@ -47,7 +47,7 @@ class Preview:
         config = learner.config
         with averaged(learner):
             sampled = draw(learner, self.prompts, torch.Generator().manual_seed(config.system.seed))
-        if not learner.place.leads:
+        if not learner.processes.is_main:
             return
         sampled = sampled if sampled.dim() == 5 else sampled.unsqueeze(2)
         path.parent.mkdir(exist_ok=True)

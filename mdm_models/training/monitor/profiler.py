@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from mdm_models.processes import Place
+from mdm_models.processes import Processes
 from mdm_models.training.config import TrainConfig
 
 SKIPPED, WARM_UP, TRACED = 4, 1, 3  # steps: the first ones compile and fill caches; recording costs time at first too
@@ -22,10 +22,10 @@ class Idle:
 
 
 @contextlib.contextmanager
-def profiling(config: TrainConfig, run: Path, place: Place) -> Iterator[profile | Idle]:
+def profiling(config: TrainConfig, run: Path, processes: Processes) -> Iterator[profile | Idle]:
     """Inside the block, call `step` after each step: if the settings ask for it, the leading process writes steps 6 to
     8 of this block to RUN/profile. A block that ends before writes what it has of them, and says so if it has none."""
-    if not (config.output.profile and place.leads):
+    if not (config.output.profile and processes.is_main):
         yield Idle()
         return
     folder = run / "profile"
@@ -35,10 +35,10 @@ def profiling(config: TrainConfig, run: Path, place: Place) -> Iterator[profile 
             return
         folder.mkdir(parents=True, exist_ok=True)
         recorded.export_chrome_trace(str(folder / TRACE))
-        column = f"self_{place.device.type}_time_total"
+        column = f"self_{processes.device.type}_time_total"
         (folder / TABLE).write_text(recorded.key_averages().table(sort_by=column, row_limit=TABLE_ROWS) + "\n")
 
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (place.device.type == "cuda")
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (processes.device.type == "cuda")
     steps = schedule(skip_first=SKIPPED, wait=0, warmup=WARM_UP, active=TRACED, repeat=1)
     with profile(activities=activities, schedule=steps, on_trace_ready=write, record_shapes=True) as recorder:
         yield recorder

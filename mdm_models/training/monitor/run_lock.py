@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mdm_models.errors import TrainingError
-from mdm_models.processes import Place
+from mdm_models.processes import Processes
 
 LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def locked(run: Path, place: Place) -> Iterator[None]:
+def locked(run: Path, processes: Processes) -> Iterator[None]:
     """Make the run directory, and keep every other run out of it inside the block; every process must enter it.
 
     The leading process holds a lock on RUN/.lock, which names it. The system ends the lock with the process, however
@@ -23,12 +23,12 @@ def locked(run: Path, place: Place) -> Iterator[None]:
     """
     with contextlib.ExitStack() as held:
         refusals = []
-        if place.leads:
+        if processes.is_main:
             try:
                 held.enter_context(_locked(run))
             except TrainingError as error:
                 refusals = [str(error)]
-        for refusal in place.gather(refusals):
+        for refusal in processes.gather(refusals):
             raise TrainingError(refusal)
         yield
 

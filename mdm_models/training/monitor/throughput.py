@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mdm_models.processes import Place
+from mdm_models.processes import Processes
 from mdm_models.training.config import Plan, TrainConfig
 from mdm_models.training.dry_run.footprint import level_flops
 
@@ -80,14 +80,14 @@ class Throughput:
     """of training, forward and backward"""
     peak: Peak
     """of one device"""
-    world: int
+    world_size: int
     """processes, each with a device of its own"""
 
     @classmethod
-    def of(cls, config: TrainConfig, planned: Plan, place: Place) -> "Throughput":
+    def of(cls, config: TrainConfig, planned: Plan, processes: Processes) -> "Throughput":
         """Of a run on this device; where the data sheet is missing this multiplies matrices for a moment."""
-        dtype = torch.bfloat16 if config.system.uses_bf16(place.device.type) else torch.float32
-        return cls(training_flops(config, planned), peak_of(place.device, dtype), place.world)
+        dtype = torch.bfloat16 if config.system.uses_bf16(processes.device.type) else torch.float32
+        return cls(training_flops(config, planned), peak_of(processes.device, dtype), processes.world_size)
 
     def __str__(self) -> str:
         peak = f"{self.peak.flops / 1e12:.4g} TFLOP/s ({self.peak.source})"
@@ -95,7 +95,7 @@ class Throughput:
 
     def utilization(self, samples_per_second: float) -> float:
         """MFU of that many samples a second over all processes, 0…1."""
-        return samples_per_second * self.flops_per_sample / (self.world * self.peak.flops)
+        return samples_per_second * self.flops_per_sample / (self.world_size * self.peak.flops)
 
 
 def training_flops(config: TrainConfig, planned: Plan) -> float:

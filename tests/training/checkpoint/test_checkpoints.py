@@ -12,13 +12,13 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from mdm_models.errors import CheckpointError
-from mdm_models.processes import Place
+from mdm_models.processes import Processes
 from mdm_models.training.checkpoint.checkpoints import Checkpoints, list_steps, load_averages, verified_manifest
 from mdm_models.training.checkpoint.files import SafeReader, measured
 from mdm_models.training.checkpoint.staging import _owners, staged
 
 IDENTITY = {"name": "small", "unet": {"channels": (32, 64), "inner": {"channels": (32,)}, "pairs": ((1, 2),)}}
-ALONE = Place(0, 1, torch.device("cpu"))
+ALONE = Processes(0, 1, torch.device("cpu"))
 
 
 def state(step: int) -> dict:

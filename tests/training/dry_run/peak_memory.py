@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from mdm_models.data.stream import Batch
-from mdm_models.processes import Place
+from mdm_models.processes import Processes
 from mdm_models.training.config import TrainConfig, changed
 from mdm_models.training.denoiser import open_encoder
 from mdm_models.training.learner import Learner
@@ -25,7 +25,7 @@ def configured(recompute: bool) -> TrainConfig:
 
 def make_step(recompute: bool, batch: int) -> None:
     config = configured(recompute)
-    learner = Learner(config, IMAGE_MODEL, open_encoder(config.model, seed=0, device=CPU), Place(0, 1, CPU))
+    learner = Learner(config, IMAGE_MODEL, open_encoder(config.model, seed=0, device=CPU), Processes(0, 1, CPU))
     learner.learn([Batch(torch.zeros(batch, 3, 1, SIZE, SIZE, dtype=torch.uint8), ["a cat"] * batch, [])])
 
 

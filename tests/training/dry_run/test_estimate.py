@@ -21,8 +21,8 @@ def config() -> TrainConfig:
     return changed(settings(Path("none.tar"), Path("none")), frames=1, batch_size=8)
 
 
-def memory(config: TrainConfig, world: int = 1):
-    return estimate_memory(config, plan(config, NESTED_MODEL), world, "cpu")
+def memory(config: TrainConfig, world_size: int = 1):
+    return estimate_memory(config, plan(config, NESTED_MODEL), world_size, "cpu")
 
 
 def test_the_estimated_memory_is_close_to_the_measured_peak():
@@ -42,7 +42,7 @@ def test_a_process_holds_weights_gradients_two_moments_and_the_averages(config):
 
 
 def test_fsdp_shares_the_weights_and_gathers_two_blocks(config):
-    alone, shared = memory(config), memory(changed(config, parallel="fsdp", batch_size=32), world=4)
+    alone, shared = memory(config), memory(changed(config, parallel="fsdp", batch_size=32), world_size=4)
     assert shared.weights == alone.weights / 4
     assert 0 < shared.gathered < alone.weights
     assert shared.activations == alone.activations
@@ -59,7 +59,7 @@ def published() -> str:
         DataConfig(("missing.tar",), size=64),
         ModelConfig("mdm_t2i_64", text_encoder="google/flan-t5-xl", text_tokens=32),
     )
-    return describe(changed(config, batch_size=2048, micro_batch=32, steps=500_000, lr=2e-4, device="cuda"), world=32)
+    return describe(changed(config, batch_size=2048, micro_batch=32, steps=500_000, lr=2e-4, device="cuda"), 32)
 
 
 def test_a_run_is_described_without_data_device_or_text_encoder(published):
@@ -82,4 +82,4 @@ def test_settings_that_do_not_fit_are_refused(config):
     with pytest.raises(TrainingError, match="multiple of"):
         describe(changed(config, model="mdm_t2i_tiny", size=30))
     with pytest.raises(TrainingError, match="3 processes"):
-        describe(changed(config, model="mdm_t2i_tiny", text_width=64, size=32), world=3)
+        describe(changed(config, model="mdm_t2i_tiny", text_width=64, size=32), world_size=3)

@@ -11,7 +11,7 @@ from mdm_models.cli import main
 from mdm_models.config import UNetConfig
 from mdm_models.errors import CheckpointError
 from mdm_models.pipeline import Pipeline, PipelineConfig
-from mdm_models.processes import Place
+from mdm_models.processes import Processes
 from mdm_models.text import TransformerTextEncoder
 from mdm_models.training.ema.averages import PowerEMA
 from mdm_models.training.ema.power_functions import Profile, combine, exponent
@@ -25,7 +25,7 @@ from mdm_models.training.ema.snapshots import (
 )
 from mdm_models.unet import build_model
 
-ALONE = Place(0, 1, torch.device("cpu"))
+ALONE = Processes(0, 1, torch.device("cpu"))
 STEPS, EVERY = 400, 20
 
 
@@ -142,7 +142,7 @@ def test_a_resumed_run_has_the_same_snapshots(tmp_path):
 
 
 def test_only_the_leading_process_writes(tmp_path):
-    write_snapshot(tmp_path, 1, PowerEMA(nn.Linear(3, 2), [0.1]), Place(1, 2, torch.device("cpu")))
+    write_snapshot(tmp_path, 1, PowerEMA(nn.Linear(3, 2), [0.1]), Processes(1, 2, torch.device("cpu")))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -19,7 +19,7 @@ def interval(monkeypatch) -> Interval:
     """Two steps of 2 s each, half a second of them waiting for 2 chunks of 3 samples; 10 s between them."""
     clock = iter([0.0, 0.5, 2.0, 12.0, 12.5, 14.0])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
-    measured = Interval(Throughput(1e9, Peak(1.2e10, "made up"), world=2))
+    measured = Interval(Throughput(1e9, Peak(1.2e10, "made up"), world_size=2))
     for loss in (1.0, math.nan):
         measured.begin()
         measured.received([batch(3), batch(3, Skip("a.tar", "k", "too short", ""))])

@@ -7,12 +7,12 @@ import torch
 from mdm_models.data.config import DataConfig
 from mdm_models.data.reader import SampleReader
 from mdm_models.data.shards import ShardedSamples, open_shards
-from mdm_models.processes import Place
+from mdm_models.processes import Processes
 from mdm_models.training.config import OutputConfig
 from mdm_models.training.monitor.preview import Preview
 from tests.made_data import PICTURE, write_shard
 
-HERE = Place(0, 1, torch.device("cpu"))
+HERE = Processes(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_there_is_none_without_a_usable_sample_or_unless_asked_for(reader):
 
 
 def test_all_processes_show_what_the_leading_one_has_read(reader):
-    class Follower(Place):
+    class Follower(Processes):
         def gather(self, items: list) -> list:
             return [(torch.zeros(3, 1, 16, 16, dtype=torch.uint8), "read elsewhere", "a/a"), *items]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mdm_models.data.config import DataConfig
-from mdm_models.processes import Place
+from mdm_models.processes import Processes
 from mdm_models.training.config import OutputConfig, TrainConfig
 from mdm_models.training.monitor.profiler import profiling
 
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 def run_steps(run: Path, count: int, *, profile: bool = True, rank: int = 0) -> Path:
     """Steps that each multiply matrices of a size of their own; → the profile's folder."""
     config = TrainConfig(str(run), DataConfig(("none.tar",)), output=OutputConfig(profile=profile))
-    with profiling(config, run, Place(rank, rank + 1, CPU)) as profiler:
+    with profiling(config, run, Processes(rank, rank + 1, CPU)) as profiler:
         for step in range(1, count + 1):
             torch.mm(torch.zeros(step, 3), torch.zeros(3, step))
             profiler.step()

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from mdm_models.errors import TrainingError
-from mdm_models.processes import Place
+from mdm_models.processes import Processes
 from mdm_models.training.monitor.run_lock import locked
 
-HERE = Place(0, 1, torch.device("cpu"))
+HERE = Processes(0, 1, torch.device("cpu"))
 
 
-def enter(run: Path, place: Place = HERE) -> None:
-    with locked(run, place):
+def enter(run: Path, processes: Processes = HERE) -> None:
+    with locked(run, processes):
         pass
 
 
@@ -74,7 +74,7 @@ def test_a_run_that_ended_holds_it_no_more(tmp_path, other_run):
 
 
 def test_a_process_that_does_not_lead_learns_that_it_is_refused(tmp_path):
-    class Follower(Place):
+    class Follower(Processes):
         def gather(self, items: list) -> list:
             return ["out: in use", *items]
 

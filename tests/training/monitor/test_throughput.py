@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mdm_models.data.config import DataConfig
-from mdm_models.processes import Place
+from mdm_models.processes import Processes
 from mdm_models.training.config import ModelConfig, ObjectiveConfig, TrainConfig, plan
 from mdm_models.training.dry_run.footprint import level_flops
 from mdm_models.training.monitor import throughput
@@ -71,6 +71,6 @@ def test_training_costs_three_forward_passes_of_the_levels_shares():
 
 def test_a_run_on_a_cpu_measures_its_peak():
     config = TrainConfig("out", DataConfig(("none.tar",)), ModelConfig("mdm_t2i_tiny"))
-    measured = Throughput.of(config, plan(config), Place(0, 1, CPU))
+    measured = Throughput.of(config, plan(config), Processes(0, 1, CPU))
     assert "measured on this CPU" in str(measured)
     assert measured.peak.flops > 1e8
