@@ -30,7 +30,7 @@ from mdm_models.storage import write_model
 
 
 @dataclass(frozen=True)
-class Condition:
+class Conditioning:
     """What every level is told besides its own noisy input; all with one row a sample."""
 
     time: Tensor  # (B,)
@@ -39,16 +39,16 @@ class Condition:
     context_mask: Tensor | None = None  # (B, S) bool
     pooled: Tensor | None = None  # (B, embed_dim)
 
-    def rows(self, count: int) -> "Condition":
+    def rows(self, count: int) -> "Conditioning":
         """The same for the first `count` samples (an outer level of a mixed batch)."""
         if count == self.time.shape[0]:
             return self
         tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "micro"}
         rest = {name: None if value is None else value[:count] for name, value in tensors.items()}
-        return Condition(micro={name: value[:count] for name, value in self.micro.items()}, **rest)
+        return Conditioning(micro={name: value[:count] for name, value in self.micro.items()}, **rest)
 
 
-class Stage(nn.Module):
+class ResolutionBlocks(nn.Module):
     """The residual and attention blocks at one resolution, and the change of resolution after them.
 
     `in_channels` has one entry a residual block: on the way up each block also reads a skip.
@@ -76,7 +76,7 @@ class Stage(nn.Module):
         self.resample = resamplers[resample](width, config.kind) if resample else None
 
     def block(
-        self, index: int, x: Tensor, embedding: Tensor, condition: Condition, skip: Tensor | None = None
+        self, index: int, x: Tensor, embedding: Tensor, condition: Conditioning, skip: Tensor | None = None
     ) -> Tensor:
         """Residual block `index`, of x and, on the way up, a skip, and the attention layers after it.
 
@@ -131,13 +131,13 @@ class UNet(nn.Module):
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for i, channels in enumerate(config.channels):
             in_channels = [width] + [channels] * (config.blocks[i] - 1)
-            self.down.append(Stage(config, i, in_channels, context_dim, "down" if i < last else None))
+            self.down.append(ResolutionBlocks(config, i, in_channels, context_dim, "down" if i < last else None))
             skips += [channels] * (config.blocks[i] + (i < last))
             width = channels
         for i in reversed(range(last + 1)):
             channels = config.channels[i]
             in_channels = [(width if j == 0 else channels) + skips.pop() for j in range(config.blocks[i] + 1)]
-            self.up.append(Stage(config, i, in_channels, context_dim, "up" if i else None))
+            self.up.append(ResolutionBlocks(config, i, in_channels, context_dim, "up" if i else None))
             width = channels
 
     def _build_middle(self, config: UNetConfig) -> None:
@@ -182,15 +182,15 @@ class UNet(nn.Module):
         check_inputs(self.config, x, time, context, context_mask, micro)
         weight = self.conv_in.weight
         x = [level.to(weight.dtype) for level in x]
-        condition = Condition(time, micro)
+        condition = Conditioning(time, micro)
         if self.innermost.text is not None:
             mask = None if context_mask is None else context_mask.bool()
             context, mask, pooled = self.innermost.text(context.to(weight.dtype), mask)
-            condition = Condition(time, micro, context, mask, pooled)
+            condition = Conditioning(time, micro, context, mask, pooled)
         predictions, _ = self.denoise(x, None, condition)
         return predictions
 
-    def denoise(self, x: list[Tensor], outer: Tensor | None, condition: Condition) -> tuple[list[Tensor], Tensor]:
+    def denoise(self, x: list[Tensor], outer: Tensor | None, condition: Conditioning) -> tuple[list[Tensor], Tensor]:
         """This level and all inside it.
 
         x: this level's and the inner levels' inputs; outer: (B·T, channels[0], H, W) features of the UNet around this
@@ -228,7 +228,7 @@ class UNet(nn.Module):
         return [prediction, *inner_predictions], h
 
     def middle(
-        self, h: Tensor, embedding: Tensor, inner: list[Tensor], condition: Condition
+        self, h: Tensor, embedding: Tensor, inner: list[Tensor], condition: Conditioning
     ) -> tuple[Tensor, list[Tensor]]:
         """What stands between the way down and the way up, and the predictions of the levels inside."""
         if self.middle_blocks:
@@ -237,7 +237,7 @@ class UNet(nn.Module):
             h = second(h, embedding)
         return h, []
 
-    def _embed(self, condition: Condition) -> Tensor:
+    def _embed(self, condition: Conditioning) -> Tensor:
         """Time, pooled text and micro-conditions as one vector a sample.  → (B, embed_dim)."""
         embedding = self.time_embed(condition.time)
         if condition.pooled is not None:
@@ -264,7 +264,7 @@ class NestedUNet(UNet):
         return self.inner.innermost
 
     def middle(
-        self, h: Tensor, embedding: Tensor, inner: list[Tensor], condition: Condition
+        self, h: Tensor, embedding: Tensor, inner: list[Tensor], condition: Conditioning
     ) -> tuple[Tensor, list[Tensor]]:
         frames = h.shape[0] // embedding.shape[0]
         features = None

@@ -39,10 +39,10 @@ class HeldOut(Dataset):
         self, reader: SampleReader, indices: np.ndarray, count: int, batch_size: int, processes: Processes, keep: bool
     ):
         self.reader = reader
-        draw = np.random.default_rng(0)
+        rng = np.random.default_rng(0)
         first = reader.samples.first  # number of each shard's first sample
-        shard = draw.permutation(len(first))[np.searchsorted(first, indices, side="right") - 1]
-        self.indices = indices[np.lexsort((draw.random(len(indices)), shard))[:count]]
+        shard = rng.permutation(len(first))[np.searchsorted(first, indices, side="right") - 1]
+        self.indices = indices[np.lexsort((rng.random(len(indices)), shard))[:count]]
         share = math.ceil(len(self.indices) / processes.world_size)
         self.batch_size = min(batch_size, share)
         self.numbers = range(processes.rank * share, (processes.rank + 1) * share)

@@ -30,10 +30,10 @@ class Shuffled:
             self._epoch = epoch, np.random.default_rng((self.seed, 0, epoch)).permutation(self.samples)
         return int(self._epoch[1][offset])
 
-    def others(self, position: int, draw: np.random.Generator) -> Iterator[int]:
+    def others(self, position: int, rng: np.random.Generator) -> Iterator[int]:
         """Samples to take instead of the one at a position, without end."""
         while True:
-            yield int(draw.choice(self.samples))
+            yield int(rng.choice(self.samples))
 
 
 def pieces_of(shards: list[np.ndarray], lanes: int) -> list[np.ndarray]:
@@ -99,8 +99,8 @@ class Lane:
     def samples(self, window: Window) -> np.ndarray:
         """(n,) numbers of the samples of a window, in the lane's order."""
         if self._shuffled is None or self._shuffled[0] is not window:
-            draw = np.random.default_rng((self.seed, 3, window.epoch, self.number, window.number))
-            samples = draw.permutation(np.concatenate([self.pieces[piece] for piece in window.pieces]))
+            rng = np.random.default_rng((self.seed, 3, window.epoch, self.number, window.number))
+            samples = rng.permutation(np.concatenate([self.pieces[piece] for piece in window.pieces]))
             self._shuffled = window, samples
         return self._shuffled[1]
 
@@ -140,7 +140,7 @@ class Lanes:
         chunk, offset = divmod(position, self.chunk_size)
         return self.lane_at(position)[chunk // self.lanes * self.chunk_size + offset]
 
-    def others(self, position: int, draw: np.random.Generator) -> Iterator[int]:
+    def others(self, position: int, rng: np.random.Generator) -> Iterator[int]:
         """Samples to take instead of the one at a position, without end: from its window while there is hope, then from
         the next one, then from anywhere."""
         self[position]
@@ -148,6 +148,6 @@ class Lanes:
         for window in (lane.current, lane.following):
             pieces = np.concatenate([self.pieces[piece] for piece in window.pieces])
             for _ in range(TRIES):
-                yield int(draw.choice(pieces))
+                yield int(rng.choice(pieces))
         while True:
-            yield int(draw.choice(self.pieces[draw.integers(len(self.pieces))]))
+            yield int(rng.choice(self.pieces[rng.integers(len(self.pieces))]))

@@ -114,15 +114,15 @@ class Positions(Dataset):
 
     def __getitem__(self, position: int) -> Item:
         stream, config = self.stream, self.stream.reader.config
-        draw = np.random.default_rng((stream.seed, 1, position))
-        start, drop, place, mirror = draw.random(4)
+        rng = np.random.default_rng((stream.seed, 1, position))
+        start, drop, place, mirror = rng.random(4)
         cut = Cut(place if config.crop == "random" else 0.5, config.flip and mirror < 0.5)
         start = {"random": start, "first": 0.0, "middle": 0.5}[config.clip_start]
         skipped: list[Skip] = []
         shards: set[int] = set()
         index = self.order[position]
         self._read_ahead(position)
-        others = self.order.others(position, draw)
+        others = self.order.others(position, rng)
         for _ in range(ATTEMPTS):
             shards.add(stream.reader.samples.number_of(index))
             found = self._bad.get(index) or stream.reader.try_read(index, start, cut)

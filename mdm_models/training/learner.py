@@ -162,10 +162,10 @@ class Learner:
     def _times(self, count: int, number: int) -> Tensor:
         """(count,) times of a chunk; those of a whole step are spread evenly, which makes the loss less noisy (Kingma
         et al., "Variational Diffusion Models", 2021, appendix I.1), and dealt to its samples at random."""
-        draw = np.random.default_rng((self.config.system.seed, TIME, self.step))
+        rng = np.random.default_rng((self.config.system.seed, TIME, self.step))
         total = self.config.optimizer.batch_size
-        places = draw.permutation(total)[number * count : (number + 1) * count]
-        fractions = torch.from_numpy((draw.random() + places / total) % 1)
+        places = rng.permutation(total)[number * count : (number + 1) * count]
+        fractions = torch.from_numpy((rng.random() + places / total) % 1)
         return TIMES[self.config.objective.times](fractions, self.diffusion.num_steps)
 
     def autocast(self) -> contextlib.AbstractContextManager:

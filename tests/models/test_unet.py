@@ -67,10 +67,10 @@ def test_mixed_batch_gives_the_missing_outer_rows_no_features(tiny):
 
 
 def _condition(model, inputs):
-    from mdm_models.unet import Condition
+    from mdm_models.unet import Conditioning
 
     context, mask, pooled = model.innermost.text(inputs["context"], None)
-    return Condition(inputs["time"], {}, context, mask, pooled)
+    return Conditioning(inputs["time"], {}, context, mask, pooled)
 
 
 def test_masked_tokens_change_nothing(tiny):

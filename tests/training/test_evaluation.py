@@ -28,8 +28,8 @@ SAMPLES = 12
 @pytest.fixture
 def config(tmp_path: Path) -> TrainConfig:
     """Half of the pictures held out; the Fréchet distance of mean colours; evaluation every 3 steps of 6."""
-    draw = np.random.default_rng(0)
-    pictures = {f"p{i}": draw.integers(256, size=(16, 16, 3), dtype=np.uint8) for i in range(SAMPLES)}
+    rng = np.random.default_rng(0)
+    pictures = {f"p{i}": rng.integers(256, size=(16, 16, 3), dtype=np.uint8) for i in range(SAMPLES)}
     shard = write_shard(
         tmp_path / "data.tar",
         {key: {"png": encode_image(picture), "txt": f"a {key}".encode()} for key, picture in pictures.items()},

@@ -21,8 +21,8 @@ from tests.training.models import CLIP_MODEL, IMAGE_MODEL, NESTED_MODEL, setting
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory) -> Path:
     """Four pictures."""
-    draw = np.random.default_rng(0)
-    pictures = {key: encode_image(draw.integers(256, size=(16, 16, 3), dtype=np.uint8)) for key in "abcd"}
+    rng = np.random.default_rng(0)
+    pictures = {key: encode_image(rng.integers(256, size=(16, 16, 3), dtype=np.uint8)) for key in "abcd"}
     return write_shard(
         tmp_path_factory.mktemp("data") / "a.tar",
         {key: {"png": picture, "txt": key.encode()} for key, picture in pictures.items()},

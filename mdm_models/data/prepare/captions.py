@@ -1,4 +1,4 @@
-"""An index of captioned URLs → shards of images or clips.
+"""A list of captioned URLs → shards of images or clips.
 
   mdm prepare captions cc12m.tsv --out CC12M --size 512
   mdm prepare captions results_10M_train.csv --out WEBVID --size 256 --seconds 20
@@ -19,10 +19,10 @@ from mdm_models.data.prepare.clips import checked_clip, clip_suffix
 from mdm_models.data.prepare.fetch import Downloader
 from mdm_models.data.prepare.folder import Files, ShardFolder
 from mdm_models.data.prepare.images import checked_image
-from mdm_models.data.prepare.url_list import Index
+from mdm_models.data.prepare.url_list import UrlList
 
 USER_AGENT = "Mozilla/5.0 (compatible; mdm-prepare; dataset download)"
-Row = tuple[str, str]  # URL, caption
+CaptionedUrl = tuple[str, str]  # URL, caption
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,9 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def prepare(options: argparse.Namespace) -> ShardFolder:
     """Raises ValueError or OSError in one line."""
-    index = Index(options.index, options.url_column, options.caption_column)
+    url_list = UrlList(options.index, options.url_column, options.caption_column)
     settings = {
-        "index": f"{options.index.name} {index.fingerprint()}",
+        "index": f"{options.index.name} {url_list.fingerprint()}",
         "columns": [options.url_column, options.caption_column],
         "size": options.size,
         "seconds": options.seconds,
@@ -61,23 +61,23 @@ def prepare(options: argparse.Namespace) -> ShardFolder:
         user_agent=options.user_agent,
     )
 
-    def make(row: Row) -> Files:
+    def make(row: CaptionedUrl) -> Files:
         return sample_of(row, downloader, options.size, options.seconds)
 
     with contextlib.closing(downloader):
         folder.write(
-            numbered(index), make,
-            per_shard=options.rows_per_shard, workers=options.threads, total=index.estimated_rows(), unit="rows",
+            numbered(url_list), make,
+            per_shard=options.rows_per_shard, workers=options.threads, total=url_list.estimated_rows(), unit="rows",
         )  # fmt: skip
     return folder
 
 
-def numbered(index: Index) -> Iterator[tuple[str, Row]]:
+def numbered(url_list: UrlList) -> Iterator[tuple[str, CaptionedUrl]]:
     """The key of each row: its number."""
-    return ((f"{number:09d}", row) for number, row in enumerate(index))
+    return ((f"{number:09d}", row) for number, row in enumerate(url_list))
 
 
-def sample_of(row: Row, downloader: Downloader, size: int | None, seconds: float | None) -> Files:
+def sample_of(row: CaptionedUrl, downloader: Downloader, size: int | None, seconds: float | None) -> Files:
     """The files of one sample. Raises BadSample."""
     url, caption = row
     if not caption.strip():

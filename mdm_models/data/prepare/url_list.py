@@ -1,4 +1,4 @@
-"""Indexes of captioned URLs, read as a stream: CC12M's and CC3M's TSV, WebVid's CSV, and Parquet."""
+"""Lists of captioned URLs, read as a stream: CC12M's and CC3M's TSV, WebVid's CSV, and Parquet."""
 
 import csv
 import gzip
@@ -18,7 +18,7 @@ FINGERPRINT_BYTES = 1 << 20
 csv.field_size_limit(sys.maxsize)  # captions of alt text may be long
 
 
-class Index:
+class UrlList:
     """The rows (URL, caption) of a file, in its order.
 
     .parquet: columns by name. .csv, .tsv (also .gz): a first line that names the columns or, as in CC12M and CC3M,
@@ -32,7 +32,7 @@ class Index:
         self._is_parquet = path.suffix == ".parquet"
         names = path.name.removesuffix(".gz")
         if not self._is_parquet and not names.endswith((".tsv", ".csv", ".txt")):
-            raise ValueError(f"{path}: an index is a .tsv, .csv or .parquet file")
+            raise ValueError(f"{path}: a list of URLs is a .tsv, .csv or .parquet file")
         self._delimiter = "," if names.endswith(".csv") else "\t"
         if self._is_parquet:
             self._columns = self._named(_parquet(path).schema_arrow.names)

@@ -104,7 +104,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(site, tmp_
     ("index", "more", "message"),
     [
         ("nowhere.tsv", (), "nowhere.tsv"),
-        ("index.json", (), "an index is a .tsv, .csv or .parquet file"),
+        ("index.json", (), "a list of URLs is a .tsv, .csv or .parquet file"),
     ],
 )
 def test_an_error_is_one_line(tmp_path, capsys, index, more, message):

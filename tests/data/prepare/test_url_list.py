@@ -5,7 +5,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from mdm_models.data.prepare.url_list import Index
+from mdm_models.data.prepare.url_list import UrlList
 
 ROWS = [("http://host/0.jpg", 'a "quoted", old cat'), ("https://host/1.jpg", "2 dogs"), ("http://host/2.jpg", "crème")]
 
@@ -13,14 +13,14 @@ ROWS = [("http://host/0.jpg", 'a "quoted", old cat'), ("https://host/1.jpg", "2 
 def test_cc12m_has_urls_and_captions_without_a_header(tmp_path):
     path = tmp_path / "cc12m.tsv"
     path.write_text("".join(f"{url}\t{caption}\n" for url, caption in ROWS))
-    assert list(Index(path)) == ROWS
-    assert Index(path).estimated_rows() == 3
+    assert list(UrlList(path)) == ROWS
+    assert UrlList(path).estimated_rows() == 3
 
 
 def test_cc3m_has_its_captions_first(tmp_path):
     path = tmp_path / "Train_GCC-training.tsv"
     path.write_text("".join(f"{caption}\t{url}\n" for url, caption in ROWS))
-    assert list(Index(path)) == ROWS
+    assert list(UrlList(path)) == ROWS
 
 
 def test_webvid_has_its_urls_in_contentUrl_and_its_captions_in_name(tmp_path):
@@ -29,56 +29,56 @@ def test_webvid_has_its_urls_in_contentUrl_and_its_captions_in_name(tmp_path):
     lines += ["21179416,https://host/a.mp4,PT00H00M11S,006001_006050,Aerial shot winter forest"]
     lines += ['5629184,https://host/b.mp4,PT00H00M29S,071501_071550,"Senior couple, looking through binoculars"']
     path.write_text("\n".join(lines) + "\n")
-    assert list(Index(path)) == [
+    assert list(UrlList(path)) == [
         ("https://host/a.mp4", "Aerial shot winter forest"),
         ("https://host/b.mp4", "Senior couple, looking through binoculars"),
     ]
-    assert Index(path).estimated_rows() == 2
+    assert UrlList(path).estimated_rows() == 2
 
 
 def test_a_quoted_caption_may_have_several_lines(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text('url,caption\nhttp://host/a.jpg,"one\ntwo"\nhttp://host/b.jpg,three\n')
-    assert [caption for _, caption in Index(path)] == ["one\ntwo", "three"]
+    assert [caption for _, caption in UrlList(path)] == ["one\ntwo", "three"]
 
 
 def test_a_single_quote_mark_in_a_tsv_swallows_nothing(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_text('http://host/a.jpg\t"unclosed\nhttp://host/b.jpg\tb\n')
-    assert [caption for _, caption in Index(path)] == ['"unclosed', "b"]
+    assert [caption for _, caption in UrlList(path)] == ['"unclosed', "b"]
 
 
 def test_a_compressed_index_is_read(tmp_path):
     path = tmp_path / "cc12m.tsv.gz"
     path.write_bytes(gzip.compress("".join(f"{url}\t{caption}\n" for url, caption in ROWS).encode()))
-    assert list(Index(path)) == ROWS
+    assert list(UrlList(path)) == ROWS
 
 
 def test_parquet_is_read_by_its_columns(tmp_path):
     path = tmp_path / "a.parquet"
     url, caption = zip(*ROWS, strict=True)
     pyarrow.parquet.write_table(pyarrow.table({"id": [1, 2, 3], "TEXT": caption, "URL": url}), path)
-    assert list(Index(path)) == ROWS
-    assert Index(path).estimated_rows() == 3
+    assert list(UrlList(path)) == ROWS
+    assert UrlList(path).estimated_rows() == 3
 
 
 def test_columns_can_be_named(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("url,link,caption,alt\nx,http://host/a.jpg,y,an apple\n")
-    assert list(Index(path, "link", "alt")) == [("http://host/a.jpg", "an apple")]
+    assert list(UrlList(path, "link", "alt")) == [("http://host/a.jpg", "an apple")]
 
 
 def test_a_missing_field_is_empty(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_text("http://host/a.jpg\ta\nhttp://host/b.jpg\n")
-    assert list(Index(path))[1] == ("http://host/b.jpg", "")
+    assert list(UrlList(path))[1] == ("http://host/b.jpg", "")
 
 
 def test_an_index_is_read_as_it_is_needed(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_text(f"http://host/a.jpg\t{120 * 'a'}\n" * 20_000)
     tracemalloc.start()
-    count = sum(1 for _ in Index(path))
+    count = sum(1 for _ in UrlList(path))
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert count == 20_000
@@ -88,7 +88,7 @@ def test_an_index_is_read_as_it_is_needed(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.json", "{}", "an index is a .tsv, .csv or .parquet file"),
+        ("a.json", "{}", "a list of URLs is a .tsv, .csv or .parquet file"),
         ("a.csv", "id,caption\n1,a\n", "no column for the url among id, caption; name it by --url-column"),
         ("a.csv", "url,id\nhttp://host,1\n", "no column for the caption"),
         ("a.tsv", "", "no column for the url among none"),
@@ -99,22 +99,22 @@ def test_an_index_is_read_as_it_is_needed(tmp_path):
 def test_an_index_that_cannot_be_understood_is_refused(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
-        Index(tmp_path / name)
+        UrlList(tmp_path / name)
 
 
 def test_a_compressed_index_that_breaks_off_is_named(tmp_path):
     path = tmp_path / "a.tsv.gz"
     path.write_bytes(gzip.compress(b"http://host/a.jpg\ta\n" * 1000)[:-9])
-    index = Index(path)
+    url_list = UrlList(path)
     with pytest.raises(ValueError, match=r"a.tsv.gz is damaged"):
-        list(index)
+        list(url_list)
     with pytest.raises(ValueError, match=r"a.tsv.gz is damaged"):
-        index.estimated_rows()
+        url_list.estimated_rows()
 
 
 def test_another_index_of_the_same_name_is_told_apart(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_text("http://host/a.jpg\ta\n")
-    before = Index(path).fingerprint()
+    before = UrlList(path).fingerprint()
     path.write_text("http://host/b.jpg\tb\n")
-    assert Index(path).fingerprint() != before
+    assert UrlList(path).fingerprint() != before

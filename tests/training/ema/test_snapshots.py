@@ -31,8 +31,8 @@ STEPS, EVERY = 400, 20
 
 def paths(seed: int) -> np.ndarray:
     """(STEPS, 7) float64: weights that drift, jump and jitter."""
-    draw = np.random.default_rng(seed)
-    steps = draw.normal(size=(STEPS, 7)) * np.array([1, 0.1, 0.01, 1, 1, 0, 0])
+    rng = np.random.default_rng(seed)
+    steps = rng.normal(size=(STEPS, 7)) * np.array([1, 0.1, 0.01, 1, 1, 0, 0])
     steps[150, 3] += 50
     return np.cumsum(steps, axis=0) + np.array([0, 0, 0, 0, 100, 5, -3])
 
@@ -92,10 +92,10 @@ def trained(run, model: nn.Module, stds, steps: int, every: int, averages: Power
     """Set the weights of step t from a generator of seed t, and keep snapshots."""
     averages = averages or PowerEMA(model, stds)
     for step in range(averages.updates + 1, steps + 1):
-        draw = torch.Generator().manual_seed(step)
+        rng = torch.Generator().manual_seed(step)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=draw))
+                parameter.copy_(torch.randn(parameter.shape, generator=rng))
         averages.update()
         if step % every == 0:
             write_snapshot(run, step, averages, ALONE)
