@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mdm_models import UNetConfig, build_model, from_pretrained, pretrained
+from mdm_models import UNetConfig, build_model, from_pretrained, storage
 from tests.models.golden import relative_error
 
 INNER = UNetConfig(
@@ -129,7 +129,7 @@ def test_what_was_saved_survives_a_failure_while_the_weights_are_written(model, 
         half_written(tensors, path, metadata)
         raise error
 
-    monkeypatch.setattr(pretrained, "save_file", failing)
+    monkeypatch.setattr(storage, "save_file", failing)
     with pytest.raises(type(error), match="No space left" if error.args else None):
         build_model(OTHER if overwrite else CONFIG).save_pretrained(saved, overwrite=overwrite)
     assert_same_weights(from_pretrained(saved), model)
@@ -137,14 +137,14 @@ def test_what_was_saved_survives_a_failure_while_the_weights_are_written(model, 
 
 
 def test_a_crash_between_the_files_leaves_no_config_of_other_weights(saved, monkeypatch):
-    write_whole = pretrained.write_whole
+    write_whole = storage.write_whole
 
     def crash_at_config(path, write_to):
         if path.name == "config.json":
             raise Crash
         write_whole(path, write_to)
 
-    monkeypatch.setattr(pretrained, "write_whole", crash_at_config)
+    monkeypatch.setattr(storage, "write_whole", crash_at_config)
     with pytest.raises(Crash):
         build_model(OTHER).save_pretrained(saved, overwrite=True)
     with pytest.raises(FileNotFoundError, match=r"config.json: no such file; the directory holds no saved model"):

@@ -14,8 +14,7 @@ from mdm_models.text.load import NUMBERED
 from mdm_models.text.precomputed import UNCONDITIONAL
 from mdm_models.training.config import ModelConfig, Plan, TrainConfig, chunks_of, plan
 from mdm_models.training.denoiser import CaptionedDenoiser
-from mdm_models.training.dry_run.footprint import activation_bytes, level_flops, weightless_model
-from mdm_models.training.monitor.throughput import training_flops
+from mdm_models.training.dry_run.footprint import activation_bytes, level_flops, training_flops, weightless_model
 from mdm_models.training.parallel import BLOCKS
 from mdm_models.zoo import model_config
 

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mdm_kernels import use_backend
 from mdm_models.config import UNetConfig
 from mdm_models.text import TransformerTextEncoder
-from mdm_models.training.config import ModelConfig
+from mdm_models.training.config import ModelConfig, Plan, TrainConfig
 from mdm_models.training.denoiser import CaptionedDenoiser
 from mdm_models.training.parallel import BLOCKS
 from mdm_models.unet import empty_model
@@ -52,6 +52,14 @@ def level_flops(architecture: UNetConfig, config: ModelConfig, shapes: Shapes) -
     levels = len(shapes)
     totals = [counted([1] * level + [2] * (levels - level)) for level in range(levels + 1)]
     return tuple(more - less for more, less in itertools.pairwise(totals))
+
+
+def training_flops(config: TrainConfig, planned: Plan) -> float:
+    """Operations that the model needs for a sample's forward and backward pass, mean over a batch whose levels have
+    shares of it."""
+    forward = level_flops(planned.architecture, config.model, tuple(planned.shapes))
+    shares = config.objective.level_shares or (1.0,) * len(forward)
+    return 3 * sum(share * flops for share, flops in zip(shares, forward, strict=True))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 
 from mdm_models.processes import Processes
 from mdm_models.training.config import Plan, TrainConfig
-from mdm_models.training.dry_run.footprint import level_flops
+from mdm_models.training.dry_run.footprint import training_flops
 
 # Dense rates in TFLOP/s from the vendors' data sheets: bfloat16 with float32 sums; float32 as convolutions compute it
 # unless told otherwise, on TF32 matrix units. Half of what the sheets of NVIDIA state for sparse matrices. Nothing else
@@ -96,11 +96,3 @@ class Throughput:
     def utilization(self, samples_per_second: float) -> float:
         """MFU of that many samples a second over all processes, 0…1."""
         return samples_per_second * self.flops_per_sample / (self.world_size * self.peak.flops)
-
-
-def training_flops(config: TrainConfig, planned: Plan) -> float:
-    """Operations that the model needs for a sample's forward and backward pass, mean over a batch whose levels have
-    shares of it."""
-    forward = level_flops(planned.architecture, config.model, tuple(planned.shapes))
-    shares = config.objective.level_shares or (1.0,) * len(forward)
-    return 3 * sum(share * flops for share, flops in zip(shares, forward, strict=True))

@@ -4,9 +4,9 @@ import torch
 from mdm_models.data.config import DataConfig
 from mdm_models.processes import Processes
 from mdm_models.training.config import ModelConfig, ObjectiveConfig, TrainConfig, plan
-from mdm_models.training.dry_run.footprint import level_flops
+from mdm_models.training.dry_run.footprint import level_flops, training_flops
 from mdm_models.training.monitor import throughput
-from mdm_models.training.monitor.throughput import Peak, Throughput, peak_of, training_flops
+from mdm_models.training.monitor.throughput import Peak, Throughput, peak_of
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
