@@ -155,3 +155,27 @@ def mdm_t2v_tiny() -> UNetConfig:
         micro=(("scale", 32.0),),
         inner=mdm_t2i_tiny(),
     )
+
+
+@_named
+def mdm_t2i_emoji_16() -> UNetConfig:
+    """16², for a CPU: most of its weights work at 4² and 8², where a weight costs few operations a sample."""
+    return UNetConfig(
+        channels=(64, 160, 224),
+        blocks=(1, 1, 1),
+        attention=(0, 1, 1),
+        attention_ffn=True,
+        num_heads=4,
+        mid_blocks=True,
+        embed_dim=384,
+        norm_groups=16,
+        context_dim=128,
+    )
+
+
+@_named
+def mdm_t2i_emoji_64() -> UNetConfig:
+    """64² around mdm_t2i_emoji_16, a narrow level."""
+    return UNetConfig(
+        channels=(32, 48, 64), blocks=(1, 1, 1), embed_dim=384, norm_groups=16, inner=mdm_t2i_emoji_16()
+    )

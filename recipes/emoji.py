@@ -1,0 +1,50 @@
+"""Text-to-image on drawings of things in eight styles, small enough to be trained on a CPU.
+
+    mdm prepare emoji --out EMOJI
+    torchrun --nproc-per-node=2 recipes/emoji.py --preset 16 --data EMOJI --out runs/emoji-16
+    torchrun --nproc-per-node=2 recipes/emoji.py --preset 64 --data EMOJI --out runs/emoji-64 --init-from runs/emoji-16
+
+Captions are "red apple, noto style". The same command again continues a run; every option after --preset replaces a
+value of the preset. On a CPU give each process one thread (OMP_NUM_THREADS=1): two such processes train as fast as one
+of two threads and, unlike those, lose little when other work runs beside them.
+"""
+
+import sys
+
+from mdm_models.commands.train import main
+from mdm_models.data.config import DataConfig
+from mdm_models.training.config import (
+    EvaluationConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    OutputConfig,
+    TrainConfig,
+    changed,
+)
+
+
+def stage_16(shards: tuple[str, ...], out: str) -> TrainConfig:
+    """Stage one, 16²: decides what is seen, and is cheap: 3 GFLOP a sample."""
+    return TrainConfig(
+        out,
+        DataConfig(shards, size=16, holdout=0.03, workers=0),
+        ModelConfig("mdm_t2i_emoji_16", text_width=128, text_layers=2, text_tokens=24),
+        ObjectiveConfig(prediction="x0", loss_target="v", times="logit_normal"),
+        OptimizerConfig(batch_size=64, steps=20_000, lr=8e-4, warmup=200, ema_decay=0.998),
+        evaluation=EvaluationConfig(evaluate_every=1000, evaluate_samples=200),
+        output=OutputConfig(save_every=100, keep=2, sample_every=500, sample_count=16, sample_steps=25),
+    )
+
+
+def stage_64(shards: tuple[str, ...], out: str) -> TrainConfig:
+    """Stage two, 64² around the first one. A level's noise is that of the lower one after averaging over its pixels
+    (shift_power 2), so that the lower level goes on deciding what is seen."""
+    stage = changed(stage_16(shards, out), model="mdm_t2i_emoji_64", size=64, shift_power=2.0)
+    return changed(stage, batch_size=32, steps=10_000)
+
+
+PRESETS = {"16": stage_16, "64": stage_64}
+
+if __name__ == "__main__":
+    sys.exit(main(PRESETS, __doc__))
