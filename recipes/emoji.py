@@ -31,9 +31,9 @@ def stage_16(shards: tuple[str, ...], out: str) -> TrainConfig:
         DataConfig(shards, size=16, holdout=0.03, workers=0),
         ModelConfig("mdm_t2i_emoji_16", text_width=128, text_layers=2, text_tokens=24),
         ObjectiveConfig(prediction="x0", loss_target="v", times="logit_normal"),
-        OptimizerConfig(batch_size=64, steps=20_000, lr=8e-4, warmup=200, ema_decay=0.998),
-        evaluation=EvaluationConfig(evaluate_every=1000, evaluate_samples=200),
-        output=OutputConfig(save_every=100, keep=2, sample_every=500, sample_count=16, sample_steps=25),
+        OptimizerConfig(batch_size=32, steps=40_000, lr=6e-4, warmup=200, ema_decay=0.999),
+        evaluation=EvaluationConfig(evaluate_every=2000, evaluate_samples=200),
+        output=OutputConfig(save_every=100, keep=2, sample_every=1000, sample_count=16, sample_steps=25),
     )
 
 
