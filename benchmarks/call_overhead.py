@@ -101,7 +101,7 @@ def measure(case: Case, seconds: float) -> dict[str, float]:
     if case.plain:
         calls["plain forward"] = repeated(case.plain, case.plain_inputs, backward=False)
         calls["plain forward + backward"] = repeated(case.plain, case.plain_inputs, backward=True)
-    with backend.use_backend("triton"), backend.recording(lambda *launch: None):
+    with backend.use_backend("triton"), backend.recording(lambda kernel, arguments: None):
         timings = time_side_by_side(calls, torch.device("cpu"), seconds=seconds)
     return {name: timing.fastest / CALLS * 1e6 for name, timing in timings.items()}
 

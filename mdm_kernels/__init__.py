@@ -3,12 +3,12 @@
 On CUDA and ROCm tensors they run the kernels, on CPU tensors their PyTorch references; `set_backend` chooses otherwise.
 """
 
-from mdm_kernels.accelerate import accelerate
-from mdm_kernels.attention import flash_attention, scaled_dot_product_attention, self_cross_attention
-from mdm_kernels.backend import set_backend, use_backend
-from mdm_kernels.group_norm import GroupNormSiLU, group_norm_silu
-from mdm_kernels.multires import multires_loss, multires_noise
-from mdm_kernels.temporal import temporal_attention
+from .accelerate import accelerate
+from .attention import flash_attention, scaled_dot_product_attention, self_cross_attention
+from .backend import set_backend, use_backend
+from .group_norm import GroupNormSiLU, group_norm_silu
+from .multires import multires_loss, multires_noise
+from .temporal import temporal_attention
 
 __all__ = [
     "GroupNormSiLU",

@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
-from mdm_kernels import arguments
+from . import arguments, private_torch
 
 BACKENDS = ("auto", "triton", "torch")
 
@@ -57,7 +56,7 @@ def _interpreting() -> bool:
 
 def shapes_only(x: Tensor) -> bool:
     """Whether only the shapes of an op's results are wanted: a fake or meta tensor, outside `recording`."""
-    return isinstance(x, FakeTensor) or (x.device.type == "meta" and _recorder is None)
+    return private_torch.is_fake(x) or (x.device.type == "meta" and _recorder is None)
 
 
 def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -69,29 +68,32 @@ def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
 
 
-def launch(kernel, grid: tuple[int, ...], *args, **options) -> None:
-    """Run `kernel[grid](*args, **options)` on the device of its first tensor; nothing runs on an empty grid."""
-    options = {"enable_fp_fusion": True, **options}  # a * b + c in one instruction: off by default from Triton 3.10
+def launch(kernel, grid: tuple[int, ...], /, **arguments) -> None:
+    """Run `kernel[grid](**arguments)` on the device of its first tensor; nothing runs on an empty grid.
+
+    arguments: the kernel's, by name, and Triton's num_warps and num_stages.
+    """
+    arguments.setdefault("enable_fp_fusion", True)  # a * b + c in one instruction: off by default from Triton 3.10
     if _recorder is not None:
-        _recorder(kernel, args, options)
+        _recorder(kernel, arguments)
     elif 0 not in grid:
-        options = wavefront_options(options) if torch.version.hip else options
-        device = next(a.device for a in args if isinstance(a, Tensor))
+        arguments = wavefront_options(arguments) if torch.version.hip else arguments
+        device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
         elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
         with torch.cuda.device(device) if elsewhere else contextlib.nullcontext():  # entering it costs microseconds
-            kernel[grid](*args, **options)
+            kernel[grid](**arguments)
 
 
-def wavefront_options(options: dict) -> dict:
-    """Launch options on AMD: as many threads, in wavefronts of 64, and at most two stages of prefetched tiles, which
-    are held in registers there. `mdm_kernels.aot` compiles for AMD with the same."""
-    num_warps, num_stages = options.get("num_warps", 4), options.get("num_stages", 2)
-    return options | {"num_warps": max(1, num_warps // 2), "num_stages": min(2, num_stages)}
+def wavefront_options(arguments: dict) -> dict:
+    """The arguments of a launch on AMD: as many threads, in wavefronts of 64, and at most two stages of prefetched
+    tiles, which are held in registers there. `mdm_kernels.aot` compiles for AMD with the same."""
+    num_warps, num_stages = arguments.get("num_warps", 4), arguments.get("num_stages", 2)
+    return arguments | {"num_warps": max(1, num_warps // 2), "num_stages": min(2, num_stages)}
 
 
 @contextlib.contextmanager
-def recording(record: Callable[[object, tuple, dict], None]) -> Iterator[None]:
-    """Inside the block a launch calls `record(kernel, args, options)` instead of running: how `mdm_kernels.aot` learns
+def recording(record: Callable[[object, dict], None]) -> Iterator[None]:
+    """Inside the block a launch calls `record(kernel, arguments)` instead of running: how `mdm_kernels.aot` learns
     from meta tensors exactly what an op would launch."""
     global _recorder
     _recorder = record

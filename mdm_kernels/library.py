@@ -6,20 +6,24 @@ the Autograd key), not in the public function, so that a call of `torch.ops.mdm_
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
-from torch.autograd.function import _SingleLevelFunction
-from torch.utils import _pytree as pytree
+from torch.library import Library
 
-library = torch.library.Library("mdm_kernels", "DEF")
-_derivatives: dict[torch._ops.OpOverload, Callable] = {}
+from . import private_torch
+
+NAMESPACE = "mdm_kernels"
+"""of the ops: `torch.ops.<NAMESPACE>`; nothing else says it"""
+
+ops = getattr(torch.ops, NAMESPACE)
+library = Library(NAMESPACE, "DEF")
+_derivatives: dict[Callable, Callable] = {}
 
 
-def define(schema: str) -> Callable[[Callable], torch._ops.OpOverload]:
+def define(schema: str) -> Callable[[Callable], Callable]:
     """Decorator: register a launching function as `torch.ops.mdm_kernels.<name>`, which takes its place.
 
     The function serves every device and fakes: it allocates its results, returns them if `backend.shapes_only`, and
@@ -28,43 +32,40 @@ def define(schema: str) -> Callable[[Callable], torch._ops.OpOverload]:
     each entry of the mapped dimension.
     """
 
-    def register(function: Callable) -> torch._ops.OpOverload:
+    def register(function: Callable) -> Callable:
         name = schema.split("(")[0]
         library.define(schema)
         for key in ("CPU", "CUDA"):
             library.impl(name, function, key)
-        torch.library.register_fake(f"mdm_kernels::{name}", function, lib=library)
-        op = getattr(torch.ops.mdm_kernels, name).default
+        torch.library.register_fake(f"{NAMESPACE}::{name}", function, lib=library)
+        op = getattr(ops, name).default
         library.impl(name, _autograd_kernel(op), "Autograd")
-        torch.library.register_vmap(f"mdm_kernels::{name}", _one_by_one(op), lib=library)
+        torch.library.register_vmap(f"{NAMESPACE}::{name}", _one_by_one(op), lib=library)
         return op
 
     return register
 
 
-def register_derivative(op: torch._ops.OpOverload, call: Callable) -> None:
+def register_derivative(op: Callable, call: Callable) -> None:
     """Run `call`, a `Derivative.apply` or a function around one, with the arguments of `op` where one of its tensors
     requires a gradient. Its forward computes the result by `below_autograd`."""
     _derivatives[op] = call
 
 
-def below_autograd(op: torch._ops.OpOverload, *args):
+def below_autograd(op: Callable, *args):
     """op(*args) without its derivative."""
-    with torch._C._AutoDispatchBelowAutograd():
-        if not torch._C._are_functorch_transforms_active():
+    with private_torch.below_autograd():
+        if not private_torch.torch_func_is_active():
             return op(*args)
         with torch.enable_grad():  # an outer level of torch.func may differentiate what this one does not
             return op(*args)
 
 
-class Derivative(_SingleLevelFunction):
-    """Base of the ops' autograd.Functions.
+class Derivative(private_torch.SingleLevelFunction):
+    """Base of the ops' autograd.Functions, which autograd and torch.func reach one level of differentiation at a
+    time."""
 
-    Autograd and torch.func reach them one level of differentiation at a time, below where torch.autograd.Function
-    expects to be called and would ask for a `setup_context` and a `vmap`.
-    """
-
-    _compiled_autograd_key = staticmethod(torch.autograd.Function._compiled_autograd_key)
+    _compiled_autograd_key = private_torch.compiled_autograd_key
 
     @staticmethod
     def jvp(ctx, *tangents):
@@ -78,9 +79,9 @@ class _NoDerivative(Derivative):
     """Calls an op; the derivative of what it returns raises."""
 
     @staticmethod
-    def forward(ctx, op, structure, *leaves):
+    def forward(ctx, op, lengths, *leaves):
         ctx.op = op
-        result = below_autograd(op, *pytree.tree_unflatten(leaves, structure))
+        result = below_autograd(op, *_unflattened(leaves, lengths))
         return result if isinstance(result, Tensor) else tuple(result)
 
     @staticmethod
@@ -90,17 +91,16 @@ class _NoDerivative(Derivative):
         )
 
 
-def _refuse_later(op: torch._ops.OpOverload, *args):
-    leaves, structure = pytree.tree_flatten(args)
-    return _NoDerivative.apply(op, structure, *leaves)
+def _refuse_later(op: Callable, *args):
+    leaves, lengths = _flattened(args)
+    return _NoDerivative.apply(op, lengths, *leaves)
 
 
-def _autograd_kernel(op: torch._ops.OpOverload) -> Callable:
+def _autograd_kernel(op: Callable) -> Callable:
     """What the dispatcher runs under the Autograd key."""
 
     def kernel(*args):
-        differentiated = torch._C._any_requires_grad(*args) and torch.is_grad_enabled()
-        if not differentiated and forward_ad._current_level < 0:
+        if not _is_differentiated(args):
             return below_autograd(op, *args)
         with _allowed_under_torch_func():
             return _derivatives[op](*args) if op in _derivatives else _refuse_later(op, *args)
@@ -108,24 +108,55 @@ def _autograd_kernel(op: torch._ops.OpOverload) -> Callable:
     return kernel
 
 
+def _is_differentiated(args: Sequence) -> bool:
+    """Whether a derivative of the op is wanted, in reverse mode or in forward mode."""
+    tensors = [leaf for leaf in _flattened(args)[0] if isinstance(leaf, Tensor)]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return True
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
 def _allowed_under_torch_func() -> contextlib.AbstractContextManager:
-    active = torch._C._are_functorch_transforms_active()
-    return enable_single_level_autograd_function() if active else contextlib.nullcontext()
+    active = private_torch.torch_func_is_active()
+    return private_torch.allowed_under_torch_func() if active else contextlib.nullcontext()
 
 
-def _one_by_one(op: torch._ops.OpOverload) -> Callable:
+def _one_by_one(op: Callable) -> Callable:
     """The vmap rule that suits every op: arguments without the mapped dimension are the same for each entry."""
 
     def rule(info, in_dims, *args):
-        leaves, structure = pytree.tree_flatten(args)
-        dims = pytree.tree_leaves(in_dims)
+        leaves, lengths = _flattened(args)
+        dims, _ = _flattened(in_dims)
 
-        def entry(i: int) -> tuple:
+        def entry(i: int) -> list:
             selected = [x if dim is None else x.select(dim, i) for x, dim in zip(leaves, dims, strict=True)]
-            return pytree.tree_unflatten(selected, structure)
+            return _unflattened(selected, lengths)
 
-        results = [op(*entry(i)) for i in range(info.batch_size)]
-        stacked = pytree.tree_map(lambda *entries: torch.stack(entries), *results)
-        return stacked, pytree.tree_map(lambda _: 0, stacked)
+        stacked = _stacked([op(*entry(i)) for i in range(info.batch_size)])
+        return stacked, _zeros_like(stacked)
 
     return rule
+
+
+def _flattened(args: Sequence) -> tuple[list, list[int | None]]:
+    """The arguments of an op with those that are lists taken apart, and the length of each list."""
+    lengths = [len(arg) if isinstance(arg, list | tuple) else None for arg in args]
+    parts = [[arg] if length is None else arg for arg, length in zip(args, lengths, strict=True)]
+    return [leaf for part in parts for leaf in part], lengths
+
+
+def _unflattened(leaves: Sequence, lengths: list[int | None]) -> list:
+    rest = iter(leaves)
+    return [next(rest) if length is None else [next(rest) for _ in range(length)] for length in lengths]
+
+
+def _stacked(results: list):
+    """The results of one op for each entry, tensors or nested lists and tuples of such, as one such result."""
+    first = results[0]
+    if isinstance(first, Tensor):
+        return torch.stack(results)
+    return type(first)(_stacked(list(entries)) for entries in zip(*results, strict=True))
+
+
+def _zeros_like(result):
+    return 0 if isinstance(result, Tensor) else type(result)(map(_zeros_like, result))

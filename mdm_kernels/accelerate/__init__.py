@@ -1,5 +1,5 @@
 """Swaps the fused ops into a model that somebody else wrote: diffusers UNets, nn.Sequential, any nn.GroupNorm."""
 
-from mdm_kernels.accelerate.swap import accelerate
+from .swap import accelerate
 
 __all__ = ["accelerate"]

@@ -10,8 +10,8 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 
-from mdm_kernels.accelerate.fused import norm_silu, runs_as_one
-from mdm_kernels.attention import scaled_dot_product_attention
+from ..attention import scaled_dot_product_attention
+from .fused import norm_silu, runs_as_one
 
 
 class FusedResnetBlock2D(ResnetBlock2D):

@@ -4,10 +4,10 @@ from diffusers.models.attention_processor import Attention, AttnProcessor, AttnP
 from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
 from torch import nn
 
-from mdm_kernels.accelerate.diffusers_blocks import FlashAttnProcessor, FusedResnetBlock2D
-from mdm_kernels.accelerate.fused import runs_as_one
-from mdm_kernels.accelerate.report import Entry, Report
-from mdm_kernels.attention.checks import MAX_HEAD_WIDTH
+from ..attention.checks import MAX_HEAD_WIDTH
+from .diffusers_blocks import FlashAttnProcessor, FusedResnetBlock2D
+from .fused import runs_as_one
+from .report import Entry, Report
 
 UNETS = ("diffusers.models.unets.unet_2d.UNet2DModel", "diffusers.models.unets.unet_2d_condition.UNet2DConditionModel")
 """By name: importing them takes seconds, which a model without them need not pay."""

@@ -6,13 +6,13 @@ a module wrapped or replaced by another library, is honoured by running them one
 
 from torch import Tensor, nn
 
-from mdm_kernels.group_norm import GroupNormSiLU, group_norm_silu
+from .. import private_torch
+from ..group_norm import GroupNormSiLU, group_norm_silu
 
 
 def is_bare(module: nn.Module) -> bool:
     """Whether calling `module` does nothing but its class's forward: no hooks, no forward of the instance's own."""
-    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
-    return not any(hooks) and "forward" not in vars(module)
+    return not private_torch.has_hooks(module) and "forward" not in vars(module)
 
 
 def runs_as_one(norm: nn.Module, activation: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from mdm_kernels.accelerate.changes import Changes
+from .changes import Changes
 
 
 class Entry(NamedTuple):

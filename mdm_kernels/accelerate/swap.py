@@ -12,9 +12,9 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import nn
 
-from mdm_kernels.accelerate.fused import FusedSequential, runs_as_one
-from mdm_kernels.accelerate.report import Entry, Report
-from mdm_kernels.group_norm import GroupNormSiLU
+from ..group_norm import GroupNormSiLU
+from .fused import FusedSequential, runs_as_one
+from .report import Entry, Report
 
 REMEDIES = {
     F.scaled_dot_product_attention: "mk.scaled_dot_product_attention takes the same arguments",
@@ -61,7 +61,7 @@ def accelerate(model: nn.Module) -> Report:
         fused |= _swap_sequential(path, module, report)
         _report_torch_attention(path, module, report)
     if any(_is_from_diffusers(module) for module in modules.values()):
-        from mdm_kernels.accelerate import diffusers_rules
+        from . import diffusers_rules
 
         for path, module in modules.items():
             fused |= diffusers_rules.swap(path, module, report)

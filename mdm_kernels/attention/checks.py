@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mdm_kernels import arguments, backend
+from .. import arguments, backend
 
 MAX_HEAD_WIDTH = 128  # of the kernels; the references take any
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # of the kernels; the references take float64 too
@@ -58,8 +58,40 @@ def split_heads(name: str, x: Tensor, parts: int, num_heads: int) -> int:
     return head_width
 
 
-def mask_strides(key_mask: Tensor | None) -> tuple[int, ...]:
-    return (0, 0) if key_mask is None else key_mask.stride()
+def check_flash_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.dim() != 4:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be (batch, heads, tokens, head width)")
+    batch, heads, _, width = q.shape
+    keys = k.shape[2]
+    for name, x in (("k", k), ("v", v)):
+        if x.shape != (batch, heads, keys, width):
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}; with q {tuple(q.shape)} and k {tuple(k.shape)} it must be "
+                f"(batch, heads, number of keys, head width) = {(batch, heads, keys, width)}"
+            )
+    check_alike(q=q, k=k, v=v)
+    check_head_width(width, "q", q.shape)
+    if key_mask is not None:
+        check_key_mask(key_mask, k=k)
+
+
+def check_self_cross_attention(qkv: Tensor, context_kv: Tensor | None, num_heads: int, key_mask: Tensor | None) -> None:
+    head_width = split_heads("qkv", qkv, 3, num_heads)
+    if context_kv is None:
+        check_alike(qkv=qkv)
+        if key_mask is not None:
+            raise ValueError(f"key_mask has shape {tuple(key_mask.shape)}; without context_kv it must be None")
+        return
+    batch, width = qkv.shape[0], 2 * num_heads * head_width
+    if context_kv.dim() != 3 or context_kv.shape[0] != batch or context_kv.shape[2] != width:
+        raise ValueError(
+            f"context_kv has shape {tuple(context_kv.shape)}; with qkv {tuple(qkv.shape)} it must be "
+            f"(batch, context tokens, 2C) = ({batch}, any, {width})"
+        )
+    check_alike(qkv=qkv, context_kv=context_kv)
+    if key_mask is not None:
+        check_key_mask(key_mask, context_kv=context_kv)
 
 
 def check_torch_arguments(
@@ -107,3 +139,29 @@ def _broadcast(rule: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(torch.broadcast_shapes(*shapes))
     except RuntimeError:
         raise ValueError(rule) from None
+
+
+def kernel_takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether `flash_attention` computes scaled_dot_product_attention of these."""
+    return (
+        query.dim() == key.dim() == 4
+        and key.shape == value.shape
+        and query.shape[:2] == key.shape[:2]
+        and query.shape[3] == key.shape[3] <= MAX_HEAD_WIDTH
+        and query.dtype in DTYPES
+        and query.dtype == key.dtype == value.dtype
+        and query.device == key.device == value.device
+    )
+
+
+def is_key_mask(mask: Tensor | None, key: Tensor) -> bool:
+    """Whether the mask is one that `flash_attention` takes: None, or boolean and the same for all heads and queries."""
+    if mask is None:
+        return True
+    return (
+        mask.dim() == 4
+        and mask.dtype == torch.bool
+        and mask.device == key.device
+        and mask.shape[0] in (1, key.shape[0])
+        and mask.shape[1:] == (1, 1, key.shape[2])
+    )

@@ -6,7 +6,7 @@ The log-sum-exp and δ (output · its gradient, per query) are float32 (B, H, L)
 import triton
 import triton.language as tl
 
-from mdm_kernels.attention.tiles import (
+from .kernels import (
     LOG2_E,
     add_query_gradient,
     attend,

@@ -8,7 +8,7 @@ stored: its product with the gradient is the sum of both δ, and the context's, 
 import triton
 import triton.language as tl
 
-from mdm_kernels.attention.tiles import (
+from .kernels import (
     LOG2_E,
     add_attention,
     add_query_gradient,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mdm_kernels import arguments
+from .. import arguments
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 

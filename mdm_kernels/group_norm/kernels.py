@@ -2,7 +2,7 @@
 
 A program walks its group twice, first to reduce it and then to transform it; the second time it reads from the cache,
 so that memory is read once and written once. Loops prefetch their next tile (num_stages=2), as few programs fit on a
-multiprocessor. Groups too large for all this: tiled.py.
+multiprocessor. Groups too large for all this: tile_kernels.py.
 
 x is (N, C, S), S the flattened spatial size, dense and either contiguous or channels-last; the two differ only in the
 address of an element. The last C_SKIP of the C channels may lie in a second tensor of the same format, the skip, and a
@@ -13,45 +13,8 @@ the mean of what is left: x − pilot − mean is exact to the last bits even at
 to float32, would be off by 0.005 standard deviations.
 """
 
-import functools
-
 import triton
 import triton.language as tl
-
-WHOLE_GROUP_BYTES = 128 * 1024  # of x; all groups in flight then fit a cache of 40 MB, in backward with those of dy
-SMALL_GROUP = 8192  # elements for which one launch beats three, however few bytes of a group lie side by side
-
-
-def whole_group_launch(groups: int, positions: int, itemsize: int, CHANNELS: int, CHANNELS_LAST: bool) -> dict | None:
-    """Constants of the kernels that take a whole group of CHANNELS × `positions`; None where tiles are better."""
-    narrow = CHANNELS_LAST and CHANNELS * itemsize < 16 and CHANNELS * positions > SMALL_GROUP
-    too_large = CHANNELS * positions * itemsize > WHOLE_GROUP_BYTES or groups * CHANNELS * positions >= 2**31
-    return None if narrow or too_large or CHANNELS > 1024 else _whole_group_constants(CHANNELS, positions)
-
-
-@functools.cache  # here and below: triton.next_power_of_2 costs microseconds
-def _whole_group_constants(channels: int, positions: int) -> dict:
-    block_c, block_s = triton.next_power_of_2(channels), triton.next_power_of_2(positions)
-    warp_tile = 32 * 8  # a thread holds 8 elements: a 16-byte load in half precision, two in float32
-    num_warps = min(max(block_c * block_s // warp_tile, 1), 16)
-    block_s = min(block_s, max(num_warps * warp_tile // block_c, 1))
-    return {"BLOCK_C": block_c, "BLOCK_S": block_s, "num_warps": num_warps}
-
-
-@functools.cache
-def affine_launch(rows: int, channels: int) -> tuple[dict, tuple[int]]:
-    """Constants and grid of affine_gradients."""
-    block_c = 32  # 128 bytes of float32
-    block_n = min(triton.next_power_of_2(max(rows, 1)), 128)
-    return {"BLOCK_N": block_n, "BLOCK_C": block_c, "num_warps": 4}, (triton.cdiv(channels, block_c),)
-
-
-@functools.cache
-def film_launch(film_rows: int, channels: int, frames: int) -> tuple[dict, tuple[int]]:
-    """Constants and grid of film_gradients."""
-    block_c = 128
-    block_t = min(triton.next_power_of_2(max(frames, 1)), 8)
-    return {"BLOCK_T": block_t, "BLOCK_C": block_c, "num_warps": 4}, (film_rows * triton.cdiv(channels, block_c),)
 
 
 @triton.jit

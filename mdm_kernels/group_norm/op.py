@@ -1,68 +1,13 @@
-"""group_norm_silu: checks → launches → autograd → public function → module."""
-
-import math
-from typing import NamedTuple
+"""group_norm_silu: registration → autograd → public function → module."""
 
 import torch
 from torch import Tensor, nn
 
 from .. import arguments, backend
+from ..layouts import concatenated, dense, empty, is_channels_last
 from ..library import Derivative, below_autograd, define, register_derivative
-from . import reference
+from . import launch, reference
 from .checks import check_arguments, check_options
-from .reference import concatenated, is_channels_last
-
-
-class _Problem(NamedTuple):
-    """What the launches of one call share."""
-
-    groups: int
-    """groups of all rows, N·G: one program each where a group is a program's work"""
-    shape: tuple[int, int, int, int]
-    """kernel arguments: G, the positions S, the x rows that one row of scale and shift serves, the skip's channels"""
-    transform: tuple
-    """kernel arguments: weight, bias, scale, shift, row strides of scale and shift"""
-    constants: dict
-    """CHANNELS (of a group) and CHANNELS_LAST"""
-
-    @classmethod
-    def of(cls, x: Tensor, skip: Tensor | None, num_groups: int, weight, bias, scale, shift) -> "_Problem":
-        scale, shift = (film if film is None or film.stride(1) == 1 else film.contiguous() for film in (scale, shift))
-        film_rows = next((film.shape[0] for film in (scale, shift) if film is not None), x.shape[0])
-        strides = [0 if film is None else film.stride(0) for film in (scale, shift)]
-        weight, bias = (tensor if tensor is None else tensor.contiguous() for tensor in (weight, bias))
-        return cls(
-            groups=x.shape[0] * num_groups,
-            shape=(num_groups, math.prod(x.shape[2:]), x.shape[0] // max(film_rows, 1), _channels(skip)),
-            transform=(weight, bias, scale, shift, *strides),
-            constants={"CHANNELS": _channels(x, skip) // num_groups, "CHANNELS_LAST": is_channels_last(x)},
-        )
-
-
-def _channels(*tensors: Tensor | None) -> int:
-    return sum(tensor.shape[1] for tensor in tensors if tensor is not None)
-
-
-def _dense(x: Tensor | None, channels_last: bool) -> Tensor | None:
-    """x itself if it is dense in that memory format, a copy otherwise."""
-    if x is None:
-        return None
-    if not channels_last:
-        return x.contiguous()
-    rows = x.movedim(1, -1)
-    return x if rows.is_contiguous() else rows.contiguous().movedim(-1, 1)
-
-
-def _empty(x: Tensor, channels: int, channels_last: bool) -> Tensor:
-    """A tensor like x, but for its channels, dense in that memory format."""
-    rows, _, *spatial = x.shape
-    if channels_last:
-        return x.new_empty(rows, *spatial, channels).movedim(-1, 1)
-    return x.new_empty(rows, channels, *spatial)
-
-
-def _float32(*shape: int, like: Tensor) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32, device=like.device)
 
 
 @define(
@@ -72,35 +17,12 @@ def _float32(*shape: int, like: Tensor) -> Tensor:
 def _forward(x, skip, num_groups, weight, bias, scale, shift, eps, silu):
     """y in x's memory format; mean less the group's first element, and rstd, both (N, num_groups) in float32."""
     channels_last = is_channels_last(x)
-    x, skip = _dense(x, channels_last), _dense(skip, channels_last)
-    y = _empty(x, _channels(x, skip), channels_last)
-    mean, rstd = (_float32(x.shape[0], num_groups, like=x) for _ in range(2))
-    if backend.shapes_only(x) or y.numel() == 0:
-        return y, mean, rstd
-    from . import kernels, tiled
-
-    problem = _Problem.of(x, skip, num_groups, weight, bias, scale, shift)
-    _, positions, *_ = problem.shape
-    whole_group = kernels.whole_group_launch(*problem.shape[:2], x.itemsize, **problem.constants)
-    if whole_group is not None:
-        backend.launch(
-            kernels.group_forward, (problem.groups,), x, skip, y, mean, rstd, *problem.transform, *problem.shape, eps,
-            SILU=silu, **problem.constants, **whole_group,
-        )  # fmt: skip
-        return y, mean, rstd
-    launch, grid, tiles = tiled.tile_launch(*y.shape[:2], positions, channels_last)
-    means, deviations = (_float32(x.shape[0], tiles, y.shape[1], like=x) for _ in range(2))
-    backend.launch(
-        tiled.tile_statistics, grid, x, skip, means, deviations, *problem.shape, tiles, **problem.constants, **launch
-    )
-    backend.launch(
-        tiled.combine_statistics, (problem.groups,), means, deviations, mean, rstd, *problem.shape, tiles, eps,
-        **tiled.combine_statistics_launch(problem.constants["CHANNELS"], tiles, launch),
-    )  # fmt: skip
-    backend.launch(
-        tiled.apply_forward, grid, x, skip, y, mean, rstd, *problem.transform, *problem.shape, tiles,
-        SILU=silu, **problem.constants, **launch,
-    )  # fmt: skip
+    x, skip = (dense(tensor, channels_last) for tensor in (x, skip))
+    y = empty(x, x.shape[1] + (0 if skip is None else skip.shape[1]), channels_last)
+    mean, rstd = (torch.empty(x.shape[0], num_groups, dtype=torch.float32, device=x.device) for _ in range(2))
+    if not backend.shapes_only(x) and y.numel():
+        problem = launch.Problem.of(x, skip, num_groups, weight, bias, scale, shift)
+        launch.forward(problem, x, skip, y, mean, rstd, eps, silu)
     return y, mean, rstd
 
 
@@ -112,74 +34,22 @@ def _forward(x, skip, num_groups, weight, bias, scale, shift, eps, silu):
 def _backward(dy, x, skip, mean, rstd, num_groups, weight, bias, scale, shift, silu):
     """Gradients of x, skip, weight, bias, scale, shift, each in its tensor's dtype; an empty one for what is None."""
     channels_last = is_channels_last(x)
-    x, skip, dy = (_dense(tensor, channels_last) for tensor in (x, skip, dy))
-    dx = _empty(x, x.shape[1], channels_last)
-    dskip = x.new_empty(0) if skip is None else _empty(x, skip.shape[1], channels_last)
+    x, skip, dy = (dense(tensor, channels_last) for tensor in (x, skip, dy))
+    dx = empty(x, x.shape[1], channels_last)
+    dskip = None if skip is None else empty(x, skip.shape[1], channels_last)
     gradients = [
-        x.new_empty(0) if tensor is None else torch.empty(tensor.shape, dtype=tensor.dtype, device=x.device)
+        None if tensor is None else torch.empty(tensor.shape, dtype=tensor.dtype, device=x.device)
         for tensor in (weight, bias, scale, shift)
     ]
-    if backend.shapes_only(x):
-        return dx, dskip, *gradients
-    problem = _Problem.of(x, skip, num_groups, weight, bias, scale, shift)
-    sums = [_float32(*dy.shape[:2], like=x) for _ in range(2)]  # over positions, of du and of du·x̂
-    if dy.numel() == 0:
-        sums = [total.zero_() for total in sums]
-    else:
-        _launch_dx(problem, dy, x, skip, dx, None if skip is None else dskip, mean, rstd, sums, silu)
-    _launch_parameter_gradients(problem, sums, gradients)
-    return dx, dskip, *gradients
-
-
-def _launch_dx(problem: _Problem, dy, x, skip, dx, dskip, mean, rstd, sums, silu) -> None:
-    """Write dx and dskip, and the sums (N, C) that the other gradients follow from."""
-    from . import kernels, tiled
-
-    _, positions, *_ = problem.shape
-    inputs = (dy, x, skip)
-    whole_group = kernels.whole_group_launch(*problem.shape[:2], x.itemsize, **problem.constants)
-    if whole_group is not None:
-        backend.launch(
-            kernels.group_backward, (problem.groups,), *inputs, dx, dskip, mean, rstd, *sums,
-            *problem.transform, *problem.shape, SILU=silu, **problem.constants, **whole_group,
-        )  # fmt: skip
-        return
-    launch, grid, tiles = tiled.tile_launch(*dy.shape[:2], positions, problem.constants["CHANNELS_LAST"])
-    tile_sums = [_float32(dy.shape[0], tiles, dy.shape[1], like=x) for _ in range(2)]
-    group_means = [torch.empty_like(mean) for _ in range(2)]
-    backend.launch(
-        tiled.tile_gradient_sums, grid, *inputs, mean, rstd, *tile_sums, *problem.transform, *problem.shape, tiles,
-        SILU=silu, **problem.constants, **launch,
-    )  # fmt: skip
-    backend.launch(
-        tiled.combine_gradient_sums, (problem.groups,), *tile_sums, *sums, *group_means, *problem.transform,
-        *problem.shape, tiles, **tiled.combine_gradients_launch(problem.constants["CHANNELS"], tiles),
-    )  # fmt: skip
-    backend.launch(
-        tiled.apply_backward, grid, *inputs, dx, dskip, mean, rstd, *group_means, *problem.transform, *problem.shape,
-        tiles, SILU=silu, **problem.constants, **launch,
-    )  # fmt: skip
-
-
-def _launch_parameter_gradients(problem: _Problem, sums, gradients) -> None:
-    """Write dweight, dbias (C,) and dscale, dshift (N / T, C) from the sums (N, C) of du and du·x̂."""
-    from . import kernels
-
-    weight, bias, scale, _, scale_stride, _ = problem.transform
-    rows, channels = sums[0].shape
-    _, _, frames, _ = problem.shape
-    dweight, dbias, dscale, dshift = (None if g.numel() == 0 else g for g in gradients)
-    if dweight is not None or dbias is not None:
-        launch, grid = kernels.affine_launch(rows, channels)
-        backend.launch(
-            kernels.affine_gradients, grid, *sums, dweight, dbias, scale, scale_stride, rows, channels, frames, **launch
-        )
-    if dscale is not None or dshift is not None:
-        film_rows = (dshift if dscale is None else dscale).shape[0]
-        launch, grid = kernels.film_launch(film_rows, channels, frames)
-        backend.launch(
-            kernels.film_gradients, grid, *sums, dscale, dshift, weight, bias, channels, frames, **launch
-        )
+    if not backend.shapes_only(x):
+        problem = launch.Problem.of(x, skip, num_groups, weight, bias, scale, shift)
+        sums = [torch.empty(dy.shape[:2], dtype=torch.float32, device=x.device) for _ in range(2)]
+        if dy.numel():
+            launch.backward(problem, dy, x, skip, dx, dskip, mean, rstd, sums, silu)
+        else:
+            sums = [total.zero_() for total in sums]
+        launch.parameter_gradients(problem, sums, *gradients)
+    return tuple(x.new_empty(0) if gradient is None else gradient for gradient in (dx, dskip, *gradients))
 
 
 class _GroupNormSiLU(Derivative):

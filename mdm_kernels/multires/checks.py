@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mdm_kernels import arguments
-from mdm_kernels.multires.reference import PREDICTIONS
+from .. import arguments
+from .reference import PREDICTIONS
 
 Stride = int | tuple[int, int]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

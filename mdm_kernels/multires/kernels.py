@@ -10,26 +10,11 @@ Tensors are dense, contiguous or channels_last; T is 1 for images. `level` is `r
 from step to step or from level to level alone is not specialised, so that it compiles nothing anew.
 """
 
-import functools
-
 import triton
 import triton.language as tl
 
-from mdm_kernels.multires.philox import philox_key, philox_normal
-from mdm_kernels.multires.pixels import load_pixels, pixel_offsets, store_pixels
-
-TILE_ELEMENTS = 1024  # 8 a thread at 4 warps: the noise of more would cost too many registers
-LARGEST_RATIO = 16  # a tile holds whole pooling windows
-GRADIENT_BLOCK = 2048
-
-
-@functools.cache  # triton.next_power_of_2 costs microseconds
-def tile_shape(height: int, width: int, space_ratio: int) -> tuple[int, int]:
-    """(BLOCK_H, BLOCK_W) for a level of this size: whole groups of 4 columns, whole windows of `space_ratio` pixels."""
-    widest = TILE_ELEMENTS // max(space_ratio, 8)
-    block_w = min(widest, max(4, space_ratio, triton.next_power_of_2(width)))
-    block_h = max(space_ratio, min(TILE_ELEMENTS // block_w, triton.next_power_of_2(height)))
-    return block_h, block_w
+from .philox_kernels import philox_key, philox_normal
+from .pixel_kernels import load_pixels, pixel_offsets, store_pixels
 
 
 @triton.jit
@@ -46,7 +31,7 @@ def tile_position(T, H, W, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
 @triton.jit
 def element(sample, c, t, h, w, C, T, H, W, CHANNELS_LAST: tl.constexpr):
     """Where (sample, c, t, h, w) lies in a dense tensor: an int64 to the frame, and an int32 within it, which is enough
-    for frames of fewer than 2³¹ elements (`levels.fits`) and leaves registers for the noise."""
+    for frames of fewer than 2³¹ elements (`launch.fits`) and leaves registers for the noise."""
     if CHANNELS_LAST:
         offset = (sample * T + t) * H * W * C + ((h * W + w) * C + c)
     else:
@@ -56,7 +41,7 @@ def element(sample, c, t, h, w, C, T, H, W, CHANNELS_LAST: tl.constexpr):
 
 @triton.jit
 def noise_tile(
-    noise_ptr, offset, inside, key_low, key_high, level, sample, c, t, h, left, C, T, H,
+    noise_ptr, offset, inside, key_low, key_high, level, sample, c, t, h, left, T, H,
     SEEDED: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """ε of a tile [BLOCK_H, BLOCK_W] in float32: drawn from the key, or loaded."""
@@ -104,7 +89,7 @@ def noise_level(
         offset = element(sample, c, t, h, w, C, T, H, W, CHANNELS_LAST)
         x = tl.load(image_ptr + offset, inside, other=0.0).to(tl.float32)
         eps = noise_tile(
-            noise_ptr, offset, inside, key_low, key_high, level, sample, c, t, h, left, C, T, H, SEEDED, BLOCK_W
+            noise_ptr, offset, inside, key_low, key_high, level, sample, c, t, h, left, T, H, SEEDED, BLOCK_W
         )
         tl.store(x_t_ptr + offset, signal * x + sigma * eps, inside)
         if POOL:
@@ -148,9 +133,7 @@ def residual_tile(
     inside = (h < H) & (w < W)
     offset = element(sample, c, t, h, w, C, T, H, W, IMAGE_LAST)
     x = tl.load(image_ptr + offset, inside, other=0.0).to(tl.float32)
-    eps = noise_tile(
-        noise_ptr, offset, inside, key_low, key_high, level, sample, c, t, h, left, C, T, H, SEEDED, BLOCK_W
-    )
+    eps = noise_tile(noise_ptr, offset, inside, key_low, key_high, level, sample, c, t, h, left, T, H, SEEDED, BLOCK_W)
     if POOL:
         store_pooled(pooled_ptr, x, sample, c, t, top, left, C, T, H, W, IMAGE_LAST, TIME_RATIO, SPACE_RATIO)
     if PREDICTION == "v":
@@ -173,7 +156,7 @@ def loss_level(
 ):  # fmt: skip
     """residual = pred − target, and this tile's share of the loss, into column first_partial + (its number) of
     partial (B, partials). Samples from `rows` on have no prediction: their tiles are only pooled. PRED_PIXELS: whether
-    predictions and residuals are moved by pixels.py (`levels.has_whole_pixels`)."""
+    predictions and residuals are moved by pixel_kernels.py (`launch.has_whole_pixels`)."""
     sample, number, t, top, left = tile_position(T, H, W, BLOCK_H, BLOCK_W)
     h = top + tl.arange(0, BLOCK_H)[:, None]
     w = left + tl.arange(0, BLOCK_W)[None, :]

@@ -1,5 +1,5 @@
 """Attention over the frames of a clip, at every position, without transposing the clip."""
 
-from mdm_kernels.temporal.op import temporal_attention
+from .op import temporal_attention
 
 __all__ = ["temporal_attention"]

@@ -68,9 +68,7 @@ def upstream_gradient(y: Tensor) -> Tensor:
     return torch.empty_like(y).copy_(values.view(y.shape))
 
 
-def group_norm(
-    *shape: int, groups=2, film_rows=0, skip=0, channels_last=True, activation: str | None = "silu"
-) -> Call:
+def group_norm(*shape: int, groups=2, film_rows=0, skip=0, channels_last=True, activation: str | None = "silu") -> Call:
     """x of `shape`; `skip`: channels of a second input, if any; `film_rows`: rows of scale and shift, if any."""
     channels = shape[1] + skip
     last = torch.channels_last if channels_last else torch.contiguous_format
@@ -158,8 +156,6 @@ EVERY_OP: dict[str, Callable[[], Call]] = {
     "multires_noise": lambda: multires_noise(2, 3, 8, 12, strides=[1, 4]),
     "multires_noise, clips": lambda: multires_noise(1, 3, 4, 6, 10, strides=[1, (2, 2)], seed=None),
     "multires_loss": lambda: multires_loss(3, 3, 8, 12, strides=[1, 4], rows=[2, 3]),
-    "multires_loss, clips": lambda: multires_loss(
-        1, 3, 4, 6, 10, strides=[1, (2, 2)], seed=None, channels_last=False
-    ),
+    "multires_loss, clips": lambda: multires_loss(1, 3, 4, 6, 10, strides=[1, (2, 2)], seed=None, channels_last=False),
 }
 """A small call of every op, of sizes that fill no tile, with every kind of input."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from mdm_kernels import group_norm_silu
 from mdm_kernels.backend import use_backend
-from mdm_kernels.group_norm import kernels
+from mdm_kernels.group_norm import launch
 
 PATHS = ("whole group", "tiles")
 
@@ -15,12 +15,12 @@ PATHS = ("whole group", "tiles")
 @contextlib.contextmanager
 def triton(path="whole group"):
     """Run the Triton kernels, for groups of any size along one path."""
-    limit, kernels.WHOLE_GROUP_BYTES = kernels.WHOLE_GROUP_BYTES, 2**20 if path == "whole group" else 0
+    limit, launch.WHOLE_GROUP_BYTES = launch.WHOLE_GROUP_BYTES, 2**20 if path == "whole group" else 0
     try:
         with use_backend("triton"):
             yield
     finally:
-        kernels.WHOLE_GROUP_BYTES = limit
+        launch.WHOLE_GROUP_BYTES = limit
 
 
 def definition(x, num_groups, weight, bias, scale, shift, activation="silu", eps=1e-5, skip=None):

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton.language as tl
 
 import mdm_kernels
-from mdm_kernels import aot, aot_report
-from mdm_kernels.shape_classes import SHAPE_CLASSES, meta
+from mdm_kernels.aot import __main__ as command
+from mdm_kernels.aot.compiler import Launch, record
+from mdm_kernels.aot.report import read_json
+from mdm_kernels.aot.shape_classes import SHAPE_CLASSES, meta
 
 PACKAGE = Path(mdm_kernels.__file__).parent
 
@@ -40,42 +43,50 @@ def launched_kernels() -> set[str]:
 
 
 def test_every_kernel_that_is_launched_has_a_shape_class():
-    recorded = {launch.name for launch in aot.record(SHAPE_CLASSES)}
+    recorded = {launch.name for launch in record(SHAPE_CLASSES)}
     assert launched_kernels() <= recorded
 
 
 def test_every_op_has_a_bfloat16_and_a_float32_case():
     for op in ("group_norm", "multires", "self_cross", "flash", "temporal"):
-        launches = aot.record({name: call for name, call in SHAPE_CLASSES.items() if name.startswith(op)})
-        dtypes = {launch.args[0].dtype for launch in launches}
+        launches = record({name: call for name, call in SHAPE_CLASSES.items() if name.startswith(op)})
+        dtypes = {next(iter(launch.arguments.values())).dtype for launch in launches}
         assert {torch.bfloat16, torch.float32} <= dtypes, op
 
 
 class Kernel:
-    class fn:
-        __name__ = "kernel"
+    do_not_specialize = ("seed",)
+
+    @staticmethod
+    def fn(x_ptr, size, seed, BLOCK: tl.constexpr):
+        pass
 
 
-def launches_of(*launches: tuple) -> list[aot.Launch]:
+def launches_of(*launches: dict) -> list[Launch]:
     def call():
-        for args in launches:
-            mdm_kernels.backend.launch(Kernel, (1,), *args)
+        for arguments in launches:
+            mdm_kernels.backend.launch(Kernel, (1,), **arguments)
 
-    return aot.record({"class": call})
+    return record({"class": call})
 
 
 @pytest.mark.parametrize("pair", [(32, 48), (3, 5), (None, None), (0.5, 2.5)])
 def test_one_specialization_is_compiled_once(pair):
-    assert len(launches_of(*((meta(8), value) for value in pair))) == 1
+    assert len(launches_of(*({"x_ptr": meta(8), "size": value} for value in pair))) == 1
 
 
 @pytest.mark.parametrize("pair", [(32, 33), (1, 3), (3, 2**40), (None, 3), (3, 3.5)])
 def test_specializations_are_told_apart(pair):
-    assert len(launches_of(*((meta(8), value) for value in pair))) == 2
+    assert len(launches_of(*({"x_ptr": meta(8), "size": value} for value in pair))) == 2
+
+
+def test_constants_are_compiled_anew_for_each_value_and_unspecialized_numbers_for_none():
+    assert len(launches_of(*({"x_ptr": meta(8), "BLOCK": value} for value in (32, 48)))) == 2
+    assert len(launches_of(*({"x_ptr": meta(8), "seed": value} for value in (1, 3, 16)))) == 1
 
 
 def test_dtypes_are_told_apart():
-    assert len(launches_of((meta(8),), (meta(8, dtype=torch.float16),))) == 2
+    assert len(launches_of({"x_ptr": meta(8)}, {"x_ptr": meta(8, dtype=torch.float16)})) == 2
 
 
 def test_a_kernel_compiles_for_nvidia_and_amd(tmp_path):
@@ -85,7 +96,7 @@ def test_a_kernel_compiles_for_nvidia_and_amd(tmp_path):
         *("--targets", "sm_80,gfx942", "--filter", "group_norm 768×16²"),
     )
     assert process.returncode == 0, process.stderr
-    _, rows = aot_report.read_json(report)
+    _, rows = read_json(report)
     assert {(row.kernel, row.target) for row in rows} == {
         (kernel, target)
         for kernel in ("group_forward", "group_backward", "affine_gradients")
@@ -100,8 +111,9 @@ def test_a_kernel_compiles_for_nvidia_and_amd(tmp_path):
 FAULTY = """
 import sys
 import torch, triton, triton.language as tl
-from mdm_kernels import aot, backend
-from mdm_kernels.shape_classes import meta
+from mdm_kernels import backend
+from mdm_kernels.aot import __main__ as aot
+from mdm_kernels.aot.shape_classes import meta
 
 @triton.jit
 def spilling(x_ptr, BLOCK: tl.constexpr):
@@ -114,8 +126,8 @@ def ill_typed(x_ptr):
     tl.store(x_ptr, tl.load(x_ptr) + unknown_name)
 
 def call():
-    backend.launch(spilling, (1,), meta(1, dtype=torch.float32), BLOCK=256, num_warps=4)
-    backend.launch(ill_typed, (1,), meta(1, dtype=torch.float32))
+    backend.launch(spilling, (1,), x_ptr=meta(1, dtype=torch.float32), BLOCK=256, num_warps=4)
+    backend.launch(ill_typed, (1,), x_ptr=meta(1, dtype=torch.float32))
 
 aot.SHAPE_CLASSES.clear()
 aot.SHAPE_CLASSES["faulty"] = call
@@ -149,5 +161,5 @@ def test_interpreted_kernels_are_refused():
 )
 def test_a_bad_option_is_named(option, message, capsys):
     with pytest.raises(SystemExit, match="2"):
-        aot.main([option])
+        command.main([option])
     assert message in capsys.readouterr().err

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from mdm_kernels import aot
-from mdm_kernels.aot_report import Result, markdown, read_json, write_json
-from mdm_kernels.shape_classes import SHAPE_CLASSES
+from mdm_kernels.aot.compiler import record
+from mdm_kernels.aot.machine_code import TARGETS
+from mdm_kernels.aot.report import Result, markdown, read_json, write_json
+from mdm_kernels.aot.shape_classes import SHAPE_CLASSES
 
 REPOSITORY = Path(__file__).parents[2]
 JSON = REPOSITORY / "benchmarks/results/aot.json"
@@ -76,8 +77,8 @@ def test_committed_report_covers_every_kernel_and_shape_class(committed):
     reported = {(result.shape_class, result.kernel, result.variant, result.target) for result in results}
     launched = {
         (launch.shape_class, launch.name, launch.variant, target)
-        for launch in aot.record(SHAPE_CLASSES)
-        for target in aot.TARGETS
+        for launch in record(SHAPE_CLASSES)
+        for target in TARGETS
     }
     assert reported == launched, REMEDY
 

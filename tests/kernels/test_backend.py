@@ -20,7 +20,7 @@ class Kernel:
         self.launches = []
 
     def __getitem__(self, grid):
-        return lambda *args, **options: self.launches.append((grid, args, options))
+        return lambda **arguments: self.launches.append((grid, arguments))
 
 
 @pytest.fixture
@@ -80,29 +80,33 @@ def test_triton_on_cpu_needs_the_interpreter(monkeypatch):
 
 def test_launch_passes_arguments_and_constants():
     kernel, x = Kernel(), torch.ones(3)
-    launch(kernel, (4, 2), x, 7, BLOCK=16)
-    ((grid, args, options),) = kernel.launches
-    assert (grid, args, options["BLOCK"]) == ((4, 2), (x, 7), 16)
+    launch(kernel, (4, 2), x_ptr=x, size=7, BLOCK=16)
+    assert kernel.launches == [((4, 2), {"x_ptr": x, "size": 7, "BLOCK": 16, "enable_fp_fusion": True})]
+
+
+def test_arguments_have_names():
+    with pytest.raises(TypeError, match="positional"):
+        launch(Kernel(), (1,), torch.ones(3))
 
 
 def test_launch_keeps_fused_multiply_adds():
     kernel = Kernel()
-    launch(kernel, (1,), torch.ones(3))
-    assert kernel.launches[0][2] == {"enable_fp_fusion": True}
+    launch(kernel, (1,), x_ptr=torch.ones(3))
+    assert kernel.launches[0][1]["enable_fp_fusion"] is True
 
 
 def test_nothing_runs_on_an_empty_grid():
     kernel = Kernel()
-    launch(kernel, (4, 0), torch.ones(3))
+    launch(kernel, (4, 0), x_ptr=torch.ones(3))
     assert kernel.launches == []
 
 
 def test_recording_replaces_launches():
     kernel, recorded = Kernel(), []
     with recording(lambda *launched: recorded.append(launched)):
-        launch(kernel, (0,), 1, BLOCK=2)
-    launch(kernel, (1,), torch.ones(1))
-    assert [(k, args, options["BLOCK"]) for k, args, options in recorded] == [(kernel, (1,), 2)]
+        launch(kernel, (0,), size=1, BLOCK=2)
+    launch(kernel, (1,), x_ptr=torch.ones(1))
+    assert recorded == [(kernel, {"size": 1, "BLOCK": 2, "enable_fp_fusion": True})]
     assert len(kernel.launches) == 1
 
 
@@ -125,7 +129,7 @@ def test_a_launch_enters_the_device_of_its_tensors_unless_it_is_there(monkeypatc
     monkeypatch.setattr(torch.cuda, "device", lambda device: entered.append(device) or contextlib.nullcontext())
     with FakeTensorMode():
         for index in (0, 1):
-            launch(Kernel(), (1,), None, 3, torch.ones(1, device=f"cuda:{index}"))
+            launch(Kernel(), (1,), skip_ptr=None, size=3, x_ptr=torch.ones(1, device=f"cuda:{index}"))
     assert entered == [torch.device("cuda:1")]
 
 

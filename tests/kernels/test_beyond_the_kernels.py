@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from mdm_kernels import backend, flash_attention, multires_noise, self_cross_attention, temporal_attention
-from mdm_kernels.multires import levels
+from mdm_kernels.multires import launch
 
 
 @pytest.fixture
 def launches():
     """What is launched while the backend is "triton"."""
     launched = []
-    with backend.use_backend("triton"), backend.recording(lambda *launch: launched.append(launch)):
+    with backend.use_backend("triton"), backend.recording(lambda kernel, arguments: launched.append(kernel)):
         yield launched
 
 
@@ -40,7 +40,7 @@ def test_a_frame_of_2_to_the_31_elements_is_left_to_the_reference(launches):
     height = 2**15
     for width, fits in ((2**16 // 3, True), (2**16 // 3 + 1, False)):
         images = torch.empty(1, 3, height, width, dtype=torch.bfloat16, device="meta")
-        assert levels.fits(images) == fits
+        assert launch.fits(images) == fits
         launches.clear()
         multires_noise(images, torch.empty(1, 1, device="meta"), [1], seed=1)
         assert bool(launches) == fits

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mdm_kernels import flash_attention, scaled_dot_product_attention, use_backend
-from mdm_kernels.attention import flash, tiling
+from mdm_kernels.attention import launch, op
 from tests.kernels.attention_accuracy import assert_as_exact
 
 
@@ -203,13 +203,13 @@ def test_float64_on_triton_is_an_error():
 
 @given(st.integers(1, 128))
 def test_a_split_head_is_never_wider_than_the_padded_one(width):
-    first, second = tiling.split_width(width)
+    first, second = launch.split_width(width)
     assert width <= first + second <= max(16, 2 ** (width - 1).bit_length())
     assert all(part == 0 or (part >= 16 and part & (part - 1) == 0) for part in (first, second))
 
 
 def test_heads_of_96_take_96_channels():
-    assert tiling.split_width(96) == (64, 32)
+    assert launch.split_width(96) == (64, 32)
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def flash_calls(monkeypatch):
         calls.append(options)
         return flash_attention(*args, **options)
 
-    monkeypatch.setattr(flash, "flash_attention", recorded)
+    monkeypatch.setattr(op, "flash_attention", recorded)
     return calls
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mdm_kernels import use_backend
-from mdm_kernels.group_norm import kernels as group_norm_kernels
+from mdm_kernels.group_norm import launch as group_norm_launch
 from tests.kernels import calls
 from tests.kernels.calls import Call, mapped, tensors_in
 
@@ -51,5 +51,5 @@ def test_gradients_are_the_differences_of_results(name):
 
 
 def test_gradients_of_tiled_groups_are_the_differences_of_results(monkeypatch):
-    monkeypatch.setattr(group_norm_kernels, "WHOLE_GROUP_BYTES", 0)
+    monkeypatch.setattr(group_norm_launch, "WHOLE_GROUP_BYTES", 0)
     check(TINY_CALLS["group_norm"]())

@@ -136,10 +136,10 @@ def test_a_compiler_that_cannot_choose_pointers_gets_the_concatenation(monkeypat
     monkeypatch.setattr("triton.__version__", version)
     x, skip = torch.ones(2, 5, 4, 3), torch.ones(2, 3, 4, 3)
     launches = []
-    with triton(), recording(lambda kernel, args, options: launches.append(args)):
+    with triton(), recording(lambda kernel, arguments: launches.append(arguments)):
         group_norm_silu(x, 4, skip=skip)
-    (given_x, given_skip, *_), *_ = launches
-    assert (given_x.shape[1], given_skip is not None) == ((5, True) if takes_a_skip else (8, False))
+    first, *_ = launches
+    assert (first["x_ptr"].shape[1], first["skip_ptr"] is not None) == ((5, True) if takes_a_skip else (8, False))
 
 
 def test_module_takes_a_skip():

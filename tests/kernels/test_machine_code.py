@@ -2,7 +2,7 @@
 
 import pytest
 
-from mdm_kernels.machine_code import TARGETS, amd_instructions, nvidia_instructions, occupancy
+from mdm_kernels.aot.machine_code import TARGETS, amd_instructions, nvidia_instructions, occupancy
 
 SASS = """
 .section .text.kernel

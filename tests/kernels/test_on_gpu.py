@@ -1,6 +1,6 @@
 """What only a GPU shows: whole calls of the zoo in every dtype, races, CUDA graphs, several devices, Inductor's code.
 
-    pytest tests/kernels/test_on_gpu.py --device cuda -m gpu
+pytest tests/kernels/test_on_gpu.py --device cuda -m gpu
 """
 
 import dataclasses

@@ -12,7 +12,7 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from mdm_kernels import backend
-from mdm_kernels.group_norm import kernels as group_norm_kernels
+from mdm_kernels.group_norm import launch as group_norm_launch
 from tests.kernels.calls import EVERY_OP
 
 GUARD = 2**15  # elements on each side of a tensor: more than a tile
@@ -69,10 +69,10 @@ def watched_addresses(monkeypatch):
     launch, builder = backend.launch, interpreter.interpreter_builder
     allowed: list[tuple[int, int]] = []
 
-    def watched_launch(kernel, grid, *args, **options):
-        tensors = [x for x in args if isinstance(x, Tensor) and x.numel()]
+    def watched_launch(kernel, grid, **arguments):
+        tensors = [x for x in arguments.values() if isinstance(x, Tensor) and x.numel()]
         allowed[:] = [(x.data_ptr(), x.data_ptr() + x.itemsize * span(x)) for x in tensors]
-        launch(kernel, grid, *args, **options)
+        launch(kernel, grid, **arguments)
 
     def watched(access, position_of_mask: int):
         def checked(pointers, *args):
@@ -94,7 +94,7 @@ def watched_addresses(monkeypatch):
 @pytest.fixture(params=["whole group", "tiles"])
 def path_of_group_norm(request, monkeypatch):
     if request.param == "tiles":
-        monkeypatch.setattr(group_norm_kernels, "WHOLE_GROUP_BYTES", 0)
+        monkeypatch.setattr(group_norm_launch, "WHOLE_GROUP_BYTES", 0)
 
 
 def check(call) -> None:
@@ -132,10 +132,10 @@ def copy_tile(x_ptr, y_ptr, loaded, stored, BLOCK: tl.constexpr):
 def test_guards_notice_an_element_too_many(loaded):
     guards = Guards()
     x, y = guards.place(torch.ones(5)), guards.place(torch.zeros(5))
-    backend.launch(copy_tile, (1,), x, y, loaded, 5, BLOCK=8)
+    backend.launch(copy_tile, (1,), x_ptr=x, y_ptr=y, loaded=loaded, stored=5, BLOCK=8)
     guards.assert_untouched()
     assert y.isnan().any() == (loaded == 6)
-    backend.launch(copy_tile, (1,), x, y, 5, 6, BLOCK=8)
+    backend.launch(copy_tile, (1,), x_ptr=x, y_ptr=y, loaded=5, stored=6, BLOCK=8)
     with pytest.raises(AssertionError):
         guards.assert_untouched()
 
@@ -144,9 +144,9 @@ def test_guards_notice_an_element_too_many(loaded):
 @pytest.mark.usefixtures("watched_addresses")
 @pytest.mark.parametrize(("loaded", "stored"), [(5, 5), (6, 5), (5, 6)])
 def test_the_watch_notices_an_element_too_many(loaded, stored):
-    arguments = copy_tile, (1,), torch.ones(5), torch.zeros(5), loaded, stored
+    arguments = {"x_ptr": torch.ones(5), "y_ptr": torch.zeros(5), "loaded": loaded, "stored": stored, "BLOCK": 8}
     if loaded == stored == 5:
-        backend.launch(*arguments, BLOCK=8)
+        backend.launch(copy_tile, (1,), **arguments)
     else:
         with pytest.raises(Exception, match="outside its tensors"):
-            backend.launch(*arguments, BLOCK=8)
+            backend.launch(copy_tile, (1,), **arguments)

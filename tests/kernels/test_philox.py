@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mdm_kernels.multires import philox, reference
+from mdm_kernels.multires import philox_kernels as philox
+from mdm_kernels.multires import reference
 
 WORDS = 2**24  # a word's upper 24 bits count
 

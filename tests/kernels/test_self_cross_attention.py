@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mdm_kernels import self_cross_attention, use_backend
-from mdm_kernels.attention import tiling
+from mdm_kernels.attention import launch
 from tests.kernels.attention_accuracy import assert_as_exact
 
 
@@ -67,7 +67,7 @@ def test_lengths_that_fill_every_block_match_float64():
 @pytest.mark.parametrize(("context", "masked"), [(64, False), (45, True)])
 def test_the_tiles_of_many_queries_match_float64(monkeypatch, context, masked):
     """128 queries, 64 of the image's keys and 32 of the context's."""
-    monkeypatch.setattr(tiling, "FEW_QUERIES", 0)
+    monkeypatch.setattr(launch, "FEW_QUERIES", 0)
     inputs = make_inputs(batch=1, heads=1, tokens=130, context=context, dtype=torch.float16)
     assert_as_exact(self_cross_attention, *inputs, num_heads=1, key_mask=make_mask(1, context) if masked else None)
 

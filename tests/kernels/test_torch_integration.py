@@ -280,7 +280,7 @@ def test_no_call_looks_at_a_value_or_leaves_the_device(function):
     allocated on another device shows among the arguments of the launches."""
     case = next((case for case in CASES.values() if case.function is function), CASES["multires_loss"])
     inputs, launched = case.inputs(device="meta"), []
-    with mk.use_backend("triton"), backend.recording(lambda kernel, args, options: launched.extend(args)):
+    with mk.use_backend("triton"), backend.recording(lambda kernel, arguments: launched.extend(arguments.values())):
         result = function(*inputs)
         if result.requires_grad:
             torch.autograd.grad(result, inputs, torch.empty_like(result))

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-ops = torch.ops.mdm_kernels
+from ..library import ops
+from ..multires import reference
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -44,12 +45,10 @@ def multires_class(
     channels_last=True,
 ) -> None:
     """multires_noise and multires_loss, forward and backward; with no seed of either kind, the noise is given."""
-    from . import multires
-
     images = meta(*shape, dtype=dtype)
     times, spaces = (list(part) for part in zip(*strides, strict=True))
     alpha_bars = meta(len(strides), shape[0], dtype=torch.float32)
-    noise = [multires.reference.level_image(images, stride).to(dtype) for stride in strides]
+    noise = [reference.level_image(images, stride).to(dtype) for stride in strides]
     last = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
     preds = [eps.to(pred_dtype, memory_format=last if channels_last else torch.contiguous_format) for eps in noise]
     seeded = seed is not None or device_seed

@@ -1,6 +1,6 @@
 """What the attention kernels are made of: the passes of one tile of queries over keys, or of keys over queries.
 
-A head's D channels are held as two tiles, a [ROWS, DA] and b [ROWS, DB], as `tiling.split_width` says: 96 channels are
+A head's D channels are held as two tiles, a [ROWS, DA] and b [ROWS, DB], as `launch.split_width` says: 96 channels are
 64 + 32, where padding to 128 would waste a third of the matrix work. With DB = 0, b is a second name of a and never
 used. Logits are raw products q·k; `scale` is in units of log₂, so that p = 2^(s·scale − log-sum-exp).
 """

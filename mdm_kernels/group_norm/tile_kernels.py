@@ -24,45 +24,10 @@ skip up to 256 + 256 × 64². The next size, 512 + 256 × 64², is too large for
 A100's 108 multiprocessors fill its cache.
 """
 
-import functools
-
 import triton
 import triton.language as tl
 
 from .kernels import activated, activation_gradient, channel_transform, elements, offsets
-
-TILE = 8192  # elements of a tile
-CHANNELS_LAST_WIDTH = 32  # channels of a channels-last tile: 64 bytes in bf16, whole memory sectors
-
-
-@functools.cache
-def tile_launch(rows: int, channels: int, positions: int, channels_last: bool) -> tuple[dict, tuple[int], int]:
-    """Constants and grid of the kernels that walk tiles, and the tiles of a row along its positions."""
-    block_c, block_s = triton.next_power_of_2(channels), triton.next_power_of_2(positions)
-    if channels_last:
-        block_c = min(block_c, CHANNELS_LAST_WIDTH)
-        block_s = min(block_s, TILE // block_c)
-    else:
-        block_s = min(block_s, TILE)
-        block_c = min(block_c, TILE // block_s)
-    tiles = triton.cdiv(positions, block_s)
-    num_warps = min(max(block_c * block_s // 1024, 1), 8)
-    constants = {"BLOCK_C": block_c, "BLOCK_S": block_s, "num_warps": num_warps}
-    return constants, (rows * tiles * triton.cdiv(channels, block_c),), tiles
-
-
-def combine_statistics_launch(channels: int, tiles: int, tile: dict) -> dict:
-    """Constants of combine_statistics for groups of `channels`, where the tiles were made with `tile`."""
-    block = min(triton.next_power_of_2(channels * tiles), 1024)
-    return {"CHANNELS": channels, "TILE_S": tile["BLOCK_S"], "BLOCK": block, "num_warps": 4}
-
-
-@functools.cache
-def combine_gradients_launch(channels: int, tiles: int) -> dict:
-    """Constants of combine_gradient_sums for groups of `channels`."""
-    block_c = min(triton.next_power_of_2(channels), 64)
-    block_t = min(triton.next_power_of_2(tiles), 1024 // block_c)
-    return {"CHANNELS": channels, "BLOCK_C": block_c, "BLOCK_T": block_t, "num_warps": 4}
 
 
 @triton.jit
@@ -91,7 +56,7 @@ def load_shifted(
 
 @triton.jit
 def tile_statistics(
-    x_ptr, skip_ptr, means_ptr, deviations_ptr, G, S, frames, C_SKIP, tiles,
+    x_ptr, skip_ptr, means_ptr, deviations_ptr, G, S, C_SKIP, tiles,
     CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     """Mean (less its group's pilot) and Σ(x − mean)² of every channel of one tile, into (N, tiles, C)."""
@@ -107,7 +72,7 @@ def tile_statistics(
 
 @triton.jit
 def combine_statistics(
-    means_ptr, deviations_ptr, mean_ptr, rstd_ptr, G, S, frames, C_SKIP, tiles, eps,
+    means_ptr, deviations_ptr, mean_ptr, rstd_ptr, G, S, tiles, eps,
     CHANNELS: tl.constexpr, TILE_S: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """mean and rstd of one group of one row from the statistics of its channels' tiles."""
@@ -204,7 +169,7 @@ def tile_gradient_sums(
 @triton.jit
 def combine_gradient_sums(
     sums_du_ptr, sums_du_xhat_ptr, sum_du_ptr, sum_du_xhat_ptr, mean_dz_ptr, mean_dz_xhat_ptr,
-    weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride, G, S, frames, C_SKIP, tiles,
+    weight_ptr, scale_ptr, scale_stride, G, S, frames, tiles,
     CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Sums over the tiles: Σ du and Σ du·x̂ of each channel of one group of one row, and the group's mean of
@@ -230,9 +195,7 @@ def combine_gradient_sums(
         sum_du_xhat = tl.sum(sum_du_xhat, 1, keep_dims=True)
         tl.store(sum_du_ptr + n * C + c, sum_du, k < CHANNELS)
         tl.store(sum_du_xhat_ptr + n * C + c, sum_du_xhat, k < CHANNELS)
-        gain, _ = channel_transform(
-            weight_ptr, None, scale_ptr, None, scale_stride, 0, n // frames, c, k < CHANNELS
-        )
+        gain, _ = channel_transform(weight_ptr, None, scale_ptr, None, scale_stride, 0, n // frames, c, k < CHANNELS)
         total_dz += gain * sum_du
         total_dz_xhat += gain * sum_du_xhat
     tl.store(mean_dz_ptr + group, tl.sum(tl.sum(total_dz, 1), 0) / count)

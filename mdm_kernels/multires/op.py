@@ -1,14 +1,17 @@
-"""multires_loss: the loss of the predictions of every level, and in the same pass what their gradient needs."""
+"""multires_noise, the noisy images of every level in one pass over the full-resolution image; and multires_loss, the
+loss of the predictions of every level and, in the same pass, what their gradient needs. Each: registration → autograd →
+public function."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from mdm_kernels import backend
-from mdm_kernels.library import Derivative, below_autograd, define, register_derivative
-from mdm_kernels.multires import reference
-from mdm_kernels.multires.checks import (
+from .. import backend
+from ..layouts import dense_format
+from ..library import Derivative, below_autograd, define, register_derivative
+from . import launch, reference
+from .checks import (
     Stride,
     check_alpha_bars,
     check_loss_spaces,
@@ -17,16 +20,65 @@ from mdm_kernels.multires.checks import (
     checked_rows,
     checked_strides,
     checked_weights,
+    level_shape,
 )
-from mdm_kernels.multires.levels import (
-    dense_format,
-    fits,
-    has_whole_pixels,
-    is_channels_last,
-    philox_key,
-    plan_levels,
-    split_seed,
+
+
+@define(
+    "multires_noise(Tensor images, Tensor alpha_bars, int[] time_strides, int[] space_strides, Tensor[] noise, "
+    "SymInt? seed, Tensor? device_seed) -> Tensor[]"
 )
+def _noise(
+    images: Tensor,
+    alpha_bars: Tensor,
+    time_strides: list[int],
+    space_strides: list[int],
+    noise: list[Tensor],
+    seed: int | None,
+    device_seed: Tensor | None,
+) -> list[Tensor]:
+    """x_t of every level in the images' dtype and memory format; noise is empty where a seed stands for it."""
+    strides = list(zip(time_strides, space_strides, strict=True))
+    memory_format = dense_format(images)
+    x_t = [
+        torch.empty(level_shape(images, s), dtype=images.dtype, device=images.device, memory_format=memory_format)
+        for s in strides
+    ]
+    if not backend.shapes_only(images):
+        launch.noise(images, alpha_bars, strides, noise, seed, device_seed, x_t)
+    return x_t
+
+
+def multires_noise(
+    images: Tensor,
+    alpha_bars: Tensor,
+    strides: Sequence[Stride],
+    noise: Sequence[Tensor] | None = None,
+    *,
+    seed: int | Tensor | None = None,
+) -> list[Tensor]:
+    """x_t = √ᾱ·x + √(1−ᾱ)·ε at every level, x being the image at that level's resolution.
+
+    images (B, C, H, W) or (B, C, T, H, W), float32, float16, bfloat16 or float64. strides: one a level, an int or
+    (time, space): the level keeps every `time`-th frame and averages `space`×`space` pixels; H, W and T must divide.
+    alpha_bars (levels, B) float32. noise: one tensor a level, of its shape; or instead seed in 0…2⁶³−1, which stands
+    for the noise that `reference.philox_normal` defines: the same in `multires_loss`, on every device and backend (to
+    float32 rounding), and never stored. The seed is an int, or a tensor of one int64 on the images' device that the
+    kernel reads when it runs, so that a captured CUDA graph draws new noise after `seed.add_(1)`.
+
+    Returns a list of x_t, one a level, in the images' dtype and memory format. Nothing is differentiated: an argument
+    that requires a gradient raises ValueError, as do shapes that do not fit; wrong dtypes raise TypeError.
+    """
+    strides = checked_strides(images, strides)
+    check_alpha_bars(images, alpha_bars, len(strides))
+    check_noise(images, strides, noise, seed)
+    check_no_gradient(images=images, alpha_bars=alpha_bars, noise=noise)
+    if launch.fits(images) and backend.runs_triton(images):
+        times, spaces = map(list, zip(*strides, strict=True))
+        return _noise(images, alpha_bars, times, spaces, list(noise or []), *launch.split_seed(seed))
+    if noise is None:
+        noise = reference.seeded_noise(images, strides, seed)
+    return reference.noised(images, alpha_bars, strides, noise)
 
 
 @define(
@@ -57,52 +109,10 @@ def _loss_forward(
     residuals = [torch.empty_like(pred) for pred in preds] if with_residuals else []
     if backend.shapes_only(images):
         return torch.empty(images.shape[0], dtype=torch.float32, device=images.device), residuals
-    from mdm_kernels.multires import kernels
-
-    alpha_bars = alpha_bars.float().contiguous()
     strides = list(zip(time_strides, space_strides, strict=True))
-    levels = plan_levels(images, strides, [pred.shape[0] for pred in preds])
-    # One number a tile; zeros, since a mixed batch leaves some tiles without a prediction.
-    tiles = sum(level.tiles for level in levels)
-    partials = torch.zeros(images.shape[0], tiles, dtype=torch.float32, device=images.device)
-    for i, (level, pred) in enumerate(zip(levels, preds, strict=True)):
-        backend.launch(
-            kernels.loss_level,
-            (level.image.shape[0] * level.tiles,),
-            pred,
-            level.image,
-            noise[i].contiguous(memory_format=dense_format(images)) if noise else None,
-            alpha_bars[i],
-            residuals[i] if with_residuals else None,
-            level.pooled,
-            partials,
-            device_seed,
-            *philox_key(seed),
-            reference.level_word(strides[i]),
-            pred.shape[0],
-            weights[i] / max(pred.shape[1:].numel(), 1),
-            partials.shape[1],
-            sum(before.tiles for before in levels[:i]),
-            level.channels,
-            level.frames,
-            level.height,
-            level.width,
-            SEEDED=not noise,
-            PREDICTION=prediction,
-            LOSS_TARGET=loss_target,
-            SMALLEST_DENOMINATOR=reference.SMALLEST_DENOMINATOR,
-            WITH_RESIDUAL=with_residuals,
-            IMAGE_LAST=is_channels_last(images),
-            PRED_LAST=is_channels_last(pred),
-            PRED_PIXELS=has_whole_pixels(pred),
-            POOL=level.pooled is not None,
-            TIME_RATIO=level.time_ratio,
-            SPACE_RATIO=level.space_ratio,
-            BLOCK_H=level.block_h,
-            BLOCK_W=level.block_w,
-            num_warps=4,
-        )
-    return partials.sum(1), residuals
+    spaces = {"PREDICTION": prediction, "LOSS_TARGET": loss_target}
+    loss = launch.loss_forward(preds, images, alpha_bars, strides, noise, seed, device_seed, spaces, weights, residuals)
+    return loss, residuals
 
 
 @define(
@@ -119,28 +129,9 @@ def _loss_backward(
 ) -> list[Tensor]:
     """The gradients of the predictions, from their residuals and the gradient `upstream` (B,) of the loss."""
     gradients = [torch.empty_like(residual) for residual in residuals]
-    if backend.shapes_only(upstream):
-        return gradients
-    from mdm_kernels.multires import kernels
-
-    upstream, alpha_bars = upstream.float().contiguous(), alpha_bars.float().contiguous()
-    for i, (residual, gradient) in enumerate(zip(residuals, gradients, strict=True)):
-        elements = residual.shape[1:].numel()
-        backend.launch(
-            kernels.residual_gradient,
-            (residual.shape[0] * -(-elements // kernels.GRADIENT_BLOCK),),
-            residual,
-            upstream,
-            alpha_bars[i],
-            gradient,
-            weights[i] / max(elements, 1),
-            elements,
-            PREDICTION=prediction,
-            LOSS_TARGET=loss_target,
-            SMALLEST_DENOMINATOR=reference.SMALLEST_DENOMINATOR,
-            BLOCK=kernels.GRADIENT_BLOCK,
-            num_warps=4,
-        )
+    if not backend.shapes_only(upstream):
+        spaces = {"PREDICTION": prediction, "LOSS_TARGET": loss_target}
+        launch.loss_backward(residuals, upstream, alpha_bars, spaces, weights, gradients)
     return gradients
 
 
@@ -209,10 +200,10 @@ def multires_loss(
     rows = checked_rows(images, strides, preds, rows)
     weights = checked_weights(weights, len(strides))
     check_no_gradient(images=images, alpha_bars=alpha_bars, noise=noise)
-    if fits(images, *preds) and backend.runs_triton(images):
+    if launch.fits(images, *preds) and backend.runs_triton(images):
         times, spaces = map(list, zip(*strides, strict=True))
         loss, _ = _loss_forward(
-            list(preds), images, alpha_bars, times, spaces, list(noise or []), *split_seed(seed),
+            list(preds), images, alpha_bars, times, spaces, list(noise or []), *launch.split_seed(seed),
             prediction, loss_target, weights, False,
         )  # fmt: skip
         return loss

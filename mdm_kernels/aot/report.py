@@ -82,7 +82,7 @@ INTRODUCTION = """\
 
 Written by `make aot-report` with Triton {triton}, without a GPU, and not edited by hand; `benchmarks/results/aot.json`
 has the same figures. Each kernel of `mdm_kernels` was compiled at the shape classes that the models use
-(`mdm_kernels/shape_classes.py`) for {targets}. Nothing on this page was timed.
+(`mdm_kernels/aot/shape_classes.py`) for {targets}. Nothing on this page was timed.
 
 {summary}
 

@@ -9,7 +9,7 @@ anew. General functions cost twice as much: they must cope with any argument.
 import triton
 import triton.language as tl
 
-from mdm_kernels.multires.pixels import join_fours
+from .pixel_kernels import join_fours
 
 
 @triton.jit

@@ -1,0 +1,66 @@
+"""Compile every kernel ahead of time, without a GPU, and report what it costs: python -m mdm_kernels.aot
+
+A shape class (shape_classes.py) calls an op's launching functions on meta tensors; `backend.recording` hands over what
+these would launch; Triton's own JIT specialises and compiles each launch for every target. Exit status: 0 if all is
+well; 1 if a kernel fails to compile, spills registers or needs more shared memory than there is; 2 if nothing can be
+compiled here at all.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from .compiler import compile_all, record
+from .machine_code import TARGETS
+from .report import markdown, table, write_json
+from .shape_classes import SHAPE_CLASSES
+
+
+def show_progress(done: int, total: int) -> None:
+    """One line on a terminal, ten in a log."""
+    if sys.stderr.isatty():
+        print(f"\r{done}/{total} compiled", end="" if done < total else "\n", file=sys.stderr, flush=True)
+    elif done * 10 // total > (done - 1) * 10 // total:
+        print(f"{done}/{total} compiled", file=sys.stderr, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m mdm_kernels.aot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a page for the documentation there")
+    parser.add_argument("--targets", default=",".join(TARGETS), metavar="LIST", help="default: %(default)s")
+    parser.add_argument("--filter", default="", metavar="TEXT", help="only shape classes whose name contains TEXT")
+    options = parser.parse_args(arguments)
+    targets = options.targets.split(",")
+    if unknown := set(targets) - TARGETS.keys():
+        parser.error(f"unknown targets: {', '.join(sorted(unknown))}; known: {', '.join(TARGETS)}")
+    classes = {name: call for name, call in SHAPE_CLASSES.items() if options.filter in name}
+    if not classes:
+        parser.error(f"no shape class contains {options.filter!r}")
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+        print("TRITON_INTERPRET=1 is set: interpreted kernels cannot be compiled; unset it", file=sys.stderr)
+        return 2
+    import triton
+
+    jobs = [(launch, target) for launch in record(classes) for target in targets]
+    by_job = {}
+    for number, result in compile_all(jobs):
+        by_job[number] = result
+        show_progress(len(by_job), len(jobs))
+    results = [by_job[number] for number in sorted(by_job)]
+    print(table([result for result in results if not result.error]))
+    if options.json:
+        write_json(options.json, triton.__version__, results)
+    if options.markdown:
+        options.markdown.write_text(markdown(triton.__version__, results))
+    faults = [result for result in results if result.fault]
+    for result in faults:
+        print(f"{result.label} ({result.shape_class}) on {result.target}: {result.fault}", file=sys.stderr)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""What an op would launch, learnt from meta tensors, and compiled by Triton's own JIT for any target without a GPU."""
+
+import collections
+import concurrent.futures
+import inspect
+import multiprocessing
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .. import backend
+from . import machine_code
+from .machine_code import TARGETS
+from .report import Result
+
+
+class Launch(NamedTuple):
+    """One recorded launch: enough to compile its kernel."""
+
+    shape_class: str
+    kernel: object
+    arguments: dict
+    """the kernel's, and Triton's options, by name"""
+    variant: int = 1
+    """which of the kernel's specializations at this shape class, in the order of their launches"""
+
+    @property
+    def name(self) -> str:
+        return self.kernel.fn.__name__
+
+    @property
+    def specialization(self) -> str:
+        """What Triton compiles a kernel anew for: types, divisibility by 16, ones, absent arguments, constants."""
+        parameters = inspect.signature(self.kernel.fn).parameters
+        variables = {name for name, parameter in parameters.items() if "constexpr" not in str(parameter.annotation)}
+        unspecialized = _unspecialized(self.kernel)
+
+        def kind(name: str, value) -> str:
+            if name not in variables:
+                return repr(value)
+            if isinstance(value, Tensor):
+                return str(value.dtype)
+            if isinstance(value, int) and not isinstance(value, bool):
+                width = "i64" if abs(value) >= 2**31 else "i32"
+                if name in unspecialized:
+                    return width
+                return "1" if value == 1 else f"{width}{'/16' * (value % 16 == 0)}"
+            return type(value).__name__
+
+        kinds = (f"{name}: {kind(name, value)}" for name, value in sorted(self.arguments.items()))
+        return f"{self.name}({', '.join(kinds)})"
+
+
+def _unspecialized(kernel) -> list[str]:
+    """The parameters whose values never have a kernel compiled anew; the interpreter's kernels know them elsewhere."""
+    interpreted = getattr(kernel, "kwargs", {}).get("do_not_specialize")
+    return getattr(kernel, "do_not_specialize", interpreted) or []
+
+
+def record(classes: dict[str, Callable[[], None]]) -> list[Launch]:
+    """The launches of these shape classes, each specialization once."""
+    launches: dict[str, Launch] = {}
+    seen = collections.Counter()
+    for shape_class, call in classes.items():
+
+        def add(kernel, arguments, shape_class=shape_class):
+            launch = Launch(shape_class, kernel, arguments)
+            if launch.specialization not in launches:
+                seen[shape_class, launch.name] += 1
+                launches[launch.specialization] = launch._replace(variant=seen[shape_class, launch.name])
+
+        with backend.recording(add):
+            call()
+    return list(launches.values())
+
+
+class CompilingDriver:
+    """What Triton's JIT asks of a GPU driver when it compiles and does not launch. The target's name serves as the
+    device, so that the JIT keeps one cache for each target."""
+
+    def __init__(self, target: str):
+        self.target = target
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget(*TARGETS[self.target][:3])
+
+    def get_current_device(self) -> str:
+        return self.target
+
+    def get_current_stream(self, device) -> None:
+        return None
+
+
+def compile_launch(launch: Launch, target: str) -> dict[str, int]:
+    """`machine_code.measure` of a launch's kernel on a target."""
+    from triton.runtime import driver
+
+    driver.set_active(CompilingDriver(target))
+    on_amd = TARGETS[target].backend == "hip"
+    arguments = backend.wavefront_options(launch.arguments) if on_amd else launch.arguments
+    compiled = launch.kernel.warmup(grid=(1,), **arguments)
+    return machine_code.measure(compiled)
+
+
+_jobs: list[tuple[Launch, str]] = []
+"""(launch, target); the processes of the pool inherit it, since a kernel cannot be pickled"""
+
+
+def _compile_job(index: int) -> dict:
+    launch, target = _jobs[index]
+    try:
+        return compile_launch(launch, target)
+    except Exception as error:  # whatever the compiler throws is the finding
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return {"error": f"{type(error).__name__}: {lines[-1] if lines else ''}"}
+
+
+def compile_all(jobs: list[tuple[Launch, str]], processes: int = 2) -> Iterator[tuple[int, Result]]:
+    """(number of the job, its result), in the order in which they are ready."""
+    _jobs[:] = jobs
+    context = multiprocessing.get_context("fork")
+    with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
+        numbers = {pool.submit(_compile_job, number): number for number in range(len(jobs))}
+        for future in concurrent.futures.as_completed(numbers):
+            launch, target = jobs[numbers[future]]
+            try:
+                outcome = future.result()
+            except concurrent.futures.process.BrokenProcessPool:
+                outcome = {"error": "the compiler crashed, on this kernel or on one before it"}
+            yield numbers[future], Result(launch.shape_class, launch.name, target, launch.variant, **outcome)

@@ -1,0 +1,205 @@
+"""Which kernels of group_norm_silu run for which shapes, with which tiles and warps.
+
+A group that fits is one program's work (kernels.py); larger ones go by tiles in three launches (tile_kernels.py).
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import backend, tiles
+from ..layouts import is_channels_last
+from ..tiles import next_power_of_2
+
+WHOLE_GROUP_BYTES = 128 * 1024  # of x; all groups in flight then fit a cache of 40 MB, in backward with those of dy
+SMALL_GROUP = 8192  # elements for which one launch beats three, however few bytes of a group lie side by side
+TILE = 8192  # elements of a tile
+CHANNELS_LAST_WIDTH = 32  # channels of a channels-last tile: 64 bytes in bf16, whole memory sectors
+
+
+class Problem(NamedTuple):
+    """What the launches of one call share."""
+
+    rows: int
+    """N"""
+    groups: int
+    """of all rows, N·G: one program each where a group is a program's work"""
+    channels: int
+    """of x and the skip"""
+    itemsize: int
+    arguments: dict
+    """of the kernels: weight, bias, scale, shift and the latter's row strides; G groups, S positions, the x rows that
+    one row of scale and shift serves, C_SKIP channels of the skip; CHANNELS of a group, CHANNELS_LAST"""
+
+    @classmethod
+    def of(cls, x: Tensor, skip: Tensor | None, num_groups: int, weight, bias, scale, shift) -> "Problem":
+        scale, shift = (film if film is None or film.stride(1) == 1 else film.contiguous() for film in (scale, shift))
+        film_rows = next((film.shape[0] for film in (scale, shift) if film is not None), x.shape[0])
+        skip_channels = 0 if skip is None else skip.shape[1]
+        channels = x.shape[1] + skip_channels
+        arguments = {
+            "weight_ptr": None if weight is None else weight.contiguous(),
+            "bias_ptr": None if bias is None else bias.contiguous(),
+            "scale_ptr": scale,
+            "shift_ptr": shift,
+            "scale_stride": 0 if scale is None else scale.stride(0),
+            "shift_stride": 0 if shift is None else shift.stride(0),
+            "G": num_groups,
+            "S": math.prod(x.shape[2:]),
+            "frames": x.shape[0] // max(film_rows, 1),
+            "C_SKIP": skip_channels,
+            "CHANNELS": channels // num_groups,
+            "CHANNELS_LAST": is_channels_last(x),
+        }
+        return cls(x.shape[0], x.shape[0] * num_groups, channels, x.itemsize, arguments)
+
+    def some(self, *names: str) -> dict:
+        """Those of the kernel arguments."""
+        return {name: self.arguments[name] for name in names}
+
+
+def whole_group(problem: Problem) -> dict | None:
+    """Constants of the kernels that take a whole group; None where tiles are better."""
+    channels, positions = problem.arguments["CHANNELS"], problem.arguments["S"]
+    elements = channels * positions
+    narrow = problem.arguments["CHANNELS_LAST"] and channels * problem.itemsize < 16 and elements > SMALL_GROUP
+    too_large = elements * problem.itemsize > WHOLE_GROUP_BYTES or problem.groups * elements >= 2**31
+    return None if narrow or too_large or channels > 1024 else _whole_group_tile(channels, positions)
+
+
+@functools.cache
+def _whole_group_tile(channels: int, positions: int) -> dict:
+    block_c, block_s = next_power_of_2(channels), next_power_of_2(positions)
+    warp_tile = 32 * 8  # a thread holds 8 elements: a 16-byte load in half precision, two in float32
+    num_warps = min(max(block_c * block_s // warp_tile, 1), 16)
+    block_s = min(block_s, max(num_warps * warp_tile // block_c, 1))
+    return {"BLOCK_C": block_c, "BLOCK_S": block_s, "num_warps": num_warps}
+
+
+@functools.cache
+def row_tiles(channels: int, positions: int, channels_last: bool) -> tuple[dict, int, int]:
+    """Constants of the kernels that walk tiles, the tiles of a row along its positions, and those along channels."""
+    block_c, block_s = next_power_of_2(channels), next_power_of_2(positions)
+    if channels_last:
+        block_c = min(block_c, CHANNELS_LAST_WIDTH)
+        block_s = min(block_s, TILE // block_c)
+    else:
+        block_s = min(block_s, TILE)
+        block_c = min(block_c, TILE // block_s)
+    num_warps = min(max(block_c * block_s // 1024, 1), 8)
+    constants = {"BLOCK_C": block_c, "BLOCK_S": block_s, "num_warps": num_warps}
+    return constants, tiles.count(positions, block_s), tiles.count(channels, block_c)
+
+
+@functools.cache
+def _combine_statistics_tile(channels: int, row: int) -> dict:
+    return {"BLOCK": min(next_power_of_2(channels * row), 1024), "num_warps": 4}
+
+
+@functools.cache
+def _combine_gradients_tile(channels: int, row: int) -> dict:
+    block_c = min(next_power_of_2(channels), 64)
+    return {"BLOCK_C": block_c, "BLOCK_T": min(next_power_of_2(row), 1024 // block_c), "num_warps": 4}
+
+
+@functools.cache
+def _affine_tile(rows: int) -> dict:
+    """32 channels are 128 bytes of float32."""
+    return {"BLOCK_N": min(next_power_of_2(max(rows, 1)), 128), "BLOCK_C": 32, "num_warps": 4}
+
+
+@functools.cache
+def _film_tile(frames: int) -> dict:
+    return {"BLOCK_T": min(next_power_of_2(max(frames, 1)), 8), "BLOCK_C": 128, "num_warps": 4}
+
+
+def forward(problem: Problem, x: Tensor, skip: Tensor | None, y, mean, rstd, eps: float, silu: bool) -> None:
+    """Write y, mean and rstd."""
+    from . import kernels, tile_kernels
+
+    tensors = {"x_ptr": x, "skip_ptr": skip}
+    everything = problem.arguments | {"SILU": silu}
+    whole = whole_group(problem)
+    if whole is not None:
+        backend.launch(
+            kernels.group_forward, (problem.groups,), **tensors, y_ptr=y, mean_ptr=mean, rstd_ptr=rstd, eps=eps,
+            **everything, **whole,
+        )  # fmt: skip
+        return
+    tile, row, column = row_tiles(problem.channels, problem.arguments["S"], problem.arguments["CHANNELS_LAST"])
+    grid = (problem.rows * row * column,)
+    means, deviations = (_float32(problem.rows, row, problem.channels, like=x) for _ in range(2))
+    partial = {"means_ptr": means, "deviations_ptr": deviations, "tiles": row}
+    backend.launch(
+        tile_kernels.tile_statistics, grid, **tensors, **partial,
+        **problem.some("G", "S", "C_SKIP", "CHANNELS", "CHANNELS_LAST"), **tile,
+    )  # fmt: skip
+    backend.launch(
+        tile_kernels.combine_statistics, (problem.groups,), **partial, mean_ptr=mean, rstd_ptr=rstd, eps=eps,
+        TILE_S=tile["BLOCK_S"], **problem.some("G", "S", "CHANNELS"),
+        **_combine_statistics_tile(problem.arguments["CHANNELS"], row),
+    )  # fmt: skip
+    backend.launch(
+        tile_kernels.apply_forward, grid, **tensors, y_ptr=y, mean_ptr=mean, rstd_ptr=rstd, tiles=row,
+        **everything, **tile,
+    )  # fmt: skip
+
+
+def backward(
+    problem: Problem, dy: Tensor, x: Tensor, skip: Tensor | None, dx, dskip, mean, rstd, sums: list[Tensor], silu: bool
+) -> None:
+    """Write dx and dskip, and the sums (N, C) of du and du·x̂ over positions that the other gradients follow from."""
+    from . import kernels, tile_kernels
+
+    tensors = {"dy_ptr": dy, "x_ptr": x, "skip_ptr": skip, "mean_ptr": mean, "rstd_ptr": rstd}
+    results = {"dx_ptr": dx, "dskip_ptr": dskip}
+    totals = dict(zip(("sum_du_ptr", "sum_du_xhat_ptr"), sums, strict=True))
+    everything = problem.arguments | {"SILU": silu}
+    whole = whole_group(problem)
+    if whole is not None:
+        backend.launch(kernels.group_backward, (problem.groups,), **tensors, **results, **totals, **everything, **whole)
+        return
+    tile, row, column = row_tiles(problem.channels, problem.arguments["S"], problem.arguments["CHANNELS_LAST"])
+    grid = (problem.rows * row * column,)
+    tile_sums = {
+        name: _float32(problem.rows, row, problem.channels, like=x) for name in ("sums_du_ptr", "sums_du_xhat_ptr")
+    }
+    group_means = {name: torch.empty_like(mean) for name in ("mean_dz_ptr", "mean_dz_xhat_ptr")}
+    backend.launch(tile_kernels.tile_gradient_sums, grid, **tensors, **tile_sums, tiles=row, **everything, **tile)
+    backend.launch(
+        tile_kernels.combine_gradient_sums, (problem.groups,), **tile_sums, **totals, **group_means, tiles=row,
+        **problem.some("weight_ptr", "scale_ptr", "scale_stride", "G", "S", "frames", "CHANNELS"),
+        **_combine_gradients_tile(problem.arguments["CHANNELS"], row),
+    )  # fmt: skip
+    backend.launch(
+        tile_kernels.apply_backward, grid, **tensors, **results, **group_means, tiles=row, **everything, **tile
+    )
+
+
+def parameter_gradients(problem: Problem, sums: list[Tensor], dweight, dbias, dscale, dshift) -> None:
+    """Write dweight, dbias (C,) and dscale, dshift (N / T, C), those that are not None."""
+    from . import kernels
+
+    totals = dict(zip(("sum_du_ptr", "sum_du_xhat_ptr"), sums, strict=True))
+    if dweight is not None or dbias is not None:
+        tile = _affine_tile(problem.rows)
+        backend.launch(
+            kernels.affine_gradients, (tiles.count(problem.channels, tile["BLOCK_C"]),), **totals,
+            dweight_ptr=dweight, dbias_ptr=dbias, N=problem.rows, C=problem.channels,
+            **problem.some("scale_ptr", "scale_stride", "frames"), **tile,
+        )  # fmt: skip
+    if dscale is not None or dshift is not None:
+        film_rows = (dshift if dscale is None else dscale).shape[0]
+        tile = _film_tile(problem.arguments["frames"])
+        backend.launch(
+            kernels.film_gradients, (film_rows * tiles.count(problem.channels, tile["BLOCK_C"]),), **totals,
+            dscale_ptr=dscale, dshift_ptr=dshift, C=problem.channels,
+            **problem.some("weight_ptr", "bias_ptr", "frames"), **tile,
+        )  # fmt: skip
+
+
+def _float32(*shape: int, like: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device=like.device)

@@ -1,0 +1,38 @@
+"""Everything of PyTorch that this package uses and PyTorch does not promise to keep, name by name, in one place.
+
+tests/kernels/test_private_torch.py has a test for each name, which says what broke when it fails.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import _SingleLevelFunction
+
+SingleLevelFunction = _SingleLevelFunction
+"""Base of an autograd.Function that is called below torch.func's interpreters, one level of differentiation at a time.
+torch.autograd.Function expects to be called above them, and would ask for a `setup_context` and a `vmap`."""
+
+allowed_under_torch_func = enable_single_level_autograd_function
+"""Context in which a SingleLevelFunction may be called while torch.func transforms are active."""
+
+below_autograd = torch._C._AutoDispatchBelowAutograd
+"""Context in which an op called runs its CPU or CUDA kernel and not its Autograd one."""
+
+torch_func_is_active = torch._C._are_functorch_transforms_active
+"""() → whether the code runs inside torch.func.grad, vmap, jvp or another transform."""
+
+compiled_autograd_key = staticmethod(torch.autograd.Function._compiled_autograd_key)
+"""What compiled autograd asks a function's context for; only torch.autograd.Function has one."""
+
+
+def is_fake(x: Tensor) -> bool:
+    """Whether x has a shape and no values, as when torch.compile or torch.export traces."""
+    return isinstance(x, FakeTensor)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of `module` runs a hook that was registered on it."""
+    return bool(
+        module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
+    )

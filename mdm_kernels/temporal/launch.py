@@ -1,0 +1,78 @@
+"""Which tile a program of temporal_attention works on: ROWS rows, each one frame at one position, by WIDTH channels;
+and the launches.
+
+Chosen by `python -m mdm_kernels.aot`: tiles of up to 2048 elements spill on no target. 16-bit tiles of 4096 (64 frames
+of heads 64 wide, 32 of 128) are allowed too, although their backward pass spills some registers on some targets.
+"""
+
+from torch import Tensor
+
+from .. import backend, tiles
+from ..attention.checks import MAX_HEAD_WIDTH
+from ..attention.launch import power_of_two
+
+MAX_BYTES = 64 * 64 * 2  # of one tile; the backward pass holds several
+
+
+def tile_shape(frames: int, head_width: int, itemsize: int) -> tuple[int, int]:
+    """(ROWS, WIDTH). Short clips share a tile: pairs of rows at different positions are computed and dropped, which is
+    free on the matrix units but not in float32, so that float32 tiles are as small as the frames allow."""
+    width = power_of_two(head_width)
+    rows = 16 if itemsize == 4 else min(64, 2048 // width)
+    return max(rows, power_of_two(frames)), width
+
+
+def fits(frames: int, head_width: int, itemsize: int) -> bool:
+    """Whether a tile holds all frames of a position, in heads no wider than what was compiled ahead of time."""
+    rows, width = tile_shape(frames, head_width, itemsize)
+    return head_width <= MAX_HEAD_WIDTH and rows * width * itemsize <= MAX_BYTES
+
+
+def tile_options(frames: int, head_width: int, itemsize: int) -> dict[str, int]:
+    """The tile and the launch options of both kernels."""
+    rows, width = tile_shape(frames, head_width, itemsize)
+    warps = min(8, rows * width // (512 if itemsize == 2 else 256))
+    return {"ROWS": rows, "WIDTH": width, "num_warps": warps, "num_stages": 1}
+
+
+def forward(qkv: Tensor, cos: Tensor | None, sin: Tensor | None, out: Tensor, num_heads: int, frames: int) -> None:
+    """Write out."""
+    from . import kernels
+
+    arguments, grid = _shared(qkv, cos, sin, num_heads, frames)
+    backend.launch(kernels.temporal_forward, grid, **arguments, out_ptr=out, **_strides(out=out))
+
+
+def backward(
+    grad: Tensor, qkv: Tensor, cos: Tensor | None, sin: Tensor | None, dqkv: Tensor, num_heads: int, frames: int
+) -> None:
+    """Write dqkv."""
+    from . import kernels
+
+    arguments, grid = _shared(qkv, cos, sin, num_heads, frames)
+    backend.launch(
+        kernels.temporal_backward, grid, **arguments, grad_ptr=grad, dqkv_ptr=dqkv, **_strides(grad=grad, dqkv=dqkv)
+    )
+
+
+def _shared(qkv: Tensor, cos: Tensor | None, sin: Tensor | None, num_heads: int, frames: int) -> tuple[dict, tuple]:
+    """The arguments that both kernels take, and the grid: one program per clip, group of positions and head."""
+    rows, positions, channels = qkv.shape
+    width = channels // (3 * num_heads)
+    tile = tile_options(frames, width, qkv.element_size())
+    groups = tiles.count(positions, tile["ROWS"] // frames)
+    arguments = {
+        **{"qkv_ptr": qkv, "cos_ptr": cos, "sin_ptr": sin, **_strides(qkv=qkv)},
+        **{"H": num_heads, "L": positions, "scale": width**-0.5, "T": frames, "D": width, "ROTARY": cos is not None},
+        **tile,
+    }
+    return arguments, (rows // frames * groups * num_heads,)
+
+
+def _strides(**tensors: Tensor) -> dict[str, int]:
+    """{"qkv_row": …}: the kernel arguments that say where the elements of a (B·T, L, C) tensor lie."""
+    return {
+        f"{name}_{axis}": stride
+        for name, tensor in tensors.items()
+        for axis, stride in zip(("row", "position", "column"), tensor.stride(), strict=True)
+    }
