@@ -13,7 +13,8 @@ def check_inputs(
     context_mask: Tensor | None,
     micro: dict[str, Tensor],
 ) -> None:
-    """Raises ValueError that names the first input of `UNet.forward` that does not fit the model."""
+    """Raises ValueError that names the first input of `UNet.forward` that does not fit the model, TypeError for a time
+    or micro-condition whose dtype rounds it."""
     levels = config.levels
     if len(x) != len(levels):
         raise ValueError(
@@ -39,6 +40,7 @@ def check_inputs(
         raise ValueError(
             f"time has shape {tuple(time.shape)}; it must be ({batch},), one a sample of the lowest resolution"
         )
+    _check_exact("time", time)
     _check_context(config.innermost, batch, context, context_mask)
     known = {name for level in levels for name, _ in level.micro}
     for name, value in micro.items():
@@ -46,6 +48,13 @@ def check_inputs(
             raise ValueError(f"micro has {name!r}; this model knows {', '.join(sorted(known)) or 'none'}")
         if tuple(value.shape) != (batch,):
             raise ValueError(f"micro[{name!r}] has shape {tuple(value.shape)}; it must be ({batch},)")
+        _check_exact(f"micro[{name!r}]", value)
+
+
+def _check_exact(name: str, value: Tensor) -> None:
+    """Raises TypeError for a dtype in which time 999 is 1000."""
+    if value.is_floating_point() and value.dtype.itemsize < 4:
+        raise TypeError(f"{name} is {value.dtype}, which rounds it; it must be float32, float64 or whole numbers")
 
 
 def _size(shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -63,23 +63,29 @@ def image_of(tokens: Tensor, like: Tensor) -> Tensor:
 
 
 class SinusoidalEmbedding(nn.Module):
-    """A number → its sinusoid → Linear, SiLU, Linear.  (B,) → (B, embed_dim)."""
+    """A number → its sinusoid → Linear, SiLU, Linear.  (B,) → (B, embed_dim).
+
+    The frequencies are made anew each time: as a buffer they would be rounded when the model is cast, and bfloat16
+    turns the angle at t = 999 by up to two radians.
+    """
 
     def __init__(self, embed_dim: int, zero: bool = False):
         super().__init__()
-        half = embed_dim // 8
-        steps = torch.arange(half, dtype=torch.float32, device="cpu")  # known even to a model made without memory
-        frequencies = torch.exp(-math.log(10000) / half * steps)
-        self.register_buffer("frequencies", frequencies, persistent=False)
         self.fc1 = nn.Linear(embed_dim // 4, embed_dim)
         self.fc2 = nn.Linear(embed_dim, embed_dim)
         if zero:
             zero_init(self.fc2)
 
     def forward(self, value: Tensor) -> Tensor:
-        angles = value.float()[:, None] * self.frequencies.float()
-        sinusoid = torch.cat([angles.sin(), angles.cos()], dim=1)
-        return self.fc2(F.silu(self.fc1(sinusoid.to(self.fc1.weight.dtype))))
+        return self.fc2(F.silu(self.fc1(sinusoid(value, self.fc1.in_features).to(self.fc1.weight.dtype))))
+
+
+def sinusoid(value: Tensor, width: int) -> Tensor:
+    """(B,) → (B, width) float32: sines, then cosines, of the value times width/2 frequencies from 1 to near 1/10000."""
+    half = width // 2
+    steps = torch.arange(half, dtype=torch.float32, device=value.device)
+    angles = value.float()[:, None] * torch.exp(-math.log(10000) / half * steps)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class Shortcut(nn.Conv2d):
@@ -285,6 +291,7 @@ class TextConditioning(nn.Module):
         if mask is None or (self.layers and not self.masked):
             pooled = context.mean(dim=1)
         else:
-            weight = mask.to(context.dtype)
-            pooled = (weight[..., None] * context).sum(dim=1) / weight.sum(dim=1, keepdim=True).clamp(min=1)
+            wide = torch.promote_types(context.dtype, torch.float32)  # bfloat16 cannot count beyond 256
+            total = (mask[..., None] * context).sum(dim=1, dtype=wide)
+            pooled = (total / mask.sum(dim=1, keepdim=True).clamp(min=1)).to(context.dtype)
         return context, mask if self.masked else None, self.pool(pooled)

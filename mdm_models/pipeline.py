@@ -251,7 +251,8 @@ class Pipeline:
         return dict(zip(("context", "negative_context", "context_mask", "negative_context_mask"), rows, strict=True))
 
     def _micro(self, micro: dict[str, float], count: int) -> dict[str, Tensor]:
-        return {name: torch.full((count,), float(value), device=self.device) for name, value in micro.items()}
+        exact = {"dtype": torch.float32, "device": self.device}
+        return {name: torch.full((count,), float(value), **exact) for name, value in micro.items()}
 
     def _start(
         self, image: Image.Image | Sequence[Image.Image] | Tensor, strength: float, repeats: int, count: int

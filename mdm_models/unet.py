@@ -108,7 +108,8 @@ class UNet(nn.Module):
         context_mask: (B, S) bool, True at real tokens; None: all are real.
         micro: micro-conditions by name, each (B,); a missing one takes its default.
 
-    Returns a list of tensors of the shapes of `x`. Raises ValueError if an input does not fit the model.
+    Returns a list of tensors of the shapes of `x`. Raises ValueError if an input does not fit the model, TypeError if
+    `time` or a micro-condition is in half precision, which would round it.
     """
 
     def __init__(self, config: UNetConfig):
@@ -202,7 +203,8 @@ class UNet(nn.Module):
         embedding = F.silu(self._embed(own))
         h = x[0].transpose(1, 2).flatten(0, 1) if is_clip else x[0]
         if self.config.normalize_input:
-            h = h / h.std((1, 2, 3), keepdim=True)
+            wide = h.to(torch.promote_types(h.dtype, torch.float32))  # bfloat16 would round the deviation by 0.2 %
+            h = (wide / wide.std((1, 2, 3), keepdim=True)).to(h.dtype)
         h = self.conv_in(h)
         if outer is not None:
             h = h + outer

@@ -5,7 +5,7 @@ times from a table, between them interpolated, so that a model trained on whole 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +53,13 @@ class NoiseSchedule(nn.Module):
         # For a tensor of times, as in training.
         self.register_buffer("log_alpha_bars", table.float(), persistent=False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "NoiseSchedule":
+        """What .to() does: the table is moved and never cast, which would round the noise of every time."""
+        table = self.log_alpha_bars
+        super()._apply(fn, recurse)
+        self.log_alpha_bars = table.to(self.log_alpha_bars.device)
+        return self
+
     def noise_levels(self, t: Time) -> list[NoiseLevel]:
         """What x_t is made of at every level: () float64 on the CPU for a number t, float32 in t's shape for a tensor.
 
@@ -78,6 +85,8 @@ class NoiseSchedule(nn.Module):
             smallest = largest = t
         elif t.is_complex() or t.dtype == torch.bool:
             raise TypeError(f"t is {t.dtype}; it must hold real numbers in 0…{self.num_steps}")
+        elif t.is_floating_point() and t.dtype.itemsize < 4:
+            raise TypeError(f"t is {t.dtype}, which rounds times; it must be float32, float64 or whole numbers")
         elif t.device.type != "cpu" or t.numel() == 0 or torch.compiler.is_compiling():
             return  # looking at values would stall a GPU's stream, and break a graph
         else:
