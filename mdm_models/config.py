@@ -137,6 +137,9 @@ class UNetConfig:
             )
         if self.kind == "image" and any(config.kind != "image" for config in inner.levels):
             raise ValueError("an image UNet cannot hold a video UNet: its kind must be 'space' or 'time'")
+        if self.adapters_see_grid and not inner.fills_grid:
+            frames, _ = inner.strides[-1]
+            raise ValueError(f"adapters_see_grid needs a square number of frames inside, 1, 4, 16, …, not {frames}")
 
     @property
     def levels(self) -> list["UNetConfig"]:
@@ -170,6 +173,12 @@ class UNetConfig:
             time, space = outer.nest_stride
             strides.append((strides[-1][0] * time, strides[-1][1] * space))
         return strides
+
+    @property
+    def fills_grid(self) -> bool:
+        """Whether the frames that this level sees fill an n×n picture."""
+        frames, _ = self.strides[-1]
+        return math.isqrt(frames) ** 2 == frames
 
     @property
     def scales(self) -> list[float]:

@@ -1,5 +1,6 @@
 """The configs and checkpoints of the official code (apple/ml-mdm), converted to ours."""
 
+import dataclasses
 import re
 import zipfile
 import zlib
@@ -115,13 +116,28 @@ def _level(config: dict, embed_dim: int, context_dim: int) -> UNetConfig:
     if not config["skip_mid_blocks"]:
         raise ValueError("official config: a nested UNet with middle blocks of its own (skip_mid_blocks: false)")
     passed_on = proj_dim if context_dim > 0 and proj_dim else context_dim
+    inner = _level(inner, embed_dim, passed_on)
     return UNetConfig(
         normalize_input=not config["skip_normalization"],
         in_adapter=not config["skip_inner_unet_input"],
-        adapters_see_grid=kind != "image",
-        inner=_level(inner, embed_dim, passed_on),
+        adapters_see_grid=kind != "image" and inner.fills_grid,  # it knows no other numbers of frames
+        inner=inner,
         **shared,
     )
+
+
+def named_config(name: str) -> UNetConfig:
+    """The config of a named model as the official code runs its weights: a clip's adapters see its frames as one grid.
+
+    Raises ValueError for a name that does not exist.
+    """
+    return _seeing_grids(model_config(name))
+
+
+def _seeing_grids(config: UNetConfig) -> UNetConfig:
+    if config.inner is None:
+        return config
+    return dataclasses.replace(config, adapters_see_grid=config.is_video, inner=_seeing_grids(config.inner))
 
 
 def state_dict_from_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -149,7 +165,7 @@ def load_checkpoint(
     model.
     """
     weights = state_dict_from_official(read_checkpoint(path))
-    model = fitting_model(model_config(name), weights, path, dtype)
+    model = fitting_model(named_config(name), weights, path, dtype)
     own = model.state_dict()
     return with_weights(model, {key: placed(weights.pop(key), own[key], dtype, device) for key in own})
 

@@ -5,6 +5,7 @@ returns one tensor a level, highest resolution first.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -281,7 +282,7 @@ class NestedUNet(UNet):
     def _adapt(self, adapter: nn.Conv2d, x: Tensor, frames: int) -> Tensor:
         if frames == 1 or not self.config.adapters_see_grid:
             return adapter(x)
-        side = round(frames**0.5)
+        side = math.isqrt(frames)
         rows, channels, height, width = x.shape
         grid = x.reshape(-1, side, side, channels, height, width).permute(0, 3, 1, 4, 2, 5)
         grid = adapter(grid.reshape(-1, channels, side * height, side * width))

@@ -15,19 +15,21 @@ from torch import Tensor
 from mdm_models.config import UNetConfig
 from mdm_models.diffusers_port import read_port, state_dict_from_port
 from mdm_models.errors import one_line
-from mdm_models.official import read_checkpoint, state_dict_from_official
+from mdm_models.official import named_config, read_checkpoint, state_dict_from_official
 from mdm_models.pipeline import PipelineConfig
 from mdm_models.pretrained import fitting_model
 from mdm_models.storage import CONFIG_FILE, WEIGHTS_FILE, write_model
 from mdm_models.unet import empty_model
 from mdm_models.zoo import list_models, model_config
 
+FOR_A_CPU = ("mdm_t2i_tiny", "mdm_t2v_tiny", "mdm_t2i_emoji")
+
 
 def convert(source: Path, directory: Path, name: str | None = None, overwrite: bool = False) -> str:
     """Convert a .pth file or a folder of the diffusers port; → the model's name, found by its tensors if not given.
 
     Tells its progress on the standard output. Raises FileNotFoundError, OSError or ValueError in one line: see
-    `official.read_checkpoint`, `diffusers_port.read_port`, `weights.fitting_model` and `pretrained.write`.
+    `official.read_checkpoint`, `diffusers_port.read_port`, `pretrained.fitting_model` and `storage.write_model`.
     """
     if not overwrite and any((directory / file).exists() for file in (CONFIG_FILE, WEIGHTS_FILE)):
         raise ValueError(f"{directory} holds a model already; choose another directory, or pass --force to replace it")
@@ -37,21 +39,31 @@ def convert(source: Path, directory: Path, name: str | None = None, overwrite: b
     else:
         weights = state_dict_from_official(read_checkpoint(source))
     name = name or _recognised(weights, source)
-    config = model_config(name)
+    config = named_config(name)
     fitting_model(config, weights, source)
     parameters = sum(weight.numel() for weight in weights.values())
     print(f"writing {name}, {parameters:,} parameters, to {directory}", flush=True)
     write_model(directory, config, weights, overwrite)
-    _sampling(config).save(directory)
+    _sampling(name, config).save(directory)
     return name
 
 
-def _sampling(config: UNetConfig) -> PipelineConfig:
-    """How the official models are sampled: at the size that they take for granted, with flan-t5-xl and a guidance of
-    7.5; at 1024² the noise is shifted by the square of the resolution ratio."""
-    size = int(dict(config.micro)["scale"])
+def _sampling(name: str, config: UNetConfig) -> PipelineConfig:
+    """How the official models are sampled: at the size that they take for granted, with a guidance of 7.5; at 1024² the
+    noise is shifted by the square of the resolution ratio."""
+    size = int(dict(config.micro).get("scale") or name.rpartition("_")[2])
     shift_power = 2.0 if size == 1024 else 1.0
-    return PipelineConfig(size=size, text_encoder="google/flan-t5-xl", shift_power=shift_power, guidance_scale=7.5)
+    return PipelineConfig(
+        size=size, text_encoder=_text_encoder(name, config), shift_power=shift_power, guidance_scale=7.5
+    )
+
+
+def _text_encoder(name: str, config: UNetConfig) -> str:
+    """What the model reads: class numbers or flan-t5-xl; "" for the models for a CPU, whose encoder is trained along and
+    in no such checkpoint, so that whoever samples has to give one."""
+    if "_c2i_" in name:
+        return f"classes:{config.innermost.context_dim}"
+    return "" if name.startswith(FOR_A_CPU) else "google/flan-t5-xl"
 
 
 def _recognised(weights: dict[str, Tensor], source: Path) -> str:

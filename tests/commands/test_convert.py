@@ -4,9 +4,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mdm_models import create_model, from_pretrained
+from mdm_models import create_model, from_pretrained, list_models, zoo
 from mdm_models.commands import convert
-from mdm_models.pipeline import PipelineConfig
+from mdm_models.official import named_config
+from mdm_models.pipeline import Pipeline, PipelineConfig
+from mdm_models.text import load_text_encoder
 from tests.models.golden import relative_error
 
 
@@ -100,3 +102,29 @@ def test_help_explains_the_command(capsys):
     with pytest.raises(SystemExit, match="0"):
         converted("--help")
     assert "mdm convert vis_model_256x256.pth" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_named_model_is_converted_to_a_pipeline_that_fits_it(name, tmp_path):
+    config = named_config(name)
+    sampling = convert._sampling(name, config)
+    sampling.save(tmp_path)
+    assert PipelineConfig.load(tmp_path) == sampling
+    assert config.sample_shapes(sampling.size)[0][-1] == sampling.size
+    assert not name.rpartition("_")[2].isdecimal() or name.endswith(f"_{sampling.size}")
+    if sampling.text_encoder == "google/flan-t5-xl":
+        assert config.innermost.context_dim == 2048
+    elif sampling.text_encoder:
+        assert load_text_encoder(sampling.text_encoder).width == config.innermost.context_dim
+    else:
+        assert "tiny" in name or "emoji" in name
+
+
+def test_a_class_conditional_model_is_sampled_by_the_number_of_a_class(official_checkpoint, tmp_path, monkeypatch):
+    golden = official_checkpoint.golden
+    monkeypatch.setitem(zoo._CONFIGS, "mdm_c2i_golden", zoo._CONFIGS.pop("mdm_golden"))
+    assert converted(official_checkpoint.path, tmp_path / "out") == 0
+    pipeline = Pipeline.from_pretrained(tmp_path / "out")
+    assert pipeline.text_encoder.width == golden.config.innermost.context_dim
+    how = {"num_inference_steps": 1, "seed": 0, "output_type": "pt", "progress": False}
+    assert not torch.equal(pipeline("3", **how), pipeline("4", **how))

@@ -1,6 +1,8 @@
 """Official checkpoints: what is in them, and files that only look like one."""
 
 import argparse
+import dataclasses
+import json
 import os
 import pickle
 import sys
@@ -11,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from mdm_models import create_model, official
-from tests.models.golden import relative_error, shapes_of
+from mdm_models import create_model, model_config, official, zoo
+from tests.models.golden import GoldenModel, _per_frame, drawn_weights, read, relative_error, shapes_of
 
 PARAMETERS = {"mdm_t2i_64": 461_359_107, "mdm_t2i_256": 476_613_958, "mdm_t2i_1024": 480_970_057}
 
@@ -159,3 +161,33 @@ def test_group_norms_of_another_size_than_official_attention_has_are_refused():
     }
     with pytest.raises(ValueError, match="num_groups_norm is 16"):
         official.config_from_official(config)
+
+
+@pytest.mark.parametrize("name", ["video_space_time4", "video_time4_time4", "video_time16_rotary"])
+def test_video_checkpoint_loaded_by_name_gives_the_official_outputs(name, tmp_path, monkeypatch):
+    golden = GoldenModel(name)
+    monkeypatch.setitem(zoo._CONFIGS, "mdm_golden", lambda: _per_frame(golden.config))  # as the zoo has its own clips
+    _, tensors = read(name)
+    weights = {key.removeprefix("param."): tensor for key, tensor in tensors.items() if key.startswith("param.")}
+    weights = weights or drawn_weights(json.loads(read(name)[0]["shapes"]))
+    torch.save({"state_dict": weights}, tmp_path / "vis_model.pth")
+    model = official.load_checkpoint(tmp_path / "vis_model.pth", "mdm_golden", dtype=torch.float32)
+    assert model.config == golden.config
+    with torch.no_grad():
+        outputs = model(golden.x, **golden.inputs)
+    for output, expected in zip(outputs, golden.y, strict=True):
+        assert relative_error(output, expected) <= 1e-5
+
+
+def test_every_video_level_of_a_named_model_sees_the_grid_of_the_official_code():
+    levels = official.named_config("mdm_t2v_256").levels
+    assert [level.adapters_see_grid for level in levels] == [True, True, False]  # the innermost has no adapters
+    assert official.named_config("mdm_t2i_1024") == model_config("mdm_t2i_1024")
+
+
+def test_a_number_of_frames_that_is_no_square_is_refused_by_the_config():
+    tiny = model_config("mdm_t2v_tiny")  # 8 frames
+    around = {"channels": (32, 32), "blocks": (1, 1), "temporal_attention": (), "kind": "space", "inner": tiny}
+    with pytest.raises(ValueError, match="adapters_see_grid needs a square number of frames inside, .* not 8"):
+        dataclasses.replace(tiny, adapters_see_grid=True, **around)
+    assert dataclasses.replace(tiny, **around).inner == tiny
