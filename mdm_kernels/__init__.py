@@ -10,6 +10,8 @@ from .group_norm import GroupNormSiLU, group_norm_silu
 from .multires import multires_loss, multires_noise
 from .temporal import temporal_attention
 
+__version__ = "0.1.0"
+
 __all__ = [
     "GroupNormSiLU",
     "accelerate",

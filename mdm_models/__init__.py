@@ -1,5 +1,6 @@
 """Matryoshka Diffusion models: nested UNets for images and video, on the fused ops of `mdm_kernels`."""
 
+from mdm_kernels import __version__
 from mdm_models.config import UNetConfig
 from mdm_models.pipeline import Pipeline, PipelineConfig
 from mdm_models.pretrained import from_pretrained
@@ -12,6 +13,7 @@ __all__ = [
     "PipelineConfig",
     "UNet",
     "UNetConfig",
+    "__version__",
     "build_model",
     "create_model",
     "from_pretrained",

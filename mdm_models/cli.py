@@ -1,41 +1,54 @@
-"""The command `mdm`: everything but training, for which there are recipes."""
+"""The command `mdm`: one file a command in `mdm_models.commands`, which is imported when it is called."""
 
-import argparse
+import difflib
 import importlib
 import sys
-from collections.abc import Callable
 
-from mdm_models.errors import warn_in_one_line
+from mdm_models.commands.line import DONE, REFUSED, exit_code
 
 COMMANDS = {
+    "train": "a recipe and captioned data → a model",
     "sample": "prompts → pictures or clips",
-    "convert": "an official checkpoint, or the diffusers port → a model directory",
     "prepare": "CC12M, WebVid, ImageNet, emoji → shards for training",
     "index": "where the samples of shards lie → a small file beside each",
     "precompute": "captions of shards → text features on disk",
-    "ema": "a run's snapshots → its weights averaged over another width",
+    "convert": "an official checkpoint, or the diffusers port → a model directory",
     "evaluate": "a saved model → FID, CLIP score and loss on samples held out of training",
+    "ema": "a run's snapshots → its weights averaged over another width",
     "models": "the names of the models",
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(
-        prog="mdm",
-        description="Matryoshka Diffusion models.",
-        epilog="\n".join(f"  mdm {name:12}{purpose}" for name, purpose in COMMANDS.items())
-        + "\n\n`mdm COMMAND --help` tells more.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=", ".join(COMMANDS))
-    warn_in_one_line()
-    return _command(parser.parse_args(arguments[:1]).command)(arguments[1:])
+    """`mdm COMMAND …`; → exit code, see `mdm_models.commands.line`."""
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        print(_help())
+        return DONE
+    if name == "--version":
+        print(_version())
+        return DONE
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(COMMANDS)}"
+        print(f"mdm: error: no command is named {name!r}; {hint}", file=sys.stderr)
+        return REFUSED
+    return exit_code(f"mdm {name}", lambda: importlib.import_module(f"mdm_models.commands.{name}").main(rest))
 
 
-def _command(name: str) -> Callable[[list[str]], int]:
-    """The main function of a command, and no other's imports."""
-    return importlib.import_module(f"mdm_models.commands.{name}").main
+def _help() -> str:
+    lines = [f"  mdm {name:12}{purpose}" for name, purpose in COMMANDS.items()]
+    codes = "Exit codes: 0 done; 2 something to mend, which one line says; 1 a defect of mdm; 130 stopped by Ctrl-C."
+    title = "usage: mdm COMMAND [OPTIONS]\n\nMatryoshka Diffusion models."
+    return "\n".join([title, "", *lines, "  mdm --version", "", "`mdm COMMAND --help` tells more.", codes])
+
+
+def _version() -> str:
+    import torch
+
+    from mdm_models import __version__
+
+    return f"mdm {__version__}, torch {torch.__version__}"
 
 
 if __name__ == "__main__":

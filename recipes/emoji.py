@@ -11,7 +11,7 @@ of two threads and, unlike those, lose little when other work runs beside them.
 
 import sys
 
-from mdm_models.commands.train import main
+from mdm_models.commands.train import run_recipe
 from mdm_models.data.config import DataConfig
 from mdm_models.training.config import (
     EvaluationConfig,
@@ -47,4 +47,4 @@ def stage_64(shards: tuple[str, ...], out: str) -> TrainConfig:
 PRESETS = {"16": stage_16, "64": stage_64}
 
 if __name__ == "__main__":
-    sys.exit(main(PRESETS, __doc__))
+    sys.exit(run_recipe(PRESETS, __doc__))

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from fluent_report import Logged, Results, write_report
 
+from mdm_models.commands.line import exit_code, parse
 from mdm_models.config import UNetConfig
 from mdm_models.data.config import DataConfig
-from mdm_models.errors import TrainingError, warn_in_one_line
+from mdm_models.recipes.fluent_report import Logged, Results, write_report
 from mdm_models.training.config import (
     EvaluationConfig,
     ModelConfig,
@@ -160,14 +160,9 @@ def _parameters(stage: Stage) -> int:
     return sum(parameter.numel() for parameter in empty_model(stage.architecture).parameters())
 
 
-def main() -> int:
-    warn_in_one_line()
-    try:
-        run(tyro.cli(Comparison, description=__doc__))
-    except (TrainingError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main(arguments: list[str] | None = None) -> int:
+    program = "recipes/fluent.py"
+    return exit_code(program, lambda: run(parse(program, __doc__, Comparison, arguments)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ micro_batch is what goes through one of them at once, chosen for 80 GB.
 
 import sys
 
-from mdm_models.commands.train import main
+from mdm_models.commands.train import run_recipe
 from mdm_models.data.config import DataConfig
 from mdm_models.training.config import (
     EvaluationConfig,
@@ -56,4 +56,4 @@ def tiny(shards: tuple[str, ...], out: str) -> TrainConfig:
 PRESETS = {"64": stage_64, "256": stage_256, "tiny": tiny}
 
 if __name__ == "__main__":
-    sys.exit(main(PRESETS, __doc__))
+    sys.exit(run_recipe(PRESETS, __doc__))

@@ -15,7 +15,7 @@ processes together; micro_batch is what goes through one of them at once, chosen
 
 import sys
 
-from mdm_models.commands.train import main
+from mdm_models.commands.train import run_recipe
 from mdm_models.data.config import DataConfig
 from mdm_models.training.config import (
     EvaluationConfig,
@@ -72,4 +72,4 @@ def stage_1024(shards: tuple[str, ...], out: str) -> TrainConfig:
 PRESETS = {"tiny-32": tiny_32, "tiny-64": tiny_64, "64": stage_64, "256": stage_256, "1024": stage_1024}
 
 if __name__ == "__main__":
-    sys.exit(main(PRESETS, __doc__))
+    sys.exit(run_recipe(PRESETS, __doc__))

@@ -11,10 +11,9 @@ that of all processes together; micro_batch is what goes through one of them at 
 
 import sys
 
-from t2i_cc12m import stage_64  # the innermost model, on images or single frames
-
-from mdm_models.commands.train import main
+from mdm_models.commands.train import run_recipe
 from mdm_models.data.config import DataConfig
+from mdm_models.recipes.t2i_cc12m import stage_64  # the innermost model, on images or single frames
 from mdm_models.training.config import (
     ModelConfig,
     OptimizerConfig,
@@ -49,4 +48,4 @@ def clips_16x256(shards: tuple[str, ...], out: str) -> TrainConfig:
 PRESETS = {"tiny": tiny, "64": stage_64, "16x64": clips_16x64, "16x256": clips_16x256}
 
 if __name__ == "__main__":
-    sys.exit(main(PRESETS, __doc__))
+    sys.exit(run_recipe(PRESETS, __doc__))

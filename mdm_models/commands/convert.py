@@ -6,15 +6,16 @@
 The directory gets config.json, model.safetensors and pipeline.json. No code in the checkpoint is run.
 """
 
-import argparse
-import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from torch import Tensor
+from tyro.conf import Positional, arg
 
+from mdm_models.commands.line import command
 from mdm_models.config import UNetConfig
 from mdm_models.diffusers_port import read_port, state_dict_from_port
-from mdm_models.errors import one_line
 from mdm_models.official import named_config, read_checkpoint, state_dict_from_official
 from mdm_models.pipeline import PipelineConfig
 from mdm_models.pretrained import fitting_model
@@ -83,23 +84,21 @@ def _shapes(config: UNetConfig) -> set:
     return {(key, tensor.shape) for key, tensor in empty_model(config).state_dict().items()}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="mdm convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("source", metavar="IN", type=Path, help="a .pth file, or a folder nesting_level_N of the port")
-    parser.add_argument("directory", metavar="OUT_DIR", type=Path, help="where the converted model goes")
-    parser.add_argument("--model", metavar="NAME", help="the model that it is (default: found by its tensors)")
-    parser.add_argument("--force", action="store_true", help="replace another model in OUT_DIR")
-    options = parser.parse_args(arguments)
-    try:
-        convert(options.source, options.directory, options.model, options.force)
-    except (OSError, ValueError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
-    print(f'done: mdm_models.from_pretrained("{options.directory}")')
-    return 0
+@dataclass(frozen=True)
+class Options:
+    source: Annotated[Positional[Path], arg(metavar="IN")]
+    """a .pth file, or a folder nesting_level_N of the port"""
+    out: Annotated[Positional[Path], arg(metavar="OUT")]
+    """directory for the converted model"""
+    model: str | None = None
+    """the name of the model that it is; default: found by its tensors"""
+    force: bool = False
+    """replace another model in OUT"""
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def run(options: Options) -> None:
+    convert(options.source, options.out, options.model, options.force)
+    print(f'done: mdm_models.from_pretrained("{options.out}")')
+
+
+main = command("convert", __doc__, Options, run)

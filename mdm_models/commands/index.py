@@ -6,12 +6,14 @@ writes s3://bucket/cc12m/00000.tar.index and so on, 16 bytes a sample. A shard t
 into the cache folder for that, once. An index is used as long as its shard has the size that it had.
 """
 
-import argparse
-import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Annotated
 
 from tqdm import tqdm
+from tyro.conf import Positional, arg
 
+from mdm_models.commands.line import command
 from mdm_models.data.cache import ShardCache
 from mdm_models.data.config import DataConfig
 from mdm_models.data.locations import expand, is_local, read_beside, write_beside
@@ -31,32 +33,28 @@ def write_index(name: str, cache: ShardCache) -> Shard:
     return shard
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="mdm index", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tar files, folders of them, patterns, or URLs")
-    parser.add_argument("--cache", default=DataConfig.cache, metavar="DIR", help="folder for copies of remote shards")
-    parser.add_argument(
-        "--cache-gb", type=float, default=DataConfig.cache_gb, metavar="GB", help="their size (default: %(default)g)"
-    )
-    options = parser.parse_args(arguments)
+@dataclass(frozen=True)
+class Options:
+    shards: Annotated[Positional[tuple[str, ...]], arg(metavar="SHARDS")]
+    """tar files, folders of them, patterns, or URLs"""
+    cache: str = DataConfig.cache
+    """folder for copies of shards that are not on a local disk; empty: a folder of the user's cache directory"""
+    cache_gb: float = DataConfig.cache_gb
+    """largest size of those copies, in 10⁹ bytes"""
+
+
+def index(options: Options) -> None:
+    """Write the index of each shard. Raises DataError."""
     cache = ShardCache.of(options.cache, options.cache_gb)
-    try:
-        names = expand(options.shards)
-        samples = 0
-        with ThreadPoolExecutor(AT_ONCE) as pool, tqdm(total=len(names), unit=" shards", dynamic_ncols=True) as bar:
-            for shard in pool.map(lambda name: write_index(name, cache), names):
-                samples += len(shard)
-                if shard.damage:
-                    tqdm.write(f"shard {shard.path} {shard.damage}; the {len(shard)} samples before are used")
-                bar.update()
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    names = expand(options.shards)
+    samples = 0
+    with ThreadPoolExecutor(AT_ONCE) as pool, tqdm(total=len(names), unit=" shards", dynamic_ncols=True) as bar:
+        for shard in pool.map(lambda name: write_index(name, cache), names):
+            samples += len(shard)
+            if shard.damage:
+                tqdm.write(f"shard {shard.path} {shard.damage}; the {len(shard)} samples before are used")
+            bar.update()
     print(f"{samples} samples in {len(names)} shards")
-    return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = command("index", __doc__, Options, index)

@@ -1,18 +1,30 @@
-"""`mdm models`: the names of the models."""
+"""The names of the models, which `mdm_models.create_model` makes.
 
-import argparse
-import sys
+  mdm models
+  mdm models "mdm_t2v_*"
+"""
 
+from dataclasses import dataclass
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from mdm_models.commands.line import command
 from mdm_models.zoo import list_models
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="mdm models", description="The names of the models.")
-    parser.add_argument("pattern", nargs="?", default="*", help="a shell wildcard, such as 'mdm_t2v_*'")
-    options = parser.parse_args(arguments)
+@dataclass(frozen=True)
+class Options:
+    pattern: Annotated[Positional[str], arg(metavar="PATTERN")] = "*"
+    """a shell wildcard"""
+
+
+def show(options: Options) -> None:
+    """Print the names. Raises ValueError if none matches."""
     names = list_models(options.pattern)
     if not names:
-        print(f"error: no model matches {options.pattern!r}; known are {', '.join(list_models())}", file=sys.stderr)
-        return 2
+        raise ValueError(f"no model matches {options.pattern!r}; known are {', '.join(list_models())}")
     print("\n".join(names))
-    return 0
+
+
+main = command("models", __doc__, Options, show)

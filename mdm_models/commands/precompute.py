@@ -1,28 +1,29 @@
 """Encode the captions of WebDataset shards once, so that training need not run the text encoder.
 
-    mdm precompute DATA/*.tar --encoder flan-t5-xl --out FEATURES --device cuda --dtype bf16
+    mdm precompute DATA/*.tar --text-encoder flan-t5-xl --out FEATURES --dtype bf16
 
 writes FEATURES/SHARD.safetensors for every shard, and the features of the empty prompt; `mdm_models.text` reads them
 back with `PrecomputedText`. The same command again goes on where it was stopped: shards that are done are left alone.
 Several processes can share a data set by taking different shards.
 """
 
-import argparse
 import hashlib
 import itertools
 import json
-import sys
 import tarfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
+from tyro.conf import Positional, arg
 from webdataset.tariterators import base_plus_ext
 
+from mdm_models.commands.line import DTYPES, Dtype, command, device_of
 from mdm_models.data.cache import ShardCache
-from mdm_models.data.config import DataConfig
+from mdm_models.data.config import DataConfig, check_above_0
 from mdm_models.data.locations import expand
 from mdm_models.data.media import BadSample
 from mdm_models.data.reader import CAPTION_SUFFIXES, caption_of
@@ -32,8 +33,6 @@ from mdm_models.errors import DataError
 from mdm_models.text import FrozenTextEncoder, load_text_encoder
 from mdm_models.text.interface import EncoderIdentity
 from mdm_models.text.precomputed import UNCONDITIONAL, FeatureFile, file_of, write_features
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def precompute(shards: list[str], encoder: FrozenTextEncoder, out: Path, batch_size: int) -> None:
@@ -136,39 +135,40 @@ def _encoded(captions: dict[str, str], encoder: FrozenTextEncoder, batch_size: i
     return features
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("mdm precompute", description=__doc__, formatter_class=form)
-    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="tar files, folders of them, or patterns")
-    parser.add_argument("--encoder", required=True, metavar="DIR", help="directory or hub id of the text encoder")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the features")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="captions at once (default: 64)")
-    parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="longest caption (default: 128)")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the encoder's weights (default: fp32)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
-    options = parser.parse_args(arguments)
-    if options.batch_size < 1:
-        parser.error(f"--batch-size {options.batch_size}: must be at least 1")
-    return options
+@dataclass(frozen=True)
+class Options:
+    shards: Annotated[Positional[tuple[str, ...]], arg(metavar="SHARDS")]
+    """tar files, folders of them, or patterns"""
+    text_encoder: Annotated[str, arg(aliases=["--encoder"])]
+    """directory or hub id of the text encoder"""
+    out: Path
+    """folder for the features"""
+    batch_size: int = 64
+    """captions at once"""
+    max_tokens: int = 128
+    """longest caption, in tokens"""
+    dtype: Dtype = "float32"
+    """of the encoder's weights"""
+    device: str = "auto"
+    """auto: a GPU if there is one"""
+
+    def __post_init__(self):
+        check_above_0(self, "batch_size", "max_tokens")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parse_arguments(arguments)
-    try:
-        shards = expand(options.shards)
-        dtype = DTYPES[options.dtype]
-        encoder = load_text_encoder(options.encoder, max_tokens=options.max_tokens, dtype=dtype, device=options.device)
-        if not isinstance(encoder, FrozenTextEncoder):
-            raise ValueError(f"{options.encoder} is no network; --encoder takes a directory of T5, CLIP or another one")
-        precompute(shards, encoder, options.out, options.batch_size)
-    except (DataError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+def run(options: Options) -> None:
+    """Raises DataError, ValueError or OSError in one line."""
+    encoder = load_text_encoder(
+        options.text_encoder,
+        max_tokens=options.max_tokens,
+        dtype=DTYPES[options.dtype],
+        device=device_of(options.device),
+    )
+    if not isinstance(encoder, FrozenTextEncoder):
+        raise ValueError(
+            f"{options.text_encoder} is no network; --text-encoder takes a directory of T5, CLIP or another one"
+        )
+    precompute(expand(options.shards), encoder, options.out, options.batch_size)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = command("precompute", __doc__, Options, run)

@@ -9,30 +9,24 @@ used is skipped; DIR/report.json counts why, DIR/reports names each. `mdm prepar
 """
 
 import argparse
-import sys
 import warnings
 
 from PIL import Image
 
+from mdm_models.commands.line import exit_code
 from mdm_models.data.prepare import captions, emoji, imagenet
-from mdm_models.errors import one_line
 
 SOURCES = {"captions": captions, "imagenet": imagenet, "fluent-emoji": emoji}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parse_arguments(arguments)
+    return exit_code("mdm prepare", lambda: prepare(parse_arguments(arguments)))
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Raises OSError or ValueError in one line."""
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are skipped by their size
-    try:
-        folder = SOURCES[options.source].prepare(options)
-        print(folder.summary())
-    except (OSError, ValueError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+    print(SOURCES[options.source].prepare(options).summary())
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -49,7 +43,3 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         if isinstance(value, float) and value <= 0:  # seconds, megabytes
             parser.error(f"--{name.replace('_', '-')} {value:g}: must be above 0")
     return options
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,79 +5,85 @@
   mdm sample MODEL_DIR "a penguin in the snow" --image photo.jpg --strength 0.6 --out snow.png
 """
 
-import argparse
-import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
+from tyro.conf import Positional, arg
 
-from mdm_models.diffusion.samplers import SAMPLERS
-from mdm_models.diffusion.thresholding import BOUNDS
+from mdm_models.commands.line import Dtype, command, device_of, dtype_of
 from mdm_models.errors import one_line
 from mdm_models.pictures import CLIP_SUFFIXES, Clip
 from mdm_models.pipeline import Pipeline, model_directory
 from mdm_models.storage import write_whole
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = _options(arguments)
-    try:
-        _sample(options)
-    except (OSError, ValueError, TypeError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+@dataclass(frozen=True)
+class Options:
+    model: Annotated[Positional[Path], arg(metavar="MODEL")]
+    """a run, or what `mdm convert` or save_pretrained wrote"""
+    prompts: Annotated[Positional[tuple[str, ...]], arg(metavar="PROMPT")]
+    """what to show; several give several pictures"""
+    out: Path = Path("samples")
+    """a folder, or the file of one picture"""
+    count: int = 1
+    """pictures for each prompt"""
+    negative_prompt: Annotated[str | None, arg(aliases=["--negative"])] = None
+    """what to steer away from"""
+    steps: int = 50
+    """sampling steps"""
+    guidance_scale: Annotated[float | None, arg(aliases=["--guidance"])] = None
+    """classifier-free guidance; 1 is none; default: the model's"""
+    guidance_interval: tuple[float, float] | None = None
+    """the times, low and high in 0…1000, that have it; default: all"""
+    sampler: str = "ddim"
+    """ddim, ddpm, dpmpp_2m or heun"""
+    eta: float = 0.0
+    """fresh noise of ddim, 0…1"""
+    threshold: Literal["clip", "dynamic", "dynamic_if", "none"] = "clip"
+    """how images are held in range"""
+    seed: int | None = None
+    """picture i depends on it and i alone; default: drawn, and printed"""
+    image: Path | None = None
+    """begin from this picture"""
+    strength: float = 0.8
+    """how much of it is given up to noise, 0…1"""
+    text_encoder: str | None = None
+    """use this text encoder in place of the one that the model names"""
+    format: Literal["png", "jpg", "webp", "mp4", "gif"] | None = None
+    """of the files in a folder; default: png for pictures, mp4 for clips"""
+    device: str = "auto"
+    """auto: a GPU if there is one"""
+    dtype: Dtype | None = None
+    """to compute in; default: bfloat16 on a GPU, float32 elsewhere"""
+    low_memory: bool = False
+    """one picture at a time through the network"""
+
+    def __post_init__(self):
+        if not self.prompts:
+            raise ValueError("there is no prompt; give one or several")
 
 
-def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="mdm sample", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("model", metavar="MODEL_DIR", type=Path, help="a run, or what convert or save_pretrained wrote")
-    add("prompts", metavar="PROMPT", nargs="+", help="what to show; several give several pictures")
-    add("--out", type=Path, default=Path("samples"), help="a folder, or the file of one picture (default: samples)")
-    add("--count", type=int, default=1, help="pictures for each prompt (default: 1)")
-    add("--negative", metavar="PROMPT", help="what to steer away from")
-    add("--steps", type=int, default=50, help="sampling steps (default: 50)")
-    add("--guidance", type=float, help="classifier-free guidance; 1 is none (default: the model's)")
-    add("--guidance-interval", type=float, nargs=2, metavar=("LOW", "HIGH"), help="the times, 0…1000, that have it")
-    add("--sampler", default="ddim", help=f"{', '.join(SAMPLERS)} (default: ddim)")
-    add("--eta", type=float, default=0.0, help="fresh noise of ddim, 0…1 (default: 0)")
-    rules = ("clip", *BOUNDS, "none")
-    add("--threshold", choices=rules, default="clip", help="how images are held in range (default: clip)")
-    add("--seed", type=int, help="picture i depends on it and i alone (default: drawn, and printed)")
-    add("--image", type=Path, help="begin from this picture")
-    add("--strength", type=float, default=0.8, help="how much of it is given up to noise, 0…1 (default: 0.8)")
-    add("--text-encoder", metavar="PATH", help="use this text encoder in place of the one that the model names")
-    add("--format", choices=[suffix[1:] for suffix in (*PICTURE_FORMATS, *CLIP_SUFFIXES) if suffix != ".jpeg"],
-        help="of the files in a folder (default: png for pictures, mp4 for clips)")  # fmt: skip
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: a GPU if there is one)")
-    add("--dtype", choices=DTYPES, help="to compute in (default: bfloat16 on a GPU, float32 elsewhere)")
-    add("--low-memory", action="store_true", help="one picture at a time through the network")
-    return parser.parse_args(arguments)
-
-
-def _sample(options: argparse.Namespace) -> None:
-    dtype = DTYPES[options.dtype or ("bfloat16" if options.device.startswith("cuda") else "float32")]
+def sample(options: Options) -> None:
+    """Raises OSError, ValueError or TypeError in one line."""
+    device = device_of(options.device)
     image = None if options.image is None else _read(options.image)
     directory = model_directory(options.model)
     pipeline = Pipeline.from_pretrained(
-        directory, text_encoder=options.text_encoder, dtype=dtype, device=options.device
+        directory, text_encoder=options.text_encoder, dtype=dtype_of(options.dtype, device), device=device
     )
     paths = _paths(options, pipeline.model.config.is_video)
     seed = options.seed if options.seed is not None else int(np.random.SeedSequence().generate_state(1)[0])
     shown = pipeline(
-        options.prompts,
-        options.negative,
+        list(options.prompts),
+        options.negative_prompt,
         num_inference_steps=options.steps,
-        guidance_scale=options.guidance,
-        guidance_interval=options.guidance_interval and tuple(options.guidance_interval),
+        guidance_scale=options.guidance_scale,
+        guidance_interval=options.guidance_interval,
         num_images_per_prompt=options.count,
         sampler=options.sampler,
         eta=options.eta,
@@ -103,7 +109,7 @@ def _read(path: Path) -> Image.Image:
     return image
 
 
-def _paths(options: argparse.Namespace, is_video: bool) -> list[Path]:
+def _paths(options: Options, is_video: bool) -> list[Path]:
     """Where the pictures go, found out before the sampling, which takes long."""
     count = len(options.prompts) * options.count
     suffixes = CLIP_SUFFIXES if is_video else PICTURE_FORMATS
@@ -132,5 +138,4 @@ def _save(picture: Image.Image | Clip, path: Path) -> None:
         write_whole(path, lambda partial: picture.save(partial, format=PICTURE_FORMATS[path.suffix], quality=95))
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = command("sample", __doc__, Options, sample)

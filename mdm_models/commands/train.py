@@ -1,54 +1,105 @@
-"""The command line that all recipes share: a preset, and options that replace its values."""
+"""`mdm train RECIPE`, and what a recipe does when it is run as a file: a preset, and options in place of its values."""
 
-import argparse
+import dataclasses
+import importlib
 import os
+import pkgutil
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Annotated, Literal
 
 import tyro
 
-from mdm_models.errors import TrainingError, warn_in_one_line
+from mdm_models.commands.line import exit_code, like
+from mdm_models.data.config import DataConfig
 from mdm_models.training.config import TrainConfig
+
+RECIPES = "mdm_models.recipes"  # found by its name: recipes stand above the commands, which know none of them
 
 Preset = Callable[[tuple[str, ...], str], TrainConfig]
 """preset(shards, run directory) → settings; its docstring is its line in the help text"""
 
 
-def main(presets: Mapping[str, Preset], description: str, arguments: list[str] | None = None) -> int:
-    """Run a recipe; → exit code. The first preset is the default; TrainingError becomes one line and code 2."""
-    config, dry_run = parse(presets, description, sys.argv[1:] if arguments is None else arguments)
-    warn_in_one_line()
-    try:
-        if dry_run:
-            from mdm_models.training.dry_run.estimate import describe
-
-            print(describe(config, world_size=int(os.environ.get("WORLD_SIZE", "1"))))
-        else:
-            from mdm_models.training.trainer import train
-
-            train(config)
-    except (TrainingError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+@dataclass(frozen=True)
+class _Data(DataConfig):
+    shards: Annotated[tuple[str, ...], tyro.conf.arg(name="data")]
 
 
-def parse(presets: Mapping[str, Preset], description: str, arguments: list[str]) -> tuple[TrainConfig, bool]:
+@dataclass(frozen=True)
+class _Options(TrainConfig):
+    data: _Data
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`mdm train`; → exit code."""
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        print(_help())
+        return 0
+    return exit_code("mdm train", lambda: _train(name, rest))
+
+
+def run_recipe(presets: Mapping[str, Preset], description: str, arguments: list[str] | None = None) -> int:
+    """Run a recipe; → exit code. The first preset is the default."""
+    program, arguments = os.path.basename(sys.argv[0]), sys.argv[1:] if arguments is None else arguments
+    return exit_code(program, lambda: _run(program, presets, description, arguments))
+
+
+def parse(
+    program: str, presets: Mapping[str, Preset], description: str, arguments: list[str]
+) -> tuple[TrainConfig, bool]:
     """The settings of the preset that the command line names with the fields that it replaces, and whether it asks for
     --dry-run."""
     names = list(presets)
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", choices=names, default=names[0])
-    first.add_argument("--dry-run", action="store_true")
-    chosen, rest = first.parse_known_args(arguments)
+    first = dataclasses.make_dataclass(
+        "First", [("preset", Literal[tuple(names)], names[0]), ("dry_run", tyro.conf.FlagCreatePairsOff[bool], False)]
+    )
+    chosen, rest = tyro.cli(first, prog=program, args=arguments, add_help=False, return_unknown_args=True)
+    preset = presets[chosen.preset](tyro.MISSING, tyro.MISSING)
     choices = "\n".join(f"  --preset {name:8} {preset.__doc__}" for name, preset in presets.items())
     dry_run = "  --dry-run         print the settings, the model's size, its memory and its schedule, and do nothing"
-    return (
-        tyro.cli(
-            tyro.conf.OmitArgPrefixes[TrainConfig],
-            args=rest,
-            default=presets[chosen.preset](tyro.MISSING, tyro.MISSING),
-            description=f"{description}\n{choices}\n{dry_run}\n\nDefaults below are those of --preset {chosen.preset}.",
-        ),
-        chosen.dry_run,
+    options = tyro.cli(
+        tyro.conf.OmitArgPrefixes[_Options],
+        prog=program,
+        args=rest,
+        default=dataclasses.replace(like(_Options, preset), data=like(_Data, preset.data)),
+        description=f"{description}\n{choices}\n{dry_run}\n\nDefaults below are those of --preset {chosen.preset}.",
     )
+    return dataclasses.replace(like(TrainConfig, options), data=like(DataConfig, options.data)), chosen.dry_run
+
+
+def _run(program: str, presets: Mapping[str, Preset], description: str, arguments: list[str]) -> None:
+    config, dry_run = parse(program, presets, description, arguments)
+    if dry_run:
+        from mdm_models.training.dry_run.estimate import describe
+
+        print(describe(config, int(os.environ.get("WORLD_SIZE", "1"))))
+    else:
+        from mdm_models.training.trainer import train
+
+        train(config)
+
+
+def _train(name: str, arguments: list[str]) -> None:
+    """Run the recipe of that name. Raises ValueError if there is none."""
+    known = _recipes()
+    if name not in known:
+        raise ValueError(f"no recipe is named {name!r}; known are {', '.join(known)}")
+    _run(f"mdm train {name}", known[name].PRESETS, known[name].__doc__, arguments)
+
+
+def _recipes() -> dict[str, ModuleType]:
+    """The files of recipes/ that have presets, by name."""
+    names = [module.name for module in pkgutil.iter_modules(importlib.import_module(RECIPES).__path__)]
+    modules = {name: importlib.import_module(f"{RECIPES}.{name}") for name in names}
+    return {name: module for name, module in modules.items() if hasattr(module, "PRESETS")}
+
+
+def _help() -> str:
+    """What `mdm train --help` shows."""
+    lines = [f"  mdm train {name:14}{module.__doc__.splitlines()[0]}" for name, module in _recipes().items()]
+    more = "`mdm train RECIPE --help` tells its presets and options; `torchrun recipes/RECIPE.py` runs the same."
+    usage = "usage: mdm train RECIPE [--preset PRESET] --data SHARDS --out DIR [OPTIONS]"
+    return "\n".join([usage, "", *lines, "", more])

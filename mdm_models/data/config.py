@@ -2,16 +2,14 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """The captioned images or clips, and how they are cut to the model's size."""
 
-    shards: Annotated[tuple[str, ...], tyro.conf.arg(name="data")]
+    shards: tuple[str, ...]
     """WebDataset shards: .tar files, folders of them, patterns a-{000..099}.tar, URLs that fsspec opens (s3://…),
     commands that write one (pipe:…)"""
     size: int = 32

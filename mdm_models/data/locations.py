@@ -38,10 +38,13 @@ def is_local(name: str) -> bool:
 def expand(names: Iterable[str]) -> list[str]:
     """One name a shard from names of shards, folders of them (URLs of folders end in "/"), brace and wildcard patterns.
 
-    Raises DataError for a local path that does not exist, for a folder or pattern that holds no tar, and for a URL that
-    cannot be listed.
+    Raises DataError if there are no names, for a local path that does not exist, for a folder or pattern that holds no
+    tar, and for a URL that cannot be listed.
     """
-    return [path for name in names for path in _expand_one(name.removeprefix("file://"))]
+    paths = [path for name in names for path in _expand_one(name.removeprefix("file://"))]
+    if not paths:
+        raise DataError("data: no shards are named; give tar files, folders of them, patterns or URLs")
+    return paths
 
 
 def _expand_one(name: str) -> list[str]:

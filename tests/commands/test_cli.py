@@ -1,5 +1,6 @@
 """The command `mdm`."""
 
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import sys
 import pytest
 from PIL import Image
 
+import mdm_kernels
+import mdm_models
 from mdm_models import cli
 from tests.models.test_pipeline import CLIPS, IMAGES, SIZE, pipeline_of
 
@@ -104,3 +107,54 @@ def test_a_run_is_sampled_from_the_model_that_it_left(image_model, tmp_path):
 def test_a_missing_model_is_one_line(tmp_path, capsys):
     assert sample(tmp_path / "none", "a") == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_version_is_that_of_both_packages(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith(f"mdm {mdm_models.__version__}, torch ")
+    assert mdm_models.__version__ == mdm_kernels.__version__
+
+
+def test_a_command_that_is_not_there_gets_a_suggestion(capsys):
+    assert cli.main(["tran"]) == 2
+    assert capsys.readouterr().err == "mdm: error: no command is named 'tran'; did you mean 'train'?\n"
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_says_its_name_in_its_usage(name, capsys):
+    with contextlib.suppress(SystemExit):
+        assert cli.main([name, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: mdm {name} ")
+
+
+@pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name not in ("train", "models")])
+def test_a_wrong_command_line_has_code_2(name, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([name, "--no-such-option"])
+    assert f"mdm {name}" in capsys.readouterr().err
+
+
+EXTRAS = [("webdataset", "precompute", "train"), ("fsspec", "index", "train")]
+
+
+@pytest.mark.parametrize(("missing", "name", "extra"), EXTRAS)
+def test_a_missing_extra_is_one_line(missing, name, extra):
+    program = f"import sys; sys.modules[{missing!r}] = None; from mdm_models import cli; sys.exit(cli.main([{name!r}]))"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    expected = f"mdm {name}: error: {missing} is not installed: pip install 'mdm-kernels[{extra}]'\n"
+    assert (ran.returncode, ran.stderr) == (2, expected)
+
+
+def test_ctrl_c_has_a_code_of_its_own(monkeypatch, capsys):
+    def interrupted(pattern):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mdm_models.commands.models.list_models", interrupted)
+    assert cli.main(["models"]) == 130
+    assert capsys.readouterr().err == "mdm models: stopped\n"
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("mdm_models.commands.models.list_models", lambda pattern: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["models"])

@@ -18,7 +18,7 @@ def converted(*arguments) -> int:
 
 def error_of(capsys, *arguments) -> str:
     """The one line that a refused conversion prints."""
-    assert converted(*arguments) == 1
+    assert converted(*arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line
 

@@ -93,7 +93,7 @@ def test_the_same_command_gives_the_same_numbers(results, folder, tmp_path):
 def test_two_processes_give_the_numbers_of_one(results, folder, tmp_path):
     """Of 5 samples: one of the two has a row that does not count."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "mdm_models.commands.evaluate", *arguments(folder, "--json", f"{tmp_path}/two.json")]
+    command += ["-m", "mdm_models.cli", "evaluate", *arguments(folder, "--json", f"{tmp_path}/two.json")]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -143,7 +143,7 @@ def test_what_the_user_can_mend_is_one_line(folder, capsys, change, message):
         given[given.index(option) + 1] = value
     assert main(given) == 2
     *_, error = capsys.readouterr().err.strip().splitlines()
-    assert error.startswith("error: ")
+    assert error.startswith("mdm evaluate: error: ")
     assert message in error
 
 

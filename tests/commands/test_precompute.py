@@ -34,7 +34,7 @@ def run(encoder_folder, tmp_path):
 
     def run(*shards: Path, options: tuple[str, ...] = ()) -> int:
         paths = [str(shard) for shard in shards]
-        arguments = ["--encoder", str(encoder_folder), "--out", str(tmp_path / "features"), "--batch-size", "2"]
+        arguments = ["--text-encoder", str(encoder_folder), "--out", str(tmp_path / "features"), "--batch-size", "2"]
         return precompute.main([*paths, *arguments, "--device", "cpu", *options])
 
     return run
@@ -181,8 +181,8 @@ def test_mistakes_are_answered_in_one_line(run, tmp_path, capsys, monkeypatch, s
     monkeypatch.chdir(tmp_path)
     write_shard(Path("x.tar"), {"a": "a fox"})
     Path("labels.txt").write_text("fox\n")
-    assert run(Path(shard), options=("--encoder", encoder) if encoder else ()) == 2
+    assert run(Path(shard), options=("--text-encoder", encoder) if encoder else ()) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ")
+    assert error.startswith("mdm precompute: error: ")
     assert message in error
     assert error.count("\n") == 1

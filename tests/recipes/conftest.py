@@ -1,19 +1,13 @@
-"""Recipes, imported as the scripts that they are."""
+"""Recipes, imported as `mdm train` does."""
 
 import importlib
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture(scope="session")
 def recipe() -> Callable[[str], ModuleType]:
     """recipe("t2v_webvid") → the module."""
-    sys.path.insert(0, str(RECIPES))
-    yield importlib.import_module
-    sys.path.remove(str(RECIPES))
+    return lambda name: importlib.import_module(f"mdm_models.recipes.{name}")

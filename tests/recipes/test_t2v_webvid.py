@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mdm_models.commands.train import main
+from mdm_models.commands.train import run_recipe
 from mdm_models.training.checkpoint import checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +73,7 @@ def test_one_process_goes_on_with_the_run_of_two(terminated, recipe, capsys):
     steps = records(run)[-1]["step"] + 2
     module = recipe("t2v_webvid")
     arguments = ["--data", str(CLIPS), "--out", str(run), *SMALL, "--steps", str(steps), "--log-every", "1"]
-    assert main(module.PRESETS, module.__doc__, arguments) == 0
+    assert run_recipe(module.PRESETS, module.__doc__, arguments) == 0
     assert [record["samples_seen"] for record in records(run)] == [2 * step for step in range(1, steps + 1)]
     assert f"{steps} of {steps} steps" in capsys.readouterr().out
 

@@ -110,7 +110,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(site, tmp_
 def test_an_error_is_one_line(tmp_path, capsys, index, more, message):
     assert cli.main(arguments(tmp_path / index, tmp_path / "out", *more)) == 2
     shown = capsys.readouterr().err
-    assert shown.startswith("error: ")
+    assert shown.startswith("mdm prepare: error: ")
     assert shown.count("\n") == 1
     assert message in shown
 

@@ -1,0 +1,89 @@
+"""What the commands have in common: options that a dataclass declares, errors in one line, and exit codes.
+
+0: it is done. 2: something that the user can mend, which one line says. 1: a defect of ours, with its traceback.
+130: stopped by Ctrl-C.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+import torch
+import tyro
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, OmitSubcommandPrefixes
+
+from mdm_models.errors import TrainingError, one_line, warn_in_one_line
+
+Dtype = Literal["float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+DONE, REFUSED, STOPPED = 0, 2, 130
+
+Options = TypeVar("Options")
+Main = Callable[[list[str] | None], int]
+
+
+def command(name: str, description: str, options: type[Options], act: Callable[[Options], int | None]) -> Main:
+    """The main function of `mdm NAME`: arguments, those of the process if None → exit code.
+
+    description: its help text, line by line. options: a dataclass whose fields' docstrings are the rest of it.
+    """
+
+    def main(arguments: list[str] | None = None) -> int:
+        arguments = sys.argv[1:] if arguments is None else arguments
+        return exit_code(f"mdm {name}", lambda: act(parse(f"mdm {name}", description, options, arguments)))
+
+    return main
+
+
+def parse(program: str, description: str, options: type[Options], arguments: list[str], **more) -> Options:
+    """The options that a command line gives. Ends the process with code 2 and says why if it is wrong."""
+    conf = (OmitArgPrefixes, OmitSubcommandPrefixes, FlagCreatePairsOff)
+    return tyro.cli(options, prog=program, description=description, args=arguments, config=conf, **more)
+
+
+def exit_code(program: str, act: Callable[[], int | None]) -> int:
+    """Run a command, which may give an exit code itself; what the user can mend is said in one line."""
+    warn_in_one_line()
+    try:
+        return act() or DONE
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "mdm_models", "mdm_kernels"):
+            raise
+        extra = "demo" if package == "gradio" else "train"
+        print(f"{program}: error: {package} is not installed: pip install 'mdm-kernels[{extra}]'", file=sys.stderr)
+        return REFUSED
+    except (TrainingError, OSError, ValueError, TypeError) as error:
+        print(f"{program}: error: {one_line(error)}", file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        print(f"{program}: stopped", file=sys.stderr)
+        return STOPPED
+
+
+def like(kind: type[Options], values: object) -> Options:
+    """A dataclass of the same fields as another one of that type."""
+    return kind(**{field.name: getattr(values, field.name) for field in dataclasses.fields(kind)})
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name; of "auto", a GPU if there is one. Raises ValueError if there is none of that name."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name}: {one_line(error)}") from None
+
+
+def dtype_of(name: Dtype | None, device: torch.device) -> torch.dtype:
+    """The dtype of that name; of None, bfloat16 on a GPU and float32 elsewhere."""
+    return DTYPES[name or ("bfloat16" if device.type == "cuda" else "float32")]
