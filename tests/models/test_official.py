@@ -188,6 +188,6 @@ def test_every_video_level_of_a_named_model_sees_the_grid_of_the_official_code()
 def test_a_number_of_frames_that_is_no_square_is_refused_by_the_config():
     tiny = model_config("mdm_t2v_tiny")  # 8 frames
     around = {"channels": (32, 32), "blocks": (1, 1), "temporal_attention": (), "kind": "space", "inner": tiny}
-    with pytest.raises(ValueError, match="adapters_see_grid needs a square number of frames inside, .* not 8"):
+    with pytest.raises(ValueError, match=r"adapters_see_grid needs a square number of frames inside, .* not 8"):
         dataclasses.replace(tiny, adapters_see_grid=True, **around)
     assert dataclasses.replace(tiny, **around).inner == tiny
