@@ -30,9 +30,7 @@ def empty(x: Tensor, channels: int, channels_last: bool) -> Tensor:
 
 def concatenated(x: Tensor, skip: Tensor) -> Tensor:
     """x and the skip along channels, in x's memory format."""
-    if is_channels_last(x):
-        return torch.cat([x.movedim(1, -1), skip.movedim(1, -1)], -1).movedim(-1, 1)
-    return torch.cat([x, skip], 1).contiguous()
+    return dense(torch.cat([x, skip], 1), is_channels_last(x))
 
 
 def dense_format(x: Tensor) -> torch.memory_format:

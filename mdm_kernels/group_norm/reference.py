@@ -14,10 +14,19 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
-CENTRED = 16
-"""|mean| in standard deviations up to which torch's float32 sums leave the last bit of a half-precision result right"""
+from mdm_kernels.layouts import concatenated, is_channels_last
+from mdm_kernels.private_torch import is_fake, torch_func_is_active
+
+CENTRED = 1
+"""|mean| in standard deviations up to which torch's own group norm is exact to the last bits of x's dtype"""
+
+CENTRED_IN_HALF = 16
+"""|mean| in standard deviations up to which its float32 sums leave the last bit of a half-precision result right"""
+
+SMALL = 2**15
+"""elements of the rows that share a modulation up to which normalising all of them in one call, and modulating the
+result, is faster than a call for each: while it all stays in a CPU's cache"""
 
 RUNNING_TOTAL = 2**16
 """elements of a channels-last group up to which one running float32 total errs by a millionth or two"""
@@ -41,25 +50,17 @@ def group_norm_silu(
     if x.numel() == 0:
         return x * gain.sum().to(x.dtype) + offset.sum().to(x.dtype)  # as empty, and every gradient is zero
     frames = x.shape[0] // gain.shape[0]
-    y = [
-        _group_norm(rows, num_groups, row_gain, row_offset, eps)
-        for rows, row_gain, row_offset in zip(x.split(frames), gain, offset, strict=True)
-    ]
-    y = torch.cat(y) if len(y) > 1 else y[0]
+    if len(gain) > 1 and x[:frames].numel() <= SMALL:
+        y = _modulated(_group_norm(x.to(gain.dtype), num_groups, None, None, eps), gain, offset, frames)
+    else:
+        y = [
+            _group_norm(rows, num_groups, row_gain, row_offset, eps)
+            for rows, row_gain, row_offset in zip(x.split(frames), gain, offset, strict=True)
+        ]
+        y = torch.cat(y) if len(y) > 1 else y[0]
     if activation == "silu":
         y = F.silu(y, inplace=not torch.is_grad_enabled())
     return y.to(x.dtype)
-
-
-def is_channels_last(x: Tensor) -> bool:
-    return not x.is_contiguous() and x.dim() > 2 and x.shape[1] > 1 and x.stride(1) == 1
-
-
-def concatenated(x: Tensor, skip: Tensor) -> Tensor:
-    """x and the skip along channels, in x's memory format."""
-    if is_channels_last(x):
-        return torch.cat([x.movedim(1, -1), skip.movedim(1, -1)], -1).movedim(-1, 1)
-    return torch.cat([x, skip], 1).contiguous()
 
 
 def _channel_transform(x: Tensor, weight, bias, scale, shift) -> tuple[Tensor, Tensor]:
@@ -78,17 +79,29 @@ def _channel_transform(x: Tensor, weight, bias, scale, shift) -> tuple[Tensor, T
     return torch.broadcast_tensors(gain, offset)
 
 
-def _group_norm(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def _modulated(x: Tensor, gain: Tensor, offset: Tensor, frames: int) -> Tensor:
+    """x·gain + offset, each row of gain and offset (N / frames, C) serving so many rows of x in turn."""
+    gain, offset = (
+        each.repeat_interleave(frames, 0).view(*x.shape[:2], *[1] * (x.dim() - 2)) for each in (gain, offset)
+    )
+    return torch.addcmul(offset, x, gain)
+
+
+def _group_norm(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """F.group_norm, exact for any mean; weight and bias (C,) in float32 or float64, in which the result may come."""
     rows, channels, positions = x.shape[0], x.shape[1], math.prod(x.shape[2:])
-    if x.dtype != weight.dtype and _holds_cpu_data(x):
+    dtype = x.dtype if weight is None else weight.dtype
+    long_sums = is_channels_last(x) and positions * channels // num_groups > RUNNING_TOTAL
+    if _holds_cpu_data(x) and (x.dtype != dtype or not long_sums):
         y, mean, rstd = torch.native_group_norm(x, weight, bias, rows, channels, positions, num_groups, eps)
-        if not (mean.abs() * rstd > CENTRED).any():
+        if not (mean.abs() * rstd > (CENTRED if x.dtype == dtype else CENTRED_IN_HALF)).any():
             return y
-    x = x.to(weight.dtype)
-    if is_channels_last(x) and positions * channels // num_groups > RUNNING_TOTAL:
+    x = x.to(dtype)
+    if long_sums:
         centred = x - _group_means(x, num_groups)
         rstd = torch.rsqrt(_group_means(centred.square(), num_groups) + eps)
+        if weight is None:
+            return centred * rstd
         weight, bias = (parameter.view(-1, *[1] * (x.dim() - 2)) for parameter in (weight, bias))
         return torch.addcmul(bias, centred, rstd * weight)
     with torch.no_grad():
@@ -105,4 +118,5 @@ def _group_means(x: Tensor, num_groups: int) -> Tensor:
 
 def _holds_cpu_data(x: Tensor) -> bool:
     """Whether a decision may depend on x's values: not on another device, nor while shapes or graphs are traced."""
-    return x.device.type == "cpu" and not isinstance(x, FakeTensor) and not torch.compiler.is_compiling()
+    traced = is_fake(x) or torch_func_is_active() or torch.compiler.is_compiling()
+    return x.device.type == "cpu" and not traced
