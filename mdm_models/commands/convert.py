@@ -60,8 +60,8 @@ def _sampling(name: str, config: UNetConfig) -> PipelineConfig:
 
 
 def _text_encoder(name: str, config: UNetConfig) -> str:
-    """What the model reads: class numbers or flan-t5-xl; "" for the models for a CPU, whose encoder is trained along, and
-    in no such checkpoint, so that whoever samples has to give one."""
+    """What the model reads: class numbers or flan-t5-xl; "" for the models for a CPU, whose encoder is trained along,
+    and in no such checkpoint, so that whoever samples has to give one."""
     if "_c2i_" in name:
         return f"classes:{config.innermost.context_dim}"
     return "" if name.startswith(FOR_A_CPU) else "google/flan-t5-xl"
