@@ -1,5 +1,6 @@
 """What was sampled, as people look at it: pictures, and clips that can be saved as mp4, GIF or WebP."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -10,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from mdm_models.mp4 import evenly, write_mp4
 from mdm_models.storage import write_whole
 
 CLIP_SUFFIXES = (".mp4", ".gif", ".webp")
@@ -33,29 +35,21 @@ class Clip:
         write_whole(path, self._write_mp4 if path.suffix == ".mp4" else self._write_animation(path.suffix[1:]))
 
     def _write_mp4(self, path: Path) -> None:
-        try:
-            import av
-        except ImportError:
-            raise ValueError("saving an .mp4 needs the package av: pip install av, or save a .gif or .webp") from None
-        with av.open(path, "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=Fraction(self.frame_rate).limit_denominator(1001))
-            stream.width, stream.height = self.frames[0].size
-            stream.pix_fmt = "yuv420p"  # what browsers and phones play
-            stream.options = {"crf": "12"}
-            for frame in self.frames:
-                container.mux(stream.encode(av.VideoFrame.from_image(frame)))
-            container.mux(stream.encode())
+        rate = Fraction(self.frame_rate).limit_denominator(1001)
+        write_mp4(path, evenly(map(np.asarray, self.frames), rate), self.frames[0].size, rate, crf=12)
 
     def _write_animation(self, suffix: str):
-        first, *rest = self.frames
-        milliseconds = round(1000 / self.frame_rate)
+        return lambda path: save_animation(path, self.frames, self.frame_rate, suffix, quality=95)
 
-        def write(path: Path) -> None:
-            first.save(
-                path, format=suffix, save_all=True, append_images=rest, duration=milliseconds, loop=0, quality=95
-            )
 
-        return write
+def save_animation(path: Path, frames: Sequence[Image.Image], frame_rate: float, form: str, **options) -> None:
+    """Write an endless GIF or WebP whose frames last as long together as they are to, to the nearest unit of the form:
+    each ends at the whole unit next to its time. options: further ones of Pillow's."""
+    unit = {"gif": 10, "webp": 1}[form]  # milliseconds
+    ends = [unit * round(1000 * i / frame_rate / unit) for i in range(len(frames) + 1)]
+    durations = [end - begin for begin, end in itertools.pairwise(ends)]
+    first, *rest = frames
+    first.save(path, format=form, save_all=True, append_images=rest, duration=durations, loop=0, **options)
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
@@ -82,8 +76,28 @@ def from_pictures(pictures: Sequence[Image.Image], size: int) -> Tensor:
 
 
 def on_white(picture: Image.Image) -> Image.Image:
-    """The same in RGB, with white where it is transparent."""
+    """The same in RGB, with white where it is transparent; of more than 8 bits the highest count."""
+    if picture.mode.startswith(("I", "F")):
+        picture = _eight_bits(picture)
     if not picture.has_transparency_data:  # most are not, and compositing takes longer than decoding a JPEG
         return picture.convert("RGB")
     picture = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits or of real numbers in 8, which Pillow's own conversion takes to be 0…255 and cuts off.
+
+    White is the largest number of 16 bits where the file says so (I;16, and the modes I of PNG and PGM), or else the
+    first of 1 (real numbers), 255, 65535 and 2³¹ − 1 that no pixel passes.
+    """
+    grey = np.asarray(picture).astype(np.float64)
+    whites = [1.0] * (picture.mode == "F") + [255.0, 65535.0]
+    if picture.mode.startswith("I;16") or picture.format in ("PNG", "PPM"):
+        whites = [65535.0]
+    white = next((white for white in whites if grey.max(initial=0) <= white), 2.0**31 - 1)
+    shown = Image.fromarray((np.nan_to_num(grey) / white * 255).clip(0, 255).round().astype(np.uint8))
+    transparent = picture.info.get("transparency")
+    if isinstance(transparent, int):  # the grey that is
+        shown.putalpha(Image.fromarray(np.where(grey == transparent, 0, 255).astype(np.uint8)))
+    return shown

@@ -15,7 +15,7 @@ FLOORS = (  # from the ground up: each may import what stands in its own line an
     "mdm_kernels",
     "errors processes config",
     "diffusion layers inputs storage unet",
-    "zoo pretrained pictures text",
+    "zoo pretrained mp4 pictures text",
     "official diffusers_port pipeline",
     "data",
     "evaluation",

@@ -1,7 +1,9 @@
 """Encoded clips and images → uint8 tensors of one size."""
 
 import io
+import math
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from mdm_models.pictures import on_white
 
+UNKNOWN_RATE = Fraction(24)  # of frames, where a file does not say
 LARGEST_SIDE = 8192  # pixels; beyond it a file is taken for a decompression bomb
 
 
@@ -79,33 +82,91 @@ def decode_clip(
 
 
 def _pictures(container, frames: int, frame_rate: float, size: int, start: float) -> list[np.ndarray]:
-    """The wanted frames of an open clip as (H, W, 3) uint8 arrays, upright as its display matrix says; fewer than
-    `frames` if decoding ends early."""
+    """The wanted frames of an open clip as (H, W, 3) uint8 arrays as they are to be shown; fewer than `frames` if
+    decoding ends early.
+
+    Shown at a time is the frame whose time is the nearest, and where frames last longer than usual, the one that began
+    before.
+    """
     stream = container.streams.video[0]
-    check_size(stream.width, stream.height, size)
+    check_size(*shown_size(stream), size)
     stream.codec_context.thread_count = 1  # parallelism comes from the loader's workers
-    rate = stream.average_rate or Fraction(24)
+    rate = stream.average_rate or UNKNOWN_RATE
     seconds = stream.duration * stream.time_base if stream.duration else Fraction(container.duration or 0, av.time_base)
-    length = stream.frames or round(seconds * rate)
-    needed = int((frames - 1) * rate / Fraction(frame_rate)) + 1  # source frames from the first wanted to the last
-    if length < needed:
-        raise BadSample(
-            "too short", f"{length} frames at {float(rate):g} fps; {frames} at {frame_rate:g} fps need {needed}"
-        )
+    if not seconds:  # as recorders and streams leave it
+        _, seconds = measure(container, stream)
+    apart = 1 / Fraction(frame_rate)
+    room = seconds - (frames - 1) * apart
+    if room <= 0:
+        raise BadSample("too short", f"{float(seconds):.3g} s; {frames} frames at {frame_rate:g} fps take longer")
     origin = (stream.start_time or 0) * stream.time_base
-    first = origin + int(start * (length - needed + 1)) / rate
+    first = origin + int(start * math.ceil(room * rate)) / rate
     if first > origin:
         container.seek(int(first / stream.time_base), stream=stream)
+    slack = 1 / (2 * max(rate, stream.base_rate or rate))
     pictures: list[np.ndarray] = []
-    for frame in container.decode(stream):
-        while frame.time is not None and len(pictures) < frames:
-            wanted = first + len(pictures) / Fraction(frame_rate)
-            if frame.time < wanted - 1 / (2 * rate):
-                break
-            pictures.append(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+    for frame, time, lasts in timed(container.decode(stream), rate):
+        end = time + lasts
+        while len(pictures) < frames and first + len(pictures) * apart <= end - min(slack, lasts / 2):
+            pictures.append(as_shown(frame, stream))
         if len(pictures) == frames:
-            break
+            return pictures
+    while pictures and len(pictures) < frames and first + len(pictures) * apart < end:  # of the last frame
+        pictures.append(as_shown(frame, stream))
     return pictures
+
+
+def measure(container, stream) -> tuple[int, Fraction]:
+    """How many frames a clip has and how many seconds they last, without decoding; leaves it at its start."""
+    count, last = 0, Fraction(0)
+    for packet in container.demux(stream):
+        if packet.size:
+            count += 1
+            if packet.pts is not None:
+                start = stream.start_time or 0
+                last = max(last, (packet.pts - start + (packet.duration or 0)) * packet.time_base)
+    container.seek(stream.start_time or 0, stream=stream)
+    return count, last
+
+
+Timed = tuple[av.VideoFrame, Fraction, Fraction]
+"""a frame, its time and for how long it is shown, in seconds"""
+
+
+def timed(frames: Iterable[av.VideoFrame], rate: Fraction) -> Iterator[Timed]:
+    """Decoded frames with their times, without those that the next one replaces at once.  rate: where a file has no
+    times."""
+    before, then = None, Fraction(0)
+    for frame in frames:
+        now = then + (1 / rate if before else 0) if frame.pts is None else frame.pts * frame.time_base
+        if before and now > then:
+            yield before, then, now - then
+        before, then = frame, now
+    if before:
+        yield before, then, before.duration * before.time_base if before.duration else 1 / rate
+
+
+def shown_size(stream) -> tuple[int, int]:
+    """Width and height of a clip in square pixels, before it is turned: the smaller side of its own pixels counts."""
+    width, height, aspect = stream.width, stream.height, stream.sample_aspect_ratio or 1
+    return (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
+
+
+def as_shown(frame: av.VideoFrame, stream, size: tuple[int, int] | None = None) -> np.ndarray:
+    """A frame as its file says it is to be shown, (H, W, 3) uint8: in RGB, in square pixels, turned or mirrored.
+
+    size: width and height before it is turned; None: `shown_size`.
+    """
+    width, height = size or shown_size(stream)
+    how = "LANCZOS" if size else "BICUBIC"
+    picture = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=how)
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return picture
+    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).tolist()  # (x, y) → (ax + cy, bx + dy), y down
+    if abs(b) > abs(a):
+        picture, a, d = picture.transpose(1, 0, 2), c, b
+    return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 def decode_image(data: bytes, size: int, cut: Cut | None = None) -> Tensor:

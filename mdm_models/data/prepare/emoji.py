@@ -16,14 +16,15 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
-import av
+import numpy as np
 from PIL import Image, ImageSequence
 
 from mdm_models.data.media import BadSample
-from mdm_models.data.prepare.clips import encode_mp4
+from mdm_models.data.prepare.clips import CRF
 from mdm_models.data.prepare.folder import Files, ShardFolder
 from mdm_models.data.prepare.images import checked_image
 from mdm_models.data.prepare.npm import Package, download, members, name_of
+from mdm_models.mp4 import evenly, write_mp4
 from mdm_models.pictures import on_white
 from mdm_models.storage import write_whole
 
@@ -138,9 +139,10 @@ def clip_sample(art: Art) -> Files:
     if len(frames) == 1:
         raise BadSample("does not move")
     width, height = frames[0].size
-    mp4, _ = encode_mp4(map(av.VideoFrame.from_image, frames), width, height, Fraction(FRAME_RATE))
+    mp4 = io.BytesIO()
+    write_mp4(mp4, evenly(map(np.asarray, frames), Fraction(FRAME_RATE)), (width, height), Fraction(FRAME_RATE), CRF)
     facts = {"caption": caption, "frames": len(frames), "fps": FRAME_RATE, "width": width, "height": height}
-    return {"mp4": mp4, "txt": caption.encode(), "json": json.dumps(facts).encode()}
+    return {"mp4": mp4.getvalue(), "txt": caption.encode(), "json": json.dumps(facts).encode()}
 
 
 def _at_frame_rate(shown: Image.Image) -> list[Image.Image]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from mdm_models.pictures import to_pixels
+from mdm_models.pictures import save_animation, to_pixels
 
 CELL = 128  # pixels; small clips are magnified to about this
 MARGIN = 6
@@ -24,9 +24,8 @@ def save_grid(path: Path, rows: dict[str, Tensor], captions: list[str], frame_ra
         _sheet({label: [clip[t] for clip in clips] for label, clips in pictures.items()}, captions)
         for t in range(frames)
     ]
-    animation = {"save_all": True, "append_images": sheets[1:], "duration": round(1000 / frame_rate), "loop": 0}
     partial = path.with_name(path.name + ".partial")
-    sheets[0].save(partial, format="WEBP", quality=90, **animation)
+    save_animation(partial, sheets, frame_rate, "webp", quality=90)
     partial.replace(path)
 
 

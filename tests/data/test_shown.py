@@ -1,0 +1,204 @@
+"""Pictures and clips are read, prepared and saved as their files say that they are to be shown."""
+
+import io
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mdm_models.data.media import decode_clip, decode_image
+from mdm_models.data.prepare.clips import checked_clip
+from mdm_models.data.prepare.images import checked_image
+from mdm_models.mp4 import write_mp4
+from mdm_models.pictures import Clip, from_pictures
+from tests.made_data import encode_frames
+
+FILES = Path(__file__).parents[1] / "files"
+
+
+def contents(name: str) -> bytes:
+    return (FILES / name).read_bytes()
+
+
+def prepared(data: bytes, size: int) -> bytes:
+    again = checked_clip(data, size)
+    assert again.data != data
+    return again.data
+
+
+def greys(clip: torch.Tensor) -> list[float]:
+    return clip.float().mean(dim=(0, 2, 3)).tolist()
+
+
+def colour(clip: torch.Tensor) -> list[float]:
+    return clip.float().mean(dim=(1, 2, 3)).tolist()
+
+
+# Grey of more than 8 bits
+
+
+@pytest.mark.parametrize("name", ["gray.png", "gray.tif"])
+def test_grey_of_16_bits_is_not_white(name):
+    data = contents(name)  # 20000 of 65535
+    assert (decode_image(data, 32).int() - 78).abs().max() <= 1
+    kept = checked_image(data, 32).data
+    assert (decode_image(kept, 32).int() - 78).abs().max() <= 1
+    start = from_pictures([Image.open(io.BytesIO(data))], 32)
+    assert ((start + 1) * 127.5 - 78).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "form", "value"),
+    [
+        ("I;16", "png", 20000),
+        ("I", "tiff", 20000),
+        ("I", "ppm", 20000),
+        ("I;16B", "tiff", 20000),
+        ("F", "tiff", 20000.0),
+        ("F", "tiff", 20000 / 65535),
+        ("I", "tiff", 78),
+        ("F", "tiff", 78.0),
+        ("I", "tiff", 20000 << 15),
+    ],
+)
+def test_grey_of_any_depth_has_its_brightness(mode, form, value):
+    file = io.BytesIO()
+    Image.new(mode, (16, 16), value).save(file, format=form)
+    assert (decode_image(file.getvalue(), 16).int() - 78).abs().max() <= 1
+
+
+def test_a_dark_picture_of_16_bits_stays_dark():
+    file = io.BytesIO()
+    Image.new("I;16", (16, 16), 200).save(file, format="png")  # of 65535
+    assert decode_image(file.getvalue(), 16).max() <= 1
+
+
+def test_the_transparent_grey_of_16_bits_is_white():
+    grey = np.full((16, 16), 20000, np.uint16)
+    grey[:, :8] = 300
+    file = io.BytesIO()
+    Image.fromarray(grey).save(file, format="png", transparency=300)
+    decoded = decode_image(file.getvalue(), 16)
+    assert decoded[..., :7].min() == 255
+    assert (decoded[..., 9:].int() - 78).abs().max() <= 1
+
+
+# Clips
+
+
+def test_a_prepared_clip_keeps_its_colours():
+    data = contents("bt709.mp4")
+    for clip in (data, prepared(data, 32)):
+        assert colour(decode_clip(clip, 4, 8, 32)) == pytest.approx([30, 180, 60], abs=4)
+
+
+def test_a_saved_clip_has_the_colours_of_its_pictures(tmp_path):
+    Clip([Image.new("RGB", (32, 32), (30, 180, 60))] * 4, 8).save(tmp_path / "a.mp4")
+    assert colour(decode_clip((tmp_path / "a.mp4").read_bytes(), 4, 8, 32)) == pytest.approx([30, 180, 60], abs=4)
+
+
+def test_a_clip_filmed_on_its_side_is_prepared_upright():
+    again = checked_clip(contents("turned.mp4"), 48)
+    assert (again.width, again.height) == (48, 64)
+    for clip in (contents("turned.mp4"), again.data):
+        red = decode_clip(clip, 1, 8, 32)[:, 0].float()
+        assert red[0, 2:10, -10:-2].mean() > 200  # the quarter at the top right
+        assert red[1, 2:10, -10:-2].mean() < 60
+        assert red[1, 2:10, 2:10].mean() > 200
+
+
+@pytest.mark.parametrize(
+    ("matrix", "corner"),
+    [
+        ((1, 0, 0, 1), (0, 0)),
+        ((-1, 0, 0, 1), (0, 1)),  # a mirror image
+        ((1, 0, 0, -1), (1, 0)),
+        ((-1, 0, 0, -1), (1, 1)),
+        ((0, 1, -1, 0), (0, 1)),
+        ((0, -1, 1, 0), (1, 0)),
+        ((0, 1, 1, 0), (0, 0)),  # mirrored and turned
+        ((0, -1, -1, 0), (1, 1)),
+    ],
+)
+def test_every_display_matrix_is_obeyed(matrix, corner):
+    """(a, b, c, d) of ISO 14496-12: (x, y) → (ax + cy, bx + dy), y down; what was at the top left is at `corner`."""
+    picture = np.zeros((32, 32, 3), np.uint8)
+    picture[:16, :16] = 255
+    data = encode_frames([picture] * 4)
+    track = data.index(b"tkhd")
+    fields = [struct.pack(">5i", *(entry << 16 for entry in (a, b, 0, c, d))) for a, b, c, d in ((1, 0, 0, 1), matrix)]
+    shown = decode_clip(data[:track] + data[track:].replace(*fields, 1), 1, 24, 16)[0, 0]
+    quarters = shown.unflatten(0, (2, 8)).unflatten(2, (2, 8))[:, 2:6, :, 2:6].float().mean(dim=(1, 3))
+    assert quarters[corner] > 200
+    assert quarters.sum() - quarters[corner] < 100
+
+
+def test_frames_at_changing_distances_keep_their_times():
+    expected = [20, 37, 55, 72, 90, 107, 125, 142, 160, 177, 195, 212]
+    data = contents("phone.mp4")
+    for clip in (data, prepared(data, 32)):
+        assert greys(decode_clip(clip, 12, 4, 32)) == pytest.approx(expected, abs=8)
+
+
+@pytest.mark.parametrize("form", ["as it is", "prepared"])
+def test_pixels_twice_as_wide_as_high_are_shown_so(form):
+    data = contents("anamorphic.mp4")
+    clip = data if form == "as it is" else prepared(data, 32)
+    green = decode_clip(clip, 1, 8, 32)[1, 0].float()  # a red disc on white
+    disc = green < 128
+    assert abs(int(disc.any(dim=0).sum()) - 24) <= 2
+    assert abs(int(disc.any(dim=1).sum()) - 24) <= 2
+
+
+def made(*frames: tuple[int, float, float]) -> bytes:
+    """Planes of (grey, second, duration)."""
+    file = io.BytesIO()
+    planes = ((np.full((32, 32, 3), grey, np.uint8), Fraction(time), Fraction(lasts)) for grey, time, lasts in frames)
+    write_mp4(file, planes, (32, 32), Fraction(1), crf=10)
+    return file.getvalue()
+
+
+def test_a_last_frame_is_shown_as_long_as_it_lasts():
+    data = contents("held.mp4")
+    for clip in (data, prepared(data, 16)):
+        assert greys(decode_clip(clip, 4, 1, 16)) == pytest.approx([20, 100, 100, 100], abs=3)
+
+
+def test_a_first_frame_is_shown_as_long_as_it_lasts():
+    assert greys(decode_clip(made((20, 0, 3), (100, 3, 1)), 4, 1, 16)) == pytest.approx([20, 20, 20, 100], abs=3)
+
+
+def test_a_clip_cut_inside_a_frame_that_lasts_ends_there():
+    short = checked_clip(made((20, 0, 1), (100, 1, 3)), seconds=2)
+    with av.open(io.BytesIO(short.data)) as container:
+        assert container.duration == 2_000_000
+
+
+def test_a_recording_without_a_duration_is_read():
+    expected = [20, 35, 50, 65, 80, 95, 110, 125]
+    data = contents("live.webm")
+    assert greys(decode_clip(data, 8, 8, 32)) == pytest.approx(expected, abs=3)
+    assert greys(decode_clip(data, 8, 8, 32, start=0.999)) == pytest.approx([e + 120 for e in expected], abs=3)
+    assert greys(decode_clip(prepared(data, 16), 8, 8, 16)) == pytest.approx(expected, abs=3)
+
+
+# Animations
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+@pytest.mark.parametrize(("rate", "seconds"), [(8, 1.0), (24, 8 / 24), (30, 8 / 30)])
+def test_a_saved_animation_lasts_as_long_as_its_clip(suffix, rate, seconds, tmp_path):
+    Clip([Image.new("RGB", (16, 16), (20 * i, 0, 0)) for i in range(8)], rate).save(tmp_path / f"a{suffix}")
+    with Image.open(tmp_path / f"a{suffix}") as animation:
+        durations = []
+        for i in range(animation.n_frames):
+            animation.seek(i)
+            animation.load()
+            durations.append(animation.info["duration"])
+    assert sum(durations) / 1000 == pytest.approx(seconds, abs=0.01)
+    assert max(durations) - min(durations) <= 10
