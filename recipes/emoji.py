@@ -38,10 +38,11 @@ def stage_16(shards: tuple[str, ...], out: str) -> TrainConfig:
 
 
 def stage_64(shards: tuple[str, ...], out: str) -> TrainConfig:
-    """Stage two, 64² around the first one. A level's noise is that of the lower one after averaging over its pixels
-    (shift_power 2), so that the lower level goes on deciding what is seen."""
+    """Stage two, 64² around the first one, which goes on learning from all samples, the new level from a quarter of
+    them. A level's noise is that of the lower one after averaging over its pixels (shift_power 2), so that the lower
+    level goes on deciding what is seen."""
     stage = changed(stage_16(shards, out), model="mdm_t2i_emoji_64", size=64, shift_power=2.0)
-    return changed(stage, batch_size=32, steps=10_000)
+    return changed(stage, level_shares=(0.25, 1.0), sample_every=500)
 
 
 PRESETS = {"16": stage_16, "64": stage_64}
