@@ -9,7 +9,7 @@ from mdm_models.commands.line import DONE, REFUSED, exit_code
 COMMANDS = {
     "train": "a recipe and captioned data → a model",
     "sample": "prompts → pictures or clips",
-    "prepare": "CC12M, WebVid, ImageNet, emoji → shards for training",
+    "prepare": "a folder of pictures, CC12M, WebVid, ImageNet, emoji → shards for training",
     "index": "where the samples of shards lie → a small file beside each",
     "precompute": "captions of shards → text features on disk",
     "convert": "an official checkpoint, or the diffusers port → a model directory",

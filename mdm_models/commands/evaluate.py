@@ -27,6 +27,7 @@ from tyro.conf import Positional, arg
 from mdm_models.commands.line import Dtype, command, dtype_of
 from mdm_models.data.config import DataConfig, check_above_0
 from mdm_models.data.held_out import HeldOut
+from mdm_models.data.prepare.captioned_folder import shards_for
 from mdm_models.data.reader import SampleReader, prompts_for
 from mdm_models.data.shards import ShardedSamples, open_shards
 from mdm_models.data.stream import split
@@ -46,7 +47,7 @@ class Options:
     model: Annotated[Positional[Path], arg(metavar="MODEL")]
     """a saved model, or the directory of a run that left one"""
     data: tuple[str, ...]
-    """shards, as for training"""
+    """shards, or a folder of pictures, as for training"""
     holdout: float = 0.001
     """share of them held out, as in training"""
     all: bool = False
@@ -129,7 +130,7 @@ def _evaluate(options: Options, processes: Processes) -> None:
 def _held_out(options: Options, pipeline: Pipeline, processes: Processes) -> HeldOut:
     shape = pipeline.shapes[0]
     config = DataConfig(
-        shards=options.data,
+        shards=shards_for(options.data, pipeline.config.size),
         size=pipeline.config.size,
         frames=shape[1] if len(shape) == 4 else 1,
         frame_rate=pipeline.config.frame_rate,

@@ -1,5 +1,6 @@
 """Turn a data set into the WebDataset shards that training reads.
 
+  mdm prepare folder PICTURES --out SHARDS           your own pictures or clips, captioned in any of the usual ways
   mdm prepare captions cc12m.tsv --out CC12M         an index of captioned URLs (CC12M, WebVid, …): downloads them
   mdm prepare imagenet ILSVRC2012/train --out DIR    ImageNet, or any folder with a folder of images for each class
   mdm prepare fluent-emoji --out DIR                 3D emoji: a small data set of captioned images and clips
@@ -14,9 +15,9 @@ import warnings
 from PIL import Image
 
 from mdm_models.commands.line import exit_code
-from mdm_models.data.prepare import captions, emoji, imagenet
+from mdm_models.data.prepare import captioned_folder, captions, emoji, imagenet
 
-SOURCES = {"captions": captions, "imagenet": imagenet, "fluent-emoji": emoji}
+SOURCES = {"folder": captioned_folder, "captions": captions, "imagenet": imagenet, "fluent-emoji": emoji}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,7 +14,7 @@ import tyro
 
 from mdm_models.commands.line import exit_code, like
 from mdm_models.data.config import DataConfig
-from mdm_models.training.config import TrainConfig
+from mdm_models.training.config import TrainConfig, changed
 
 RECIPES = "mdm_models.recipes"  # found by its name: recipes stand above the commands, which know none of them
 
@@ -77,9 +77,11 @@ def _run(program: str, presets: Mapping[str, Preset], description: str, argument
 
         print(describe(config, int(os.environ.get("WORLD_SIZE", "1"))))
     else:
+        from mdm_models.data.prepare.captioned_folder import shards_for
         from mdm_models.training.trainer import train
 
-        train(config)
+        data = config.data
+        train(changed(config, shards=shards_for(data.shards, data.size, data.cache)))
 
 
 def _train(name: str, arguments: list[str]) -> None:

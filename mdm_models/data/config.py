@@ -11,7 +11,7 @@ class DataConfig:
 
     shards: tuple[str, ...]
     """WebDataset shards: .tar files, folders of them, patterns a-{000..099}.tar, URLs that fsspec opens (s3://…),
-    commands that write one (pipe:…)"""
+    commands that write one (pipe:…); recipes also take plain folders of captioned pictures"""
     size: int = 32
     """height and width in pixels"""
     frames: int = 1

@@ -51,7 +51,10 @@ def _expand_one(name: str) -> list[str]:
     if os.path.isdir(name):
         paths = sorted(glob.glob(os.path.join(glob.escape(name), "*.tar")))
         if not paths:
-            raise DataError(f"data: the folder {name} holds no *.tar file")
+            raise DataError(
+                f"data: the folder {name} holds no *.tar file; if it holds pictures, `mdm prepare folder {name} --out "
+                "SHARDS` makes shards of them"
+            )
         return paths
     try:
         patterns = list(braceexpand.braceexpand(name))

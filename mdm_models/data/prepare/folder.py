@@ -26,6 +26,7 @@ from tqdm import tqdm
 from mdm_models.data.media import BadSample
 from mdm_models.storage import write_whole
 
+REPORT = "report.json"
 Item = TypeVar("Item")
 Files = dict[str, bytes]  # of one sample: suffix → content
 
@@ -120,7 +121,7 @@ class ShardFolder:
             skipped.update({reason: len(named) for reason, named in report["skipped"].items()})
         counts = dict(skipped.most_common())
         _write_json(
-            self.out / "report.json",
+            self.out / REPORT,
             {"settings": self.settings, "shards": shards, "written": written, "skipped": counts},
         )
         lines = [f"{self.out}: {written} samples in {shards} shards, {skipped.total()} skipped"]

@@ -1,0 +1,178 @@
+"""The pictures and clips of a folder, and what says what each of them shows."""
+
+import csv
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mdm_models.data.media import BadSample
+from mdm_models.data.prepare.url_list import CAPTION_COLUMNS
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")  # files taken for pictures
+CLIPS = (".mp4", ".webm", ".mkv", ".mov", ".avi")
+SIDECARS = (".txt", ".caption", ".json")
+METADATA = ("metadata.jsonl", "metadata.csv")
+TABLES = (".parquet", ".arrow")
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A picture or clip. name: for people; media: its file or its bytes; caption: it, or the file that has it, "" where
+    there is none; label: the number of its class, if it has one."""
+
+    name: str
+    media: Path | bytes
+    caption: str | Path
+    label: int | None = None
+
+    def read(self) -> bytes:
+        return self.media if isinstance(self.media, bytes) else self.media.read_bytes()
+
+    def read_caption(self) -> str:
+        """"" if there is none. Raises BadSample."""
+        if isinstance(self.caption, str):
+            return self.caption.strip()
+        try:
+            text = self.caption.read_text(encoding="utf-8-sig")
+            return (caption_in(json.loads(text)) if self.caption.suffix == ".json" else text).strip()
+        except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+            raise BadSample("caption unreadable", f"{self.caption}: {error}") from None
+
+
+def caption_in(fields: Any) -> str:
+    """The caption among the fields of a JSON file or of a line of metadata; "" if there is none."""
+    named = {str(name).strip().lower(): value for name, value in fields.items()} if isinstance(fields, dict) else {}
+    return next((value for name in CAPTION_COLUMNS if isinstance(value := named.get(name), str) and value.strip()), "")
+
+
+def walk(root: Path) -> Iterator[Path]:
+    """The files under a folder, in the order of their names, without hidden ones; links are followed, once."""
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+
+
+def tables(root: Path) -> list[Path]:
+    """The files of a data set of Hugging Face's `datasets`; those of its split `train` if their names tell."""
+    found = [path for path in walk(root) if path.suffix.lower() in TABLES and not path.name.startswith("cache-")]
+    return [path for path in found if path.name.startswith("train")] or found
+
+
+def is_media(path: Path) -> bool:
+    return path.suffix.lower() in (*IMAGES, *CLIPS)
+
+
+def holds_pictures(root: Path) -> bool:
+    """Whether a folder can be prepared: it has pictures, clips or tables of them, at any depth."""
+    return any(is_media(path) or path.suffix.lower() in TABLES for path in walk(root))
+
+
+def fingerprint(root: Path) -> str:
+    """Changes when a file under the folder comes, goes or changes: how many there are, and a hash of their names, sizes
+    and times."""
+    told = (*SIDECARS, *TABLES, ".jsonl", ".csv")
+    files = [path for path in walk(root) if is_media(path) or path.suffix.lower() in told]
+    digest = hashlib.sha256()
+    for path in files:
+        stat = path.stat()
+        digest.update(f"{path.relative_to(root)}\n{stat.st_size} {stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return f"{len(files)} {digest.hexdigest()[:16]}"
+
+
+def captioned_files(root: Path, caption: str = "") -> tuple[list[tuple[str, Captioned]], list[str]]:
+    """The pictures and clips under a folder, each with a key of its own; and the names of the classes in the order of
+    their numbers, if each picture's folder is all that says what it shows.
+
+    caption: for those that have none. Raises ValueError if there are no pictures, or no captions.
+    """
+    files = [path for path in walk(root) if is_media(path)]
+    if not files:
+        raise ValueError(f"{root} has no pictures or clips ({', '.join((*IMAGES, *CLIPS))})")
+    told = _metadata(root)
+    beside = {path for path in walk(root) if path.suffix.lower() in SIDECARS}
+    found = [Captioned(_readable(path.relative_to(root)), path, _caption(path, told, beside)) for path in files]
+    if not caption and not any(one.caption or one.media.parent != root for one in found):
+        beside_it = Path(found[0].name).with_suffix(".txt")
+        raise ValueError(
+            f"nothing says what the {len(found)} pictures of {root} show: write it into {beside_it} and so on, or into "
+            f"{root / METADATA[1]} (file_name,text), sort them into folders named after it, or give one caption to all "
+            "by `mdm prepare folder --caption TEXT`"
+        )
+    by_folder = not any(one.caption or one.media.parent == root for one in found)
+    classes = sorted({one.media.parent.name for one in found}) if by_folder else []
+    numbers = {name: number for number, name in enumerate(classes)}
+    named = [_named_by_folder(one, root, numbers) for one in found]
+    return list(_keyed(named)), [_words(name) for name in classes]
+
+
+def _caption(path: Path, told: dict[Path, str], beside: set[Path]) -> str | Path:
+    if path in told:
+        return told[path]
+    return next((file for suffix in SIDECARS if (file := path.with_suffix(suffix)) in beside), "")
+
+
+def _named_by_folder(one: Captioned, root: Path, numbers: dict[str, int]) -> Captioned:
+    """The same, named by the folder that it lies in where nothing else says what it shows."""
+    if one.caption or one.media.parent == root:
+        return one
+    folder = one.media.parent.name
+    return dataclasses.replace(one, caption=_words(folder), label=numbers.get(folder))
+
+
+def _readable(path: Path) -> str:
+    """A name that may not be UTF-8, as text that can be written."""
+    return os.fsencode(path).decode(errors="replace")
+
+
+def _words(folder: str) -> str:
+    return folder.replace("_", " ").strip()
+
+
+def _keyed(found: list[Captioned]) -> Iterator[tuple[str, Captioned]]:
+    """Each with a key made of its path: without dots, at the first of which the suffix begins, and spaces."""
+    taken: set[str] = set()
+    for one in found:
+        key = free = re.sub(r"[.\s]", "_", "_".join(Path(one.name).with_suffix("").parts))
+        for twin in itertools.count(2):  # a.png beside a.jpg
+            if free not in taken:
+                break
+            free = f"{key}-{twin}"
+        taken.add(free)
+        yield free, one
+
+
+def _metadata(root: Path) -> dict[Path, str]:
+    """The captions of the metadata files under a folder, by the file that they are about."""
+    told: dict[Path, str] = {}
+    for path in walk(root):
+        if path.name.lower() in METADATA:
+            for number, fields in enumerate(_lines(path), start=1):
+                name = fields.get("file_name") if isinstance(fields, dict) else None
+                if not (name and isinstance(name, str)):
+                    raise ValueError(f"{path}: record {number} has no file_name; each must name a file beside it")
+                told[path.parent / name] = caption_in(fields)
+    return told
+
+
+def _lines(path: Path) -> Iterator[Any]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix.lower() == ".csv":
+                yield from csv.DictReader(file)
+            else:
+                yield from (json.loads(line) for line in file if line.strip())
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
