@@ -45,6 +45,8 @@ class PipelineConfig:
     """times of the diffusion process"""
     prediction: str = "v"
     """what the network predicts: v, eps or x0"""
+    loss_target: str = "eps"
+    """the space in which its error was measured in training: eps, v or x0"""
     guidance_scale: float = 5.0
     """guidance unless a call says otherwise"""
     frame_rate: float = 8.0
@@ -105,6 +107,7 @@ class Pipeline:
             config.schedule,
             config.num_steps,
             config.prediction,
+            config.loss_target,
         ).to(self.device)
 
     @classmethod

@@ -140,9 +140,10 @@ def noise(
 def loss_forward(
     preds: list[Tensor], images: Tensor, alpha_bars: Tensor, strides: list[tuple[int, int]], noise: list[Tensor],
     seed: int | None, device_seed: Tensor | None, spaces: dict[str, str], weights: list[float],
-    residuals: list[Tensor],
+    residuals: list[Tensor], per_level: bool,
 ) -> Tensor:  # fmt: skip
-    """The loss (B,); also writes pred − target of every level, if there are residuals to write to."""
+    """The loss (B,), or its terms (levels, B); also writes pred − target of every level, if there are residuals to
+    write to."""
     from . import kernels
 
     alpha_bars, memory_format = alpha_bars.float().contiguous(), dense_format(images)
@@ -172,7 +173,9 @@ def loss_forward(
             SMALLEST_DENOMINATOR=reference.SMALLEST_DENOMINATOR,
             **spaces,
         )
-    return partials.sum(1)
+    if not per_level:
+        return partials.sum(1)
+    return torch.stack([terms.sum(1) for terms in partials.split([level.tiles for level in levels], 1)])
 
 
 def loss_backward(
@@ -189,7 +192,7 @@ def loss_backward(
             kernels.residual_gradient,
             (residual.shape[0] * tiles.count(elements, GRADIENT_BLOCK),),
             residual_ptr=residual,
-            upstream_ptr=upstream,
+            upstream_ptr=upstream[i] if upstream.dim() == 2 else upstream,
             alpha_bar_ptr=alpha_bars[i],
             gradient_ptr=gradient,
             scale=weights[i] / max(elements, 1),

@@ -84,7 +84,7 @@ def multires_noise(
 @define(
     "multires_loss_forward(Tensor[] preds, Tensor images, Tensor alpha_bars, int[] time_strides, int[] space_strides, "
     "Tensor[] noise, SymInt? seed, Tensor? device_seed, str prediction, str loss_target, float[] weights, "
-    "bool with_residuals) -> (Tensor, Tensor[])"
+    "bool with_residuals, bool per_level=False) -> (Tensor, Tensor[])"
 )
 def _loss_forward(
     preds: list[Tensor],
@@ -99,8 +99,10 @@ def _loss_forward(
     loss_target: str,
     weights: list[float],
     with_residuals: bool,
+    per_level: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The loss (B,) and, if wanted, pred − target of every level in the predictions' dtype and memory format.
+    """The loss (B,), or each level's (levels, B), and, if wanted, pred − target of every level in the predictions'
+    dtype and memory format.
 
     The residual rather than the gradient is kept: it is of order 1 whatever the image's size, ᾱ and the weights, so
     that float16 holds it.
@@ -108,11 +110,14 @@ def _loss_forward(
     preds = [pred.contiguous(memory_format=dense_format(pred)) for pred in preds]
     residuals = [torch.empty_like(pred) for pred in preds] if with_residuals else []
     if backend.shapes_only(images):
-        return torch.empty(images.shape[0], dtype=torch.float32, device=images.device), residuals
+        shape = (len(preds), images.shape[0]) if per_level else images.shape[:1]
+        return torch.empty(shape, dtype=torch.float32, device=images.device), residuals
     strides = list(zip(time_strides, space_strides, strict=True))
     spaces = {"PREDICTION": prediction, "LOSS_TARGET": loss_target}
-    loss = launch.loss_forward(preds, images, alpha_bars, strides, noise, seed, device_seed, spaces, weights, residuals)
-    return loss, residuals
+    losses = launch.loss_forward(
+        preds, images, alpha_bars, strides, noise, seed, device_seed, spaces, weights, residuals, per_level
+    )
+    return losses, residuals
 
 
 @define(
@@ -127,7 +132,8 @@ def _loss_backward(
     loss_target: str,
     weights: list[float],
 ) -> list[Tensor]:
-    """The gradients of the predictions, from their residuals and the gradient `upstream` (B,) of the loss."""
+    """The gradients of the predictions, from their residuals and the gradient `upstream` (B,) or (levels, B) of the
+    loss."""
     gradients = [torch.empty_like(residual) for residual in residuals]
     if not backend.shapes_only(upstream):
         spaces = {"PREDICTION": prediction, "LOSS_TARGET": loss_target}
@@ -139,8 +145,8 @@ class _MultiresLoss(Derivative):
     """The loss and the residuals as functions of the predictions; `arguments` are the other ones of the op."""
 
     @staticmethod
-    def forward(ctx, arguments, *preds):
-        loss, residuals = below_autograd(_loss_forward, list(preds), *arguments, True)
+    def forward(ctx, arguments, per_level, *preds):
+        loss, residuals = below_autograd(_loss_forward, list(preds), *arguments, True, per_level)
         _, alpha_bars, *_, prediction, loss_target, weights = arguments
         ctx.save_for_backward(alpha_bars, *residuals)
         ctx.spaces = prediction, loss_target, weights
@@ -155,14 +161,17 @@ class _MultiresLoss(Derivative):
             gradients = _loss_backward(residuals, upstream, alpha_bars, *ctx.spaces)
             pairs = zip(gradients, residual_gradients, strict=True)  # a residual changes as its prediction does
             gradients = [gradient if more is None else gradient + more for gradient, more in pairs]
-        return None, *gradients
+        return None, None, *gradients
 
 
-def _differentiable_loss(preds, images, alpha_bars, *arguments):
+def _differentiable_loss(
+    preds, images, alpha_bars, times, spaces, noise, seed, device_seed, prediction, loss_target, weights,
+    with_residuals, per_level=False,
+):  # fmt: skip
     """The op where a gradient is wanted: it keeps the residuals, whether or not the caller asked for them."""
-    check_no_gradient(images=images, alpha_bars=alpha_bars, noise=arguments[2])
-    *arguments, with_residuals = arguments
-    loss, *residuals = _MultiresLoss.apply((images, alpha_bars, *arguments), *preds)
+    check_no_gradient(images=images, alpha_bars=alpha_bars, noise=noise)
+    arguments = images, alpha_bars, times, spaces, noise, seed, device_seed, prediction, loss_target, weights
+    loss, *residuals = _MultiresLoss.apply(arguments, per_level, *preds)
     return loss, residuals if with_residuals else []
 
 
@@ -181,8 +190,10 @@ def multires_loss(
     loss_target: str = "eps",
     weights: Sequence[float] | None = None,
     rows: Sequence[int] | None = None,
+    per_level: bool = False,
 ) -> Tensor:
-    """Per sample, the weighted sum over levels of the mean squared error of `preds` → (B,) float32.
+    """Per sample, the weighted sum over levels of the mean squared error of `preds` → (B,) float32; with per_level its
+    terms, (levels, B).
 
     images, alpha_bars, strides, noise and seed are those of `multires_noise`. preds: one a level, of its shape, any
     float dtype; what they predict is `prediction`, and the error is measured in `loss_target`, each "v", "eps" or "x0"
@@ -204,9 +215,10 @@ def multires_loss(
         times, spaces = map(list, zip(*strides, strict=True))
         loss, _ = _loss_forward(
             list(preds), images, alpha_bars, times, spaces, list(noise or []), *launch.split_seed(seed),
-            prediction, loss_target, weights, False,
+            prediction, loss_target, weights, False, per_level,
         )  # fmt: skip
         return loss
     if noise is None:
         noise = reference.seeded_noise(images, strides, seed)
-    return reference.loss(preds, images, alpha_bars, strides, noise, prediction, loss_target, weights)
+    terms = reference.loss_terms(preds, images, alpha_bars, strides, noise, prediction, loss_target, weights)
+    return terms if per_level else terms.sum(0)

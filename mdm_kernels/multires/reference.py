@@ -62,7 +62,7 @@ def noised(images: Tensor, alpha_bars: Tensor, strides: list[tuple[int, int]], n
     return levels
 
 
-def loss(
+def loss_terms(
     preds: list[Tensor],
     images: Tensor,
     alpha_bars: Tensor,
@@ -72,12 +72,12 @@ def loss(
     loss_target: str,
     weights: list[float],
 ) -> Tensor:
-    """Per sample, Σ over levels of weight · mean squared error in the loss target's space → (B,) in the working dtype.
+    """Per level and sample, weight · mean squared error in the loss target's space → (levels, B) in the working dtype;
+    the loss is their sum over levels.
 
     preds[i] may hold the leading samples only; a sample without a prediction at a level gets nothing from it.
     """
-    batch = images.shape[0]
-    total = torch.zeros(batch, dtype=working_dtype(images), device=images.device)
+    batch, terms = images.shape[0], []
     for pred, alpha_bar, stride, eps, weight in zip(preds, alpha_bars, strides, noise, weights, strict=True):
         rows = pred.shape[0]
         x = level_image(images[:rows], stride)
@@ -85,9 +85,9 @@ def loss(
         c_x, c_n = target_coefficients(alpha_bar, prediction)
         target = _per_sample(c_x, x) * x + _per_sample(c_n, x) * eps[:rows].to(x.dtype)
         squared_error = (pred.to(x.dtype) - target).square().flatten(1).mean(1)
-        level_loss = weight * loss_factor(alpha_bar, prediction, loss_target) * squared_error
-        total = total + F.pad(level_loss, (0, batch - rows))
-    return total
+        term = weight * loss_factor(alpha_bar, prediction, loss_target) * squared_error
+        terms.append(F.pad(term, (0, batch - rows)))
+    return torch.stack(terms)
 
 
 def _per_sample(values: Tensor, x: Tensor) -> Tensor:

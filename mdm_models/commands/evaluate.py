@@ -15,12 +15,10 @@ images have the model's size when the extractor sees them. A sample depends on t
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 from torch import Tensor
 from tyro.conf import Positional, arg
 
@@ -31,11 +29,9 @@ from mdm_models.data.prepare.captioned_folder import shards_for
 from mdm_models.data.reader import SampleReader, prompts_for
 from mdm_models.data.shards import ShardedSamples, open_shards
 from mdm_models.data.stream import split
-from mdm_models.diffusion.noise import seeded_generators
 from mdm_models.errors import TrainingError
 from mdm_models.evaluation.comparison import Comparison
-from mdm_models.evaluation.measure import Receiver, measure
-from mdm_models.evaluation.validation_loss import level_losses
+from mdm_models.evaluation.measure import Receiver, Sampling, measure
 from mdm_models.pictures import Clip, to_pictures
 from mdm_models.pipeline import Pipeline, model_directory
 from mdm_models.processes import Processes, init_process_group
@@ -114,11 +110,12 @@ def _evaluate(options: Options, processes: Processes) -> None:
     if options.save_samples:
         options.save_samples.mkdir(parents=True, exist_ok=True)
     numbers = measure(
-        _Sampled(pipeline, options),
+        pipeline,
         held_out,
         comparison,
         processes,
         options.workers,
+        Sampling(options.seed, options.steps, options.sampler, options.guidance_scale),
         _saver(options.save_samples, pipeline.config.frame_rate) if options.save_samples else None,
     )
     if reference and not has_reference:
@@ -146,38 +143,6 @@ def _held_out(options: Options, pipeline: Pipeline, processes: Processes) -> Hel
             "held out, or --all"
         )
     return HeldOut(reader, indices, options.samples, options.batch_size, processes, keep=False)
-
-
-class _Sampled:
-    """A pipeline, as `measure` sees it."""
-
-    def __init__(self, pipeline: Pipeline, options: Options):
-        self.pipeline = pipeline
-        self.seed = options.seed
-        self.how = {
-            "num_inference_steps": options.steps,
-            "guidance_scale": options.guidance_scale,
-            "sampler": options.sampler,
-        }
-
-    @torch.no_grad()
-    def losses(self, images: Tensor, prompts: list[str], numbers: Sequence[int]) -> Tensor:
-        pipeline = self.pipeline
-        text = () if pipeline.text_encoder is None else pipeline.text_encoder(prompts)
-        return level_losses(
-            lambda x, time: pipeline.model(x, time, *text),
-            pipeline.diffusion,
-            images,
-            pipeline.model.config,
-            numbers,
-            self.seed,
-        )
-
-    def sample(self, prompts: list[str], numbers: Sequence[int]) -> Tensor:
-        if self.pipeline.text_encoder is None:
-            prompts = [""] * len(prompts)
-        generators = seeded_generators(self.seed, numbers)
-        return self.pipeline(prompts, generator=generators, output_type="pt", progress=False, **self.how)
 
 
 def _saver(folder: Path, frame_rate: float) -> Receiver:

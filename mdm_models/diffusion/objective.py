@@ -91,8 +91,10 @@ class MatryoshkaDiffusion(nn.Module):
         noise: Sequence[Tensor] | None = None,
         *,
         seed: int | Tensor | None = None,
+        per_level: bool = False,
     ) -> Tensor:
-        """Weighted sum over levels of the mean squared error of `preds` → (B,) float32, differentiable in preds.
+        """Weighted sum over levels of the mean squared error of `preds` → (B,) float32, differentiable in preds; with
+        per_level what is summed, before the weights: (levels, B).
 
         time and noise (or seed) are what `add_noise` was given; strides follow from the shapes. In a mixed batch
         preds[i] holds the leading samples only: the others get nothing from that level, and its loss is divided by the
@@ -102,7 +104,8 @@ class MatryoshkaDiffusion(nn.Module):
             raise ValueError(f"preds has {len(preds)} tensors; the process has {len(self.scales)} levels")
         batch = images.shape[0]
         rows = [pred.shape[0] for pred in preds]
-        weights = [weight * batch / max(n, 1) for weight, n in zip(self.level_weights, rows, strict=True)]
+        level_weights = [1.0] * len(rows) if per_level else self.level_weights
+        weights = [weight * batch / max(n, 1) for weight, n in zip(level_weights, rows, strict=True)]
         return multires_loss(
             preds,
             images,
@@ -114,6 +117,7 @@ class MatryoshkaDiffusion(nn.Module):
             loss_target=self.loss_target,
             weights=weights,
             rows=rows,
+            per_level=per_level,
         )
 
     def denoised(self, x_t: Sequence[Tensor], preds: Sequence[Tensor], t: Time, threshold: str) -> list[Tensor]:

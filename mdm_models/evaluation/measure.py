@@ -1,7 +1,7 @@
 """All that is measured of a model on held-out samples, in one pass over them."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,21 +9,23 @@ from tqdm import tqdm
 
 from mdm_models.data.held_out import HeldOut
 from mdm_models.data.stream import to_unit_range
+from mdm_models.diffusion.noise import seeded_generators
 from mdm_models.errors import DataError
 from mdm_models.evaluation.comparison import Comparison
+from mdm_models.evaluation.validation_loss import level_losses
 from mdm_models.pictures import to_pixels
+from mdm_models.pipeline import Pipeline
 from mdm_models.processes import Processes
 
 
-class Subject(Protocol):
-    """A model that is evaluated. What it does to a sample follows from the sample's number, whatever the batch around
-    it. In a distributed run all ranks call it equally often."""
+@dataclass(frozen=True)
+class Sampling:
+    """How samples are drawn; a sample follows from the seed and its number, whatever the batch around it."""
 
-    def losses(self, images: Tensor, prompts: list[str], numbers: Sequence[int]) -> Tensor:
-        """Images (B, 3, H, W) or clips (B, 3, T, H, W) in −1…1 → each level's loss, (levels, B)."""
-
-    def sample(self, prompts: list[str], numbers: Sequence[int]) -> Tensor:
-        """→ (B, 3, H, W) or (B, 3, T, H, W) in −1…1."""
+    seed: int
+    num_inference_steps: int
+    sampler: str
+    guidance_scale: float | None = None  # None: the pipeline's
 
 
 Receiver = Callable[[list[int], Tensor, list[str]], object]
@@ -31,14 +33,16 @@ Receiver = Callable[[list[int], Tensor, list[str]], object]
 
 
 def measure(
-    subject: Subject,
+    pipeline: Pipeline,
     held_out: HeldOut,
     comparison: Comparison,
     processes: Processes,
     workers: int,
+    sampling: Sampling,
     receiver: Receiver | None = None,
 ) -> dict[str, float]:
     """Numbers by name, the same on all ranks, all of which call this; see `mdm evaluate --help` for what they are.
+    All call the pipeline equally often.
 
     workers: processes that decode. Raises DataError if too few of the samples can be used.
     """
@@ -49,11 +53,12 @@ def measure(
     ) as bar:  # fmt: skip
         for batch in held_out.batches(workers):
             pixels, rows = batch.images.to(processes.device), batch.rows
-            losses = subject.losses(to_unit_range(pixels), batch.prompts, batch.numbers)
+            prompts = batch.prompts if pipeline.text_encoder is not None else [""] * len(batch.prompts)
+            losses = level_losses(pipeline, to_unit_range(pixels), prompts, batch.numbers, sampling.seed)
             total = total + losses[:, rows].double().sum(dim=1)
             count += len(rows)
             if comparison.needs_samples or receiver:
-                sampled = subject.sample(batch.prompts, batch.numbers)[rows]
+                sampled = _sampled(pipeline, prompts, batch.numbers, sampling)[rows]
                 captions = [batch.captions[row] for row in rows]
                 comparison.add(pixels[rows], _as_pixels(sampled), captions)
                 if receiver:
@@ -61,6 +66,19 @@ def measure(
             bar.update(len(batch.numbers) * processes.world_size)
     shares = processes.mean(torch.cat([total.new_tensor([count]), total]))
     return _agreed(shares, processes.world_size, comparison)
+
+
+def _sampled(pipeline: Pipeline, prompts: list[str], numbers: Sequence[int], sampling: Sampling) -> Tensor:
+    """→ (B, 3, H, W) or (B, 3, T, H, W) in −1…1."""
+    return pipeline(
+        prompts,
+        num_inference_steps=sampling.num_inference_steps,
+        guidance_scale=sampling.guidance_scale,
+        sampler=sampling.sampler,
+        generator=seeded_generators(sampling.seed, numbers),
+        output_type="pt",
+        progress=False,
+    )
 
 
 def _agreed(shares: Tensor, world_size: int, comparison: Comparison) -> dict[str, float]:

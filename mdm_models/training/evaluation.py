@@ -1,22 +1,17 @@
 """Evaluation while training: the averaged model on the samples that are held out."""
 
 import warnings
-from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor
 
 from mdm_models.data.held_out import HeldOut
 from mdm_models.data.reader import SampleReader
-from mdm_models.diffusion.noise import seeded_generators
 from mdm_models.errors import TrainingError
 from mdm_models.evaluation.comparison import Comparison
-from mdm_models.evaluation.measure import measure
-from mdm_models.evaluation.validation_loss import level_losses
+from mdm_models.evaluation.measure import Sampling, measure
 from mdm_models.processes import Processes
 from mdm_models.training.config import TrainConfig, chunks_of
 from mdm_models.training.learner import Learner
-from mdm_models.training.sampling import averaged, draw
 
 
 class Evaluation:
@@ -56,25 +51,7 @@ class Evaluation:
     def measure(self, learner: Learner) -> dict[str, float]:
         """Numbers by name, equal on all processes, every one of which must call this. Raises DataError if too few
         samples can be used."""
-        with averaged(learner):
-            return measure(_Averaged(learner), self.held_out, self.comparison, learner.processes, self.workers)
-
-
-class _Averaged:
-    """A learner inside `averaged`, as `measure` sees it."""
-
-    def __init__(self, learner: Learner):
-        self.learner = learner
-        self.seed = learner.config.system.seed
-
-    def losses(self, images: Tensor, prompts: list[str], numbers: Sequence[int]) -> Tensor:
-        learner = self.learner
-
-        def model(x: list[Tensor], time: Tensor) -> list[Tensor]:
-            with learner.autocast():
-                return learner.model.unet(x, time, *learner.text_features(prompts))
-
-        return level_losses(model, learner.diffusion, images, learner.architecture, numbers, self.seed)
-
-    def sample(self, prompts: list[str], numbers: Sequence[int]) -> Tensor:
-        return draw(self.learner, prompts, seeded_generators(self.seed, numbers))
+        output = learner.config.output
+        sampling = Sampling(learner.config.system.seed, output.sample_steps, output.sampler)
+        with learner.as_pipeline() as pipeline:
+            return measure(pipeline, self.held_out, self.comparison, learner.processes, self.workers, sampling)

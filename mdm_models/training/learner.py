@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,12 +39,12 @@ TIMES = {"discrete": discrete_times, "continuous": continuous_times, "logit_norm
 @dataclass(frozen=True)
 class Outcome:
     """What one step measured, means over all processes: the loss, the gradient's norm before clipping, the learning
-    rate and, where asked for, each level's unweighted loss, highest resolution first."""
+    rate, and each level's unweighted loss, highest resolution first."""
 
     loss: float
     grad_norm: float
     lr: float
-    level_losses: tuple[float, ...] = ()
+    level_losses: tuple[float, ...]
 
     @property
     def finite(self) -> bool:
@@ -75,19 +75,18 @@ class Learner:
         self.parallel = parallelise(self.model, config.system, processes)
         self.optimizer = _adam(self.model, config.optimizer)
         self.ema = make_averages(self.model, config.optimizer)
-        self.diffusion = self._objective(config.objective.level_weights or None)
-        levels = range(len(architecture.levels))
-        self.one_level = [self._objective([float(i == level) for i in levels]) for level in levels]
+        self.diffusion = self._objective()
+        self.level_weights = torch.tensor(self.diffusion.level_weights, device=processes.device)
         self.step = self.samples_seen = self.bad_steps = self.bad_in_a_row = 0
 
-    def _objective(self, level_weights: Sequence[float] | None) -> MatryoshkaDiffusion:
+    def _objective(self) -> MatryoshkaDiffusion:
         how = self.config.objective
         return MatryoshkaDiffusion(
             self.architecture.noise_scales(self.config.data.size, how.unshifted_size),
             how.shift_power,
             prediction=how.prediction,
             loss_target=how.loss_target,
-            level_weights=level_weights,
+            level_weights=how.level_weights or None,
         ).to(self.processes.device)
 
     @property
@@ -95,19 +94,20 @@ class Learner:
         """Linear warm-up, then constant."""
         return self.config.optimizer.lr * min(1.0, (self.step + 1) / max(1, self.config.optimizer.warmup))
 
-    def learn(self, chunks: Sequence[Batch], measure_levels: bool = False) -> Outcome:
+    def learn(self, chunks: Sequence[Batch]) -> Outcome:
         """One optimizer step on this process's chunks of the batch, one after another through the network.
 
         If the loss or the gradient is not finite, on any process, no process changes its weights. Raises TrainingError
         after `max_bad_steps` such steps in a row.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        measured = torch.zeros(1 + len(self.one_level) * measure_levels, device=self.processes.device)
+        measured = torch.zeros(1 + len(self.architecture.levels), device=self.processes.device)
         for i, chunk in enumerate(chunks):
             with accumulating(self.parallel, more=i + 1 < len(chunks)):
-                loss, *levels = self._losses(chunk, i * self.processes.world_size + self.processes.rank, measure_levels)
+                levels = self._level_losses(chunk, i * self.processes.world_size + self.processes.rank)
+                loss = self.level_weights @ levels
                 (loss / len(chunks)).backward()
-            measured += torch.stack([loss.detach(), *levels]) / len(chunks)
+            measured += torch.cat([loss.detach().view(1), levels.detach()]) / len(chunks)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         outcome = self._agreed(measured, norm)
@@ -130,8 +130,8 @@ class Learner:
         norm, loss, *levels = self.processes.mean(torch.cat([norm.float().view(1), measured])).tolist()
         return Outcome(loss, norm, self.lr, tuple(levels))
 
-    def _losses(self, chunk: Batch, number: int, measure_levels: bool) -> list[Tensor]:
-        """The loss of the step's chunk of this number, with a graph, and if asked for each level's, without.
+    def _level_losses(self, chunk: Batch, number: int) -> Tensor:
+        """Each level's loss of the step's chunk of this number, without its weight: (levels,), with a graph.
 
         Noise, times and dropout follow from (seed, step, number) alone, whichever process computes the chunk.
         """
@@ -149,11 +149,7 @@ class Learner:
         x = [level[:rows] for level, rows in zip(x, self.level_rows(len(images)), strict=True)]
         with self.autocast():
             predictions = self.parallel(x, time, self.captions.read(chunk.captions))
-        losses = [self.diffusion.per_sample_loss(predictions, images, time, seed=noise).mean()]
-        if measure_levels:
-            detached = [prediction.detach() for prediction in predictions]
-            losses += [d.per_sample_loss(detached, images, time, seed=noise).mean() for d in self.one_level]
-        return losses
+        return self.diffusion.per_sample_loss(predictions, images, time, seed=noise, per_level=True).mean(1)
 
     def level_rows(self, count: int) -> list[int]:
         """How many of `count` samples are trained at each level."""
@@ -172,9 +168,17 @@ class Learner:
         device = self.processes.device.type
         return torch.autocast(device, torch.bfloat16, enabled=self.config.system.uses_bf16(device))
 
-    def text_features(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """Captions → features (B, S, width), mask (B, S)."""
-        return self.model.features(self.captions.read(captions))
+    @contextlib.contextmanager
+    def as_pipeline(self) -> Iterator[Pipeline]:
+        """The averaged model with the run's text encoder, precision and guidance, in evaluation mode and without
+        gradients while the block lasts. Every process must enter it and call the pipeline equally often: with FSDP each
+        of them holds a part of the weights."""
+        self.model.eval()
+        try:
+            with self.ema.swapped_in(), torch.no_grad(), self.autocast():
+                yield Pipeline(self.model.unet, _RunsText(self), self._pipeline_config())
+        finally:
+            self.model.train()
 
     def counters(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in ("step", "samples_seen", "bad_steps", "bad_in_a_row")}
@@ -243,9 +247,21 @@ class Learner:
             shift_power=self.config.objective.shift_power,
             unshifted_size=self.config.objective.unshifted_size,
             prediction=self.config.objective.prediction,
+            loss_target=self.config.objective.loss_target,
             guidance_scale=self.config.output.guidance_scale,
             frame_rate=self.config.data.frame_rate,
         )
+
+
+class _RunsText:
+    """The text encoder of a learner as a `TextEncoder`, wherever its weights lie."""
+
+    def __init__(self, learner: Learner):
+        self.learner = learner
+        self.width, self.max_tokens = learner.encoder.width, learner.encoder.max_tokens
+
+    def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        return self.learner.model.features(self.learner.captions.read(prompts))
 
 
 def _adam(model: nn.Module, config: OptimizerConfig) -> torch.optim.Adam:

@@ -86,7 +86,7 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
             chunks = list(itertools.islice(stream, rounds))
             interval.received(chunks)
             log_now = _due(learner.step + 1, output.log_every, steps)
-            outcome = learner.learn(chunks, measure_levels=log_now)
+            outcome = learner.learn(chunks)
             interval.learned(outcome.loss)
             profiler.step()
             if log:
@@ -105,7 +105,7 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
             if stopping or _due(learner.step, output.save_every, steps):
                 learner.save(checkpoints)
             if preview and not stopping and _due(learner.step, output.sample_every, steps):
-                preview.draw(learner, run / "samples" / f"step-{learner.step:08d}.webp")
+                preview.save(learner, run / "samples" / f"step-{learner.step:08d}.webp")
             if evaluation and not stopping and _due(learner.step, config.evaluation.evaluate_every, steps):
                 evaluate()
 

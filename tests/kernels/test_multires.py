@@ -60,6 +60,26 @@ def assert_as_exact(compute, *arguments, **options) -> None:
             torch.testing.assert_close(a.double(), e, rtol=0, atol=tolerance.item(), msg=lambda m, i=i: f"{i}: {m}")
 
 
+@pytest.mark.parametrize("rows", [None, [1, 3]])
+def test_the_terms_of_the_levels_are_what_the_loss_adds_up(rows):
+    *arguments, preds = make_batch()
+    preds = [pred[: rows[i] if rows else None].detach().requires_grad_() for i, pred in enumerate(preds)]
+    options = {"weights": [2.0, 0.5], "rows": rows}
+
+    def terms_and_gradients(preds, *arguments):
+        terms = multires_loss(preds, *arguments, per_level=True, **options)
+        upstream = torch.linspace(0.5, 2.0, terms.numel(), dtype=terms.dtype).view_as(terms)
+        return [terms.detach(), *torch.autograd.grad((terms * upstream).sum(), preds)]
+
+    assert_as_exact(terms_and_gradients, preds, *arguments)
+    for name in ("torch", "triton"):
+        with backend.use_backend(name):
+            terms = multires_loss(preds, *arguments, per_level=True, **options)
+            torch.testing.assert_close(terms.sum(0), multires_loss(preds, *arguments, **options))
+        assert terms.shape == (2, 3)
+        assert (terms == 0).sum() == (0 if rows is None else 2)
+
+
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("seeded", [False, True])
@@ -283,7 +303,9 @@ def test_ops_are_registered_correctly(seeded):
     arguments = (images, alpha_bars, *levels, noise, seed, None)
     torch.library.opcheck(ops.multires_noise, arguments)
     torch.library.opcheck(ops.multires_loss_forward, (preds, *arguments, *spaces, True))
+    torch.library.opcheck(ops.multires_loss_forward, (preds, *arguments, *spaces, True, True))
     torch.library.opcheck(ops.multires_loss_backward, (residuals, torch.rand(2), alpha_bars, *spaces))
+    torch.library.opcheck(ops.multires_loss_backward, (residuals, torch.rand(2, 2), alpha_bars, *spaces))
 
 
 @pytest.mark.parametrize("name", ["triton", "torch"])

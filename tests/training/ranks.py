@@ -12,7 +12,6 @@ from mdm_models.processes import Processes, init_process_group
 from mdm_models.training.config import changed
 from mdm_models.training.denoiser import open_encoder
 from mdm_models.training.learner import Learner
-from mdm_models.training.sampling import averaged, draw
 from tests.training.models import NESTED_MODEL, clips, settings
 
 STEPS, CHUNKS = 3, 4  # a step has four chunks of two samples
@@ -33,14 +32,14 @@ def learn(processes: Processes, folder: Path, parallel: str) -> dict:
     config = changed(config, checkpoint_activations=parallel == "fsdp", level_shares=(0.5, 1.0))
     learner = Learner(config, NESTED_MODEL, open_encoder(config.model, 0, processes.device), processes)
     mine = [chunk(number) for number in range(processes.rank, CHUNKS, processes.world_size)]
-    outcomes = [learner.learn(mine, measure_levels=True) for _ in range(STEPS)]
+    outcomes = [learner.learn(mine) for _ in range(STEPS)]
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
     gradients = {
         name: (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).clone()
         for name, p in learner.model.named_parameters()
     }
-    with averaged(learner):
-        sampled = draw(learner, ["a cat"], torch.Generator().manual_seed(0))
+    with learner.as_pipeline() as pipeline:
+        sampled = pipeline("a cat", num_inference_steps=2, seed=0, output_type="pt", progress=False)
     learner.export(folder / f"{parallel}-model")
     return {
         "losses": torch.tensor([[o.loss, o.grad_norm, *o.level_losses] for o in outcomes], dtype=torch.float64),

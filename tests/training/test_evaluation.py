@@ -117,7 +117,7 @@ def test_the_loss_alone_needs_no_samples(config, learner, monkeypatch):
     def refuse(*arguments):
         raise AssertionError("something was sampled")
 
-    monkeypatch.setattr("mdm_models.training.evaluation.draw", refuse)
+    monkeypatch.setattr("mdm_models.evaluation.measure._sampled", refuse)
     assert evaluation_of(changed(config, feature_extractor="")).measure(learner)["validation_loss"] > 0
 
 

@@ -52,7 +52,7 @@ def test_the_loss_falls(learner_of):
 
 
 def test_the_levels_losses_add_up_to_the_loss(learner_of):
-    outcome = learner_of(level_weights=(3.0, 0.5)).learn([clips()], measure_levels=True)
+    outcome = learner_of(level_weights=(3.0, 0.5)).learn([clips()])
     high, low = outcome.level_losses
     assert 3 * high + 0.5 * low == pytest.approx(outcome.loss, rel=1e-5)
 
@@ -60,10 +60,11 @@ def test_the_levels_losses_add_up_to_the_loss(learner_of):
 def test_the_losses_of_a_step_are_means_over_its_chunks(learner_of, monkeypatch):
     learner = learner_of(batch_size=4)
     chunks, losses = halves(clips(4)), []
-    monkeypatch.setattr(learner, "_losses", lambda *a, f=learner._losses: losses.append(f(*a)) or losses[-1])
-    outcome = learner.learn(chunks, measure_levels=True)
-    assert outcome.loss == pytest.approx(sum(loss.item() for loss, *_ in losses) / 2)
-    assert outcome.level_losses[0] == pytest.approx(sum(levels[0].item() for _, *levels in losses) / 2)
+    f = learner._level_losses
+    monkeypatch.setattr(learner, "_level_losses", lambda *a: losses.append(f(*a)) or losses[-1])
+    outcome = learner.learn(chunks)
+    assert outcome.loss == pytest.approx(sum(levels.sum().item() for levels in losses) / 2)
+    assert outcome.level_losses[0] == pytest.approx(sum(levels[0].item() for levels in losses) / 2)
 
 
 def test_chunks_one_after_another_give_the_gradient_of_the_whole_batch(learner_of, monkeypatch):
@@ -83,8 +84,8 @@ def test_chunks_one_after_another_give_the_gradient_of_the_whole_batch(learner_o
         def add(images, time, strides, seed, f=diffusion.add_noise, part=part, noise=noise):
             return f(images, time, strides, [level[part["now"]] for level in noise])
 
-        def loss(preds, images, time, seed, f=diffusion.per_sample_loss, part=part, noise=noise):
-            return f(preds, images, time, [level[part["now"]] for level in noise])
+        def loss(preds, images, time, seed, per_level, f=diffusion.per_sample_loss, part=part, noise=noise):
+            return f(preds, images, time, [level[part["now"]] for level in noise], per_level=per_level)
 
         monkeypatch.setattr(learner, "_times", times)
         monkeypatch.setattr(diffusion, "add_noise", add)
@@ -115,7 +116,7 @@ def test_a_mixed_batch_trains_the_outer_level_on_its_share(learner_of, monkeypat
     learner = learner_of(NESTED_MODEL, frames=1, level_shares=(0.5, 1.0), batch_size=4)
     seen = []
     learner.parallel.register_forward_pre_hook(lambda module, inputs: seen.append([len(x) for x in inputs[0]]))
-    assert learner.learn([clips(4, frames=1)], measure_levels=True).finite
+    assert learner.learn([clips(4, frames=1)]).finite
     assert seen == [[2, 4]]
 
 

@@ -14,7 +14,6 @@ from mdm_models.processes import Processes
 from mdm_models.training.config import OutputConfig
 from mdm_models.training.learner import Learner
 from mdm_models.training.monitor.grid import save_grid
-from mdm_models.training.sampling import averaged, draw
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,19 @@ class Preview:
         clips, captions, prompts = zip(*found, strict=True)
         return cls(torch.stack([to_unit_range(clip) for clip in clips]), list(captions), list(prompts))
 
-    def draw(self, learner: Learner, path: Path) -> None:
+    def save(self, learner: Learner, path: Path) -> None:
         """Sample a clip for every caption with the averaged weights and write the animated grid; every process must
         call this. Always from the same noise, so that grids can be compared."""
         config = learner.config
-        with averaged(learner):
-            sampled = draw(learner, self.prompts, torch.Generator().manual_seed(config.system.seed))
+        with learner.as_pipeline() as pipeline:
+            sampled = pipeline(
+                self.prompts,
+                num_inference_steps=config.output.sample_steps,
+                sampler=config.output.sampler,
+                generator=torch.Generator().manual_seed(config.system.seed),
+                output_type="pt",
+                progress=False,
+            )
         if not learner.processes.is_main:
             return
         sampled = sampled if sampled.dim() == 5 else sampled.unsqueeze(2)
