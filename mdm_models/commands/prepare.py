@@ -3,6 +3,7 @@
   mdm prepare folder PICTURES --out SHARDS           your own pictures or clips, captioned in any of the usual ways
   mdm prepare captions cc12m.tsv --out CC12M         an index of captioned URLs (CC12M, WebVid, …): downloads them
   mdm prepare imagenet ILSVRC2012/train --out DIR    ImageNet, or any folder with a folder of images for each class
+  mdm prepare emoji --out DIR                        drawings of things in eight styles, for a CPU
   mdm prepare fluent-emoji --out DIR                 3D emoji: a small data set of captioned images and clips
 
 The same command again goes on where it was stopped, at any instant: shards that are done are left alone. What cannot be
@@ -15,9 +16,16 @@ import warnings
 from PIL import Image
 
 from mdm_models.commands.line import exit_code
-from mdm_models.data.prepare import captioned_folder, captions, emoji, imagenet
+from mdm_models.data.prepare import captioned_folder, captions, emoji, fluent_emoji, imagenet
 
-SOURCES = {"folder": captioned_folder, "captions": captions, "imagenet": imagenet, "fluent-emoji": emoji}
+SOURCES = {
+    "folder": captioned_folder,
+    "captions": captions,
+    "imagenet": imagenet,
+    "emoji": emoji,
+    "fluent-emoji": fluent_emoji,
+}
+MAY_BE_0 = ("retries", "held_out")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
 def prepare(options: argparse.Namespace) -> None:
     """Raises OSError or ValueError in one line."""
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are skipped by their size
-    print(SOURCES[options.source].prepare(options).summary())
+    for folder in SOURCES[options.source].prepare(options):
+        print(folder.summary())
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -38,9 +47,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         source.add_arguments(sources.add_parser(name, description=source.__doc__, formatter_class=form))
     options = parser.parse_args(arguments)
     for name, value in vars(options).items():
-        least = 0 if name == "retries" else 1
-        if isinstance(value, int) and value < least:
+        if isinstance(value, int) and value < (least := 0 if name in MAY_BE_0 else 1):
             parser.error(f"--{name.replace('_', '-')} {value}: must be at least {least}")
-        if isinstance(value, float) and value <= 0:  # seconds, megabytes
+        if isinstance(value, float) and value <= 0 and not (value == 0 and name in MAY_BE_0):
             parser.error(f"--{name.replace('_', '-')} {value:g}: must be above 0")
     return options

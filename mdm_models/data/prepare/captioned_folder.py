@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, default=os.cpu_count(), metavar="N", help="default: as many as processors")
 
 
-def prepare(options: argparse.Namespace) -> ShardFolder:
+def prepare(options: argparse.Namespace) -> list[ShardFolder]:
     """Raises ValueError or OSError in one line."""
     return shards_of_folder(
         options.folder, options.out, options.size, options.caption, options.per_shard, options.threads
@@ -86,7 +86,7 @@ def shards_of_folder(
         return sample_of(item, size, caption)
 
     folder.write(items, make, per_shard=per_shard, workers=threads, total=total, unit="pictures")
-    return folder
+    return [folder]
 
 
 def shards_for(names: Iterable[str], size: int, cache: str = "") -> tuple[str, ...]:

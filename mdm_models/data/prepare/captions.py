@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--user-agent", default=USER_AGENT, metavar="TEXT", help="what servers are told (default: %(default)s)")
 
 
-def prepare(options: argparse.Namespace) -> ShardFolder:
+def prepare(options: argparse.Namespace) -> list[ShardFolder]:
     """Raises ValueError or OSError in one line."""
     url_list = UrlList(options.index, options.url_column, options.caption_column)
     settings = {
@@ -69,7 +69,7 @@ def prepare(options: argparse.Namespace) -> ShardFolder:
             numbered(url_list), make,
             per_shard=options.rows_per_shard, workers=options.threads, total=url_list.estimated_rows(), unit="rows",
         )  # fmt: skip
-    return folder
+    return [folder]
 
 
 def numbered(url_list: UrlList) -> Iterator[tuple[str, CaptionedUrl]]:

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, default=os.cpu_count(), metavar="N", help="default: as many as processors")
 
 
-def prepare(options: argparse.Namespace) -> ShardFolder:
+def prepare(options: argparse.Namespace) -> list[ShardFolder]:
     """Raises ValueError or OSError in one line."""
     root = options.folder
     if not root.is_dir():
@@ -73,7 +73,7 @@ def prepare(options: argparse.Namespace) -> ShardFolder:
         (items[i] for i in order), make,
         per_shard=options.images_per_shard, workers=options.threads, total=len(items), unit="images",
     )  # fmt: skip
-    return folder
+    return [folder]
 
 
 def pictures(root: Path, classes: list[str]) -> list[Picture]:

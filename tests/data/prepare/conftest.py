@@ -1,6 +1,8 @@
 """Pictures made for a test, and a web server that serves them well and badly."""
 
 import io
+import json
+import tarfile
 import threading
 import time
 from collections import Counter
@@ -23,6 +25,16 @@ def encode_image(form: str = "JPEG", width: int = 24, height: int = 16, mode: st
     file = io.BytesIO()
     Image.fromarray(pixels, mode).save(file, format=form, **options)
     return file.getvalue()
+
+
+def package(path: Path, name: str, files: dict[str, bytes]) -> Path:
+    """An npm tarball of that name."""
+    with tarfile.open(path, "w:gz") as tar:
+        for file, data in ({"package.json": json.dumps({"name": name}).encode()} | files).items():
+            info = tarfile.TarInfo(f"package/{file}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
 
 
 def samples_of(folder: Path) -> dict[str, dict[str, bytes]]:
