@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "a saved model → FID, CLIP score and loss on samples held out of training",
     "ema": "a run's snapshots → its weights averaged over another width",
     "models": "the names of the models",
+    "ship": "a run → a model that comes with this package",
 }
 
 

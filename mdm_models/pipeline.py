@@ -15,6 +15,7 @@ from mdm_models.diffusion import MatryoshkaDiffusion, sample
 from mdm_models.errors import one_line
 from mdm_models.pictures import Clip, from_pictures, to_pictures, to_pixels
 from mdm_models.pretrained import from_pretrained
+from mdm_models.shipped import shipped_names, shipped_or
 from mdm_models.storage import write_whole
 from mdm_models.text import TextEncoder, TransformerTextEncoder, load_text_encoder
 from mdm_models.unet import UNet
@@ -121,13 +122,13 @@ class Pipeline:
     ) -> "Pipeline":
         """Load what `save_pretrained` or `mdm convert` wrote.
 
-        source: the directory. text_encoder: one to use in place of what the directory names: an encoder, or what
-        `load_text_encoder` takes. dtype: of the model's weights, None for that of the file; the text encoder's features
-        are float32. device: where the model and the text encoder run.
+        source: the directory, or a name of `list_models(pretrained=True)`. text_encoder: one to use in place of what
+        the directory names: an encoder, or what `load_text_encoder` takes. dtype: of the model's weights, None for that
+        of the file; the text encoder's features are float32. device: where the model and the text encoder run.
 
         Raises FileNotFoundError, ValueError or TypeError in one line that names the file.
         """
-        directory = Path(source)
+        directory = shipped_or(source)
         config = PipelineConfig.load(directory)
         model = from_pretrained(directory, dtype=dtype, device=device)
         if text_encoder is None and config.text_encoder:
@@ -283,8 +284,10 @@ class Pipeline:
 
 
 def model_directory(given: Path) -> Path:
-    """The directory of a saved model: the one given, or that which a training run left in it. Raises
-    FileNotFoundError for a run without one."""
+    """The directory of a saved model: the one given, or that which a training run left in it, or that of a shipped
+    model's name. Raises FileNotFoundError for a run without one, and where there is none."""
+    if not (given := shipped_or(given)).exists():
+        raise FileNotFoundError(f"{given}: no such directory; models that come along: {', '.join(shipped_names())}")
     found = given / "model" if (given / "model" / PIPELINE_FILE).is_file() else given
     if (given / "checkpoints").is_dir() and found == given:
         raise FileNotFoundError(f"{given} is a run that has left no model yet; it does when it ends or is stopped")

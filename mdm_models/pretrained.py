@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mdm_models.config import UNetConfig
 from mdm_models.errors import one_line
+from mdm_models.shipped import shipped_or
 from mdm_models.storage import CONFIG_FILE, WEIGHTS_FILE, mapped, opened, read_config
 from mdm_models.unet import UNet, empty_model
 
@@ -20,8 +21,8 @@ def from_pretrained(
 ) -> UNet:
     """The model that its `save_pretrained` wrote, in evaluation mode.
 
-    source: a directory; or "owner/name", a repository of the Hugging Face Hub with the same two files, which are
-    downloaded unless they were before (this needs the package huggingface_hub).
+    source: a directory; or a name of `list_models(pretrained=True)`; or "owner/name", a repository of the Hugging Face
+    Hub with the same two files, which are downloaded unless they were before (this needs the package huggingface_hub).
     dtype: of the weights; None: that of the file.
 
     Memory holds the model and a few tensors of the file, never all of both. Raises FileNotFoundError if there is no
@@ -85,13 +86,13 @@ def with_weights(model: UNet, weights: dict[str, Tensor]) -> UNet:
 
 def _directory(source: str | Path) -> Path:
     """Where a model's files are on this machine, after downloading them if need be."""
-    path = Path(source)
+    path = shipped_or(source)
     if path.is_dir():
         return path
     if path.exists():
         raise ValueError(f"{source} is a file; name the directory that holds {CONFIG_FILE} and {WEIGHTS_FILE}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        raise FileNotFoundError(f"{source}: no such directory")
+        raise FileNotFoundError(f"{source}: no such directory, and no model of that name comes with this package")
     try:
         from huggingface_hub import snapshot_download
 

@@ -5,7 +5,11 @@ import difflib
 import fnmatch
 from collections.abc import Callable
 
+import torch
+
 from mdm_models.config import UNetConfig
+from mdm_models.pretrained import from_pretrained
+from mdm_models.shipped import shipped_names
 from mdm_models.unet import UNet, build_model
 
 _CONFIGS: dict[str, Callable[[], UNetConfig]] = {}
@@ -17,8 +21,8 @@ def _named(function: Callable[[], UNetConfig]) -> Callable[[], UNetConfig]:
 
 
 def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
-    """Names of the models that match a shell wildcard, sorted; pretrained: those whose weights come along (none)."""
-    return [] if pretrained else sorted(fnmatch.filter(_CONFIGS, pattern))
+    """Names of the models that match a shell wildcard, sorted; pretrained: those whose weights come along."""
+    return sorted(fnmatch.filter(shipped_names() if pretrained else _CONFIGS, pattern))
 
 
 def model_config(name: str, **overrides) -> UNetConfig:
@@ -46,18 +50,23 @@ def _replaced(config: UNetConfig, overrides: dict) -> UNetConfig:
 
 
 def create_model(name: str, pretrained: bool = False, **overrides) -> UNet:
-    """A named model, freshly initialised; `overrides` as in `model_config`.
+    """A named model, freshly initialised in training mode; `overrides` as in `model_config`.
 
-    pretrained: raises ValueError, which says where weights are to be had, as none come with this package.
+    pretrained: with the weights that come with this package, in float32, in evaluation mode. Raises ValueError where
+    there are none, which says where they are to be had, and for overrides, which those weights would not fit.
     """
-    config = model_config(name, **overrides)
-    if pretrained:
+    if not pretrained:
+        return build_model(model_config(name, **overrides))
+    if name not in shipped_names():
+        model_config(name)
         raise ValueError(
-            f"no weights of {name} come with this package: download a checkpoint of apple/ml-mdm (its README links "
-            "vis_model.pth for 64, 256 and 1024), run `mdm convert vis_model.pth DIR`, and call "
-            "mdm_models.from_pretrained(DIR)"
+            f"no weights of {name} come with this package, only those of {', '.join(shipped_names()) or 'none'}: "
+            "download a checkpoint of apple/ml-mdm (its README links vis_model.pth for 64, 256 and 1024), run "
+            "`mdm convert vis_model.pth DIR`, and call mdm_models.from_pretrained(DIR)"
         )
-    return build_model(config)
+    if overrides:
+        raise ValueError(f"{', '.join(sorted(overrides))}: a pretrained model is as it was trained")
+    return from_pretrained(name, dtype=torch.float32)
 
 
 @_named

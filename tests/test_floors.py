@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (  # from the ground up: each may import what stands in its own line and in those before it
     "mdm_kernels",
     "errors processes config",
-    "diffusion layers inputs storage unet",
+    "diffusion layers inputs storage unet shipped",
     "zoo pretrained mp4 pictures text",
     "official diffusers_port pipeline",
     "data",

@@ -2,6 +2,7 @@
 
   mdm models
   mdm models "mdm_t2v_*"
+  mdm models --pretrained
 """
 
 from dataclasses import dataclass
@@ -17,13 +18,16 @@ from mdm_models.zoo import list_models
 class Options:
     pattern: Annotated[Positional[str], arg(metavar="PATTERN")] = "*"
     """a shell wildcard"""
+    pretrained: bool = False
+    """those whose weights come with this package"""
 
 
 def show(options: Options) -> None:
     """Print the names. Raises ValueError if none matches."""
-    names = list_models(options.pattern)
+    names = list_models(options.pattern, options.pretrained)
     if not names:
-        raise ValueError(f"no model matches {options.pattern!r}; known are {', '.join(list_models())}")
+        known = ", ".join(list_models(pretrained=options.pretrained)) or "none"
+        raise ValueError(f"no model matches {options.pattern!r}; known are {known}")
     print("\n".join(names))
 
 

@@ -1,8 +1,8 @@
 """Sample pictures or clips from a saved model.
 
-  mdm sample MODEL_DIR "a penguin" "a red apple" --seed 1
-  mdm sample MODEL_DIR "a penguin" --count 4 --steps 25 --sampler dpmpp_2m --out penguins
-  mdm sample MODEL_DIR "a penguin in the snow" --image photo.jpg --strength 0.6 --out snow.png
+  mdm sample mdm_t2i_emoji_64 "red apple, 3d style" "penguin, noto style" --seed 1
+  mdm sample MODEL "a penguin" --count 4 --steps 25 --sampler dpmpp_2m --out penguins
+  mdm sample MODEL "a penguin in the snow" --image photo.jpg --strength 0.6 --out snow.png
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEB
 @dataclass(frozen=True)
 class Options:
     model: Annotated[Positional[Path], arg(metavar="MODEL")]
-    """a run, or what `mdm convert` or save_pretrained wrote"""
+    """a name of `mdm models --pretrained`, a run, or what `mdm convert` or save_pretrained wrote"""
     prompts: Annotated[Positional[tuple[str, ...]], arg(metavar="PROMPT")]
     """what to show; several give several pictures"""
     out: Path = Path("samples")

@@ -1,8 +1,12 @@
 """A text encoder that is trained along with the model."""
 
 import functools
+import importlib.util
 import json
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,9 +23,23 @@ CONFIG, WEIGHTS = "mdm_text_encoder.json", "model.safetensors"
 
 @functools.cache
 def _tokenizer():
-    from open_clip.tokenizer import SimpleTokenizer  # seconds to import
+    return _tokenizer_module().SimpleTokenizer()
 
-    return SimpleTokenizer()
+
+def _tokenizer_module() -> ModuleType:
+    """open_clip/tokenizer.py without its package, which imports transformers, torchvision and timm: seconds."""
+    name = "open_clip.tokenizer"
+    found = importlib.util.find_spec("open_clip")
+    paths = [Path(folder) / "tokenizer.py" for folder in (found and found.submodule_search_locations) or ()]
+    if name not in sys.modules and paths and paths[0].is_file():
+        spec = importlib.util.spec_from_file_location("open_clip_tokenizer_alone", paths[0])
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+            return module
+        except ImportError:
+            pass  # a version whose tokenizer imports its neighbours
+    return importlib.import_module(name)
 
 
 class TransformerTextEncoder(nn.Module):
@@ -29,9 +47,18 @@ class TransformerTextEncoder(nn.Module):
 
     A `TextEncoder`, except that every prompt has max_tokens tokens; forward also takes the tokens (B, S) int64 that
     `tokenize` makes of the prompts, which is what data parallelism can hand to a replica.
+
+    vocabulary: the tokens that have an embedding, in rising order, if not all have; the others share one.
     """
 
-    def __init__(self, width: int, layers: int = 4, num_heads: int = 8, max_tokens: int = 32):
+    def __init__(
+        self,
+        width: int,
+        layers: int = 4,
+        num_heads: int = 8,
+        max_tokens: int = 32,
+        vocabulary: Sequence[int] | None = None,
+    ):
         super().__init__()
         if width % num_heads:
             raise ValueError(f"width is {width}; it must be a multiple of num_heads {num_heads}")
@@ -42,7 +69,13 @@ class TransformerTextEncoder(nn.Module):
         self.width = width
         self.max_tokens = max_tokens
         self.end_token = _tokenizer().eot_token_id
-        self.embedding = nn.Embedding(_tokenizer().vocab_size, width)
+        self.vocabulary = None if vocabulary is None else list(vocabulary)
+        tokens = _tokenizer().vocab_size
+        self.embedding = nn.Embedding(tokens if vocabulary is None else len(vocabulary) + 1, width)
+        self.register_buffer("row_of_token", None, persistent=False)
+        if vocabulary is not None:
+            self.row_of_token = torch.full((tokens,), len(vocabulary))
+            self.row_of_token[self.vocabulary] = torch.arange(len(vocabulary))
         self.positions = nn.Parameter(torch.empty(max_tokens, width))
         self.layers = nn.ModuleList(TextSelfAttention(width, num_heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
@@ -59,23 +92,57 @@ class TransformerTextEncoder(nn.Module):
     def forward(self, prompts: list[str] | Tensor) -> tuple[Tensor, Tensor]:
         tokens = prompts if isinstance(prompts, Tensor) else self.tokenize(prompts).to(self.positions.device)
         mask = self.mask(tokens)
-        x = self.embedding(tokens) + self.positions[: tokens.shape[1]]
+        x = self.embedding(self._rows(tokens)) + self.positions[: tokens.shape[1]]
         for layer in self.layers:
             x = layer(x, mask)
         return self.norm(x).masked_fill(~mask[..., None], 0), mask
+
+    def _rows(self, tokens: Tensor) -> Tensor:
+        """Where the embeddings of these tokens are."""
+        return tokens if self.row_of_token is None else self.row_of_token[tokens]
 
     def mask(self, tokens: Tensor) -> Tensor:
         """(B, S) bool, True up to the end token; padding has the number of "!", so it cannot be told by value."""
         return up_to_end(tokens, self.end_token)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        heads = self.layers[0].num_heads
+        return {"width": self.width, "layers": len(self.layers), "num_heads": heads, "max_tokens": self.max_tokens}
+
+    @torch.no_grad()
+    def pruned(self, captions: Iterable[str]) -> "TransformerTextEncoder":
+        """A copy that knows the tokens of these captions alone, which it reads as this one does. All other tokens have
+        an embedding of 0: what training never saw says nothing."""
+        known = torch.cat([self.tokenize([caption]) for caption in {"", *captions}]).unique()
+        copy = TransformerTextEncoder(**self.sizes, vocabulary=known.tolist()).to(self.positions)
+        embeddings = self.embedding.weight[self._rows(known.to(self.positions.device))]
+        weight = torch.cat([embeddings, torch.zeros_like(embeddings[:1])])
+        copy.load_state_dict(self.state_dict() | {"embedding.weight": weight})
+        return copy
+
+    @torch.no_grad()
+    def take_over(self, other: "TransformerTextEncoder") -> None:
+        """Take the weights of an encoder of the same sizes, its embeddings of the tokens that both know. Raises
+        ValueError if the sizes differ."""
+        if other.sizes != self.sizes:
+            raise ValueError(f"its text encoder has the sizes {other.sizes}, this one {self.sizes}")
+        tokens = torch.arange(_tokenizer().vocab_size, device=self.positions.device)
+        both = tokens[self._knows(tokens) & other._knows(tokens)]
+        weight = self.embedding.weight.clone()
+        weight[self._rows(both)] = other.embedding.weight[other._rows(both)].to(weight)
+        self.load_state_dict(other.state_dict() | {"embedding.weight": weight})
+
+    def _knows(self, tokens: Tensor) -> Tensor:
+        return self._rows(tokens) < (_tokenizer().vocab_size if self.vocabulary is None else len(self.vocabulary))
+
     def save(self, directory: Path) -> None:
         """Write the encoder for `load`."""
         directory.mkdir(parents=True, exist_ok=True)
-        heads = self.layers[0].num_heads
-        sizes = {"width": self.width, "layers": len(self.layers), "num_heads": heads, "max_tokens": self.max_tokens}
+        sizes = self.sizes if self.vocabulary is None else self.sizes | {"vocabulary": self.vocabulary}
         weights = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
         write_whole(directory / WEIGHTS, lambda path: save_file(weights, path))
-        write_whole(directory / CONFIG, lambda path: path.write_text(json.dumps(sizes, indent=1) + "\n"))
+        write_whole(directory / CONFIG, lambda path: path.write_text(json.dumps(sizes) + "\n"))
 
     @classmethod
     def load(cls, directory: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu"):

@@ -32,7 +32,8 @@ class ModelConfig:
     caption_dropout: float = 0.1
     """share of samples trained without their caption, for guidance"""
     init_from: str = ""
-    """run directory of the stage before: its averaged weights fill the nested model"""
+    """run directory of the stage before: its averaged weights fill the nested model; or a saved model, by directory or
+    name, of this very architecture or the nested one: training goes on from it"""
 
     def __post_init__(self):
         check_above_0(self, "text_width", "text_layers", "text_tokens")

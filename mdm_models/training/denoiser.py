@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from mdm_models.config import UNetConfig
-from mdm_models.errors import CheckpointError, TrainingError
+from mdm_models.errors import CheckpointError, TrainingError, one_line
+from mdm_models.pipeline import PIPELINE_FILE, Pipeline
+from mdm_models.shipped import shipped_or
 from mdm_models.text import TextEncoder, TransformerTextEncoder, load_text_encoder
 from mdm_models.training.checkpoint import checkpoints
 from mdm_models.training.config import ModelConfig
@@ -74,13 +76,37 @@ class CaptionReader:
 def initial_model(
     architecture: UNetConfig, encoder: TextEncoder, seed: int, stage: str, device: torch.device
 ) -> CaptionedDenoiser:
-    """The model as a run begins: random by `seed`, and filled as far as it goes from the run directory `stage` of the
-    stage before, if there is one."""
+    """The model as a run begins: random by `seed`, and filled as far as it goes from `stage`, if there is one: the run
+    directory of the stage before, or a saved model to go on from, by directory or name."""
     torch.manual_seed(seed)
     model = CaptionedDenoiser(build_model(architecture), encoder)
-    if stage:
+    if stage and is_saved_model(stage):
+        _fill_from_saved(model, stage)
+    elif stage:
         _fill(model, checkpoints.load_averages(Path(stage)), f"init_from {stage}")
     return model.to(device)
+
+
+def is_saved_model(stage: str) -> bool:
+    return (shipped_or(stage) / PIPELINE_FILE).is_file()
+
+
+def _fill_from_saved(model: CaptionedDenoiser, stage: str) -> None:
+    """Fill the UNet, or the one nested in it, and the text encoder that is trained along, with a saved pipeline's."""
+    try:
+        saved = Pipeline.from_pretrained(stage, dtype=torch.float32)
+        if model.text is not None and isinstance(saved.text_encoder, TransformerTextEncoder):
+            model.text.take_over(saved.text_encoder)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"init_from {stage}: {one_line(error)}") from None
+    fitting = [unet for unet in (model.unet, getattr(model.unet, "inner", None)) if _has_config_of(unet, saved.model)]
+    if not fitting:
+        raise CheckpointError(f"init_from {stage}: it is neither this model nor the one nested in this one")
+    fitting[0].load_state_dict(saved.model.state_dict())
+
+
+def _has_config_of(unet: UNet | None, other: UNet) -> bool:
+    return unet is not None and unet.config == other.config
 
 
 def _fill(model: CaptionedDenoiser, averages: Mapping[str, Tensor], origin: str) -> None:

@@ -146,7 +146,7 @@ def test_a_missing_extra_is_one_line(missing, name, extra):
 
 
 def test_ctrl_c_has_a_code_of_its_own(monkeypatch, capsys):
-    def interrupted(pattern):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mdm_models.commands.models.list_models", interrupted)
@@ -155,6 +155,6 @@ def test_ctrl_c_has_a_code_of_its_own(monkeypatch, capsys):
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("mdm_models.commands.models.list_models", lambda pattern: 1 / 0)
+    monkeypatch.setattr("mdm_models.commands.models.list_models", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["models"])

@@ -23,15 +23,6 @@ def test_models_are_listed_by_wildcard():
     assert list_models("mdm_t2v_*") == ["mdm_t2v_256", "mdm_t2v_64", "mdm_t2v_tiny"]
 
 
-def test_no_model_is_listed_as_pretrained():
-    assert list_models(pretrained=True) == []
-
-
-def test_asking_for_pretrained_weights_says_how_to_get_them():
-    with pytest.raises(ValueError, match=r"no weights of mdm_t2i_64 come .* `mdm convert"):
-        create_model("mdm_t2i_64", pretrained=True)
-
-
 def test_text_width_reaches_the_innermost_unet():
     assert model_config("mdm_t2v_tiny", context_dim=16).innermost.context_dim == 16
 

@@ -49,9 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def prepare(options: argparse.Namespace) -> list[ShardFolder]:
     """Raises ValueError or OSError in one line."""
-    return shards_of_folder(
-        options.folder, options.out, options.size, options.caption, options.per_shard, options.threads
-    )
+    given = (options.folder, options.out, options.size, options.caption, options.per_shard, options.threads)
+    return [shards_of_folder(*given)]
 
 
 def shards_of_folder(
@@ -86,7 +85,7 @@ def shards_of_folder(
         return sample_of(item, size, caption)
 
     folder.write(items, make, per_shard=per_shard, workers=threads, total=total, unit="pictures")
-    return [folder]
+    return folder
 
 
 def shards_for(names: Iterable[str], size: int, cache: str = "") -> tuple[str, ...]:
