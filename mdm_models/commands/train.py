@@ -19,7 +19,8 @@ from mdm_models.training.config import TrainConfig, changed
 RECIPES = "mdm_models.recipes"  # found by its name: recipes stand above the commands, which know none of them
 
 Preset = Callable[[tuple[str, ...], str], TrainConfig]
-"""preset(shards, run directory) → settings; its docstring is its line in the help text"""
+"""preset(shards, run directory) → settings, which may follow from the shards if these are not tyro.MISSING, as they are
+for the help text; its docstring is its line there"""
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,15 @@ def parse(
     --dry-run."""
     names = list(presets)
     first = dataclasses.make_dataclass(
-        "First", [("preset", Literal[tuple(names)], names[0]), ("dry_run", tyro.conf.FlagCreatePairsOff[bool], False)]
+        "First",
+        [
+            ("preset", Literal[tuple(names)], names[0]),
+            ("dry_run", tyro.conf.FlagCreatePairsOff[bool], False),
+            ("data", tuple[str, ...], ()),
+        ],
     )
     chosen, rest = tyro.cli(first, prog=program, args=arguments, add_help=False, return_unknown_args=True)
-    preset = presets[chosen.preset](tyro.MISSING, tyro.MISSING)
+    preset = presets[chosen.preset](chosen.data or tyro.MISSING, tyro.MISSING)
     choices = "\n".join(f"  --preset {name:8} {preset.__doc__}" for name, preset in presets.items())
     dry_run = "  --dry-run         print the settings, the model's size, its memory and its schedule, and do nothing"
     options = tyro.cli(

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,14 +101,7 @@ class Learner:
         If the loss or the gradient is not finite, on any process, no process changes its weights. Raises TrainingError
         after `max_bad_steps` such steps in a row.
         """
-        self.optimizer.zero_grad(set_to_none=True)
-        measured = torch.zeros(1 + len(self.architecture.levels), device=self.processes.device)
-        for i, chunk in enumerate(chunks):
-            with accumulating(self.parallel, more=i + 1 < len(chunks)):
-                levels = self._level_losses(chunk, i * self.processes.world_size + self.processes.rank)
-                loss = self.level_weights @ levels
-                (loss / len(chunks)).backward()
-            measured += torch.cat([loss.detach().view(1), levels.detach()]) / len(chunks)
+        measured = self._gradient(chunks)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         outcome = self._agreed(measured, norm)
@@ -125,6 +119,27 @@ class Learner:
         if self.bad_in_a_row >= self.config.optimizer.max_bad_steps:
             raise TrainingError(f"no finite loss in {self.bad_in_a_row} steps in a row, the last of them {self.step}")
         return outcome
+
+    def rehearse(self, chunks: Sequence[Batch]) -> float:
+        """Seconds that this process takes for the gradient of a step, which is then forgotten; the second of two, as
+        the first one compiles and fills caches. All processes call it."""
+        for _ in range(2):
+            began = time.perf_counter()
+            self._gradient(chunks)[0].item()  # on a GPU, this waits for it
+        self.optimizer.zero_grad(set_to_none=True)
+        return time.perf_counter() - began
+
+    def _gradient(self, chunks: Sequence[Batch]) -> Tensor:
+        """Have the gradient of a step on this process's chunks; → (1 + levels,) its loss and the levels'."""
+        self.optimizer.zero_grad(set_to_none=True)
+        measured = torch.zeros(1 + len(self.architecture.levels), device=self.processes.device)
+        for i, chunk in enumerate(chunks):
+            with accumulating(self.parallel, more=i + 1 < len(chunks)):
+                levels = self._level_losses(chunk, i * self.processes.world_size + self.processes.rank)
+                loss = self.level_weights @ levels
+                (loss / len(chunks)).backward()
+            measured += torch.cat([loss.detach().view(1), levels.detach()]) / len(chunks)
+        return measured
 
     def _agreed(self, measured: Tensor, norm: Tensor) -> Outcome:
         norm, loss, *levels = self.processes.mean(torch.cat([norm.float().view(1), measured])).tolist()

@@ -6,6 +6,8 @@ import itertools
 import json
 from pathlib import Path
 
+from tqdm import tqdm
+
 from mdm_models.config import UNetConfig
 from mdm_models.data.reader import SampleReader, prompts_for
 from mdm_models.data.shards import ShardedSamples, open_shards
@@ -79,6 +81,12 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
 
         if owed:
             evaluate()
+        if learner.step < steps:
+            first = list(itertools.islice(stream, rounds))
+            stream = itertools.chain(first, stream)
+            expected = learner.rehearse(first) * (steps - learner.step)
+            if log:
+                log.say(f"{steps - learner.step} steps to go: about {tqdm.format_interval(expected)}, drawing apart")
         interval = Interval(throughput)
         begun_at, stopping = learner.step, False
         while learner.step < steps and not stopping:

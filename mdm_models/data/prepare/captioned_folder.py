@@ -18,19 +18,29 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 
 from mdm_models.data.cache import ShardCache
+from mdm_models.data.config import DataConfig
 from mdm_models.data.media import BadSample
-from mdm_models.data.prepare.captioned_files import Captioned, captioned_files, fingerprint, holds_pictures, tables
+from mdm_models.data.prepare.captioned_files import (
+    Captioned,
+    captioned_files,
+    fingerprint,
+    holds_pictures,
+    is_media,
+    tables,
+    walk,
+)
 from mdm_models.data.prepare.clips import checked_clip, clip_suffix
 from mdm_models.data.prepare.folder import REPORT, Files, ShardFolder
 from mdm_models.data.prepare.hugging_face import HuggingFaceRows
 from mdm_models.data.prepare.images import checked_image
+from mdm_models.data.shards import open_shards
 from mdm_models.storage import write_whole
 
 PER_SHARD = 1000
@@ -88,7 +98,7 @@ def shards_of_folder(
     return folder
 
 
-def shards_for(names: Iterable[str], size: int, cache: str = "") -> tuple[str, ...]:
+def shards_for(names: Sequence[str], size: int, cache: str = "") -> tuple[str, ...]:
     """The same names, with a folder of shards in place of each folder of pictures, made in the cache folder if it is
     not there: once, whatever the processes of this machine and the runs that ask for it.
 
@@ -96,6 +106,19 @@ def shards_for(names: Iterable[str], size: int, cache: str = "") -> tuple[str, .
     directory. Raises ValueError or OSError in one line.
     """
     return tuple(_shards_for(Path(name), max(size, LEAST_SIZE), cache) if _is_plain(name) else name for name in names)
+
+
+def count_samples(names: Sequence[str]) -> int:
+    """How many samples there are in shards and in folders of pictures. Raises DataError or ValueError in one line."""
+    plain = [Path(name) for name in names if _is_plain(name)]
+    shards = tuple(name for name in names if not _is_plain(name))
+    pictures = sum(_count(_training(root)) for root in plain)
+    return pictures + sum(map(len, open_shards(DataConfig(shards)) if shards else ()))
+
+
+def _count(root: Path) -> int:
+    files = tables(root)
+    return len(HuggingFaceRows(files)) if files else sum(map(is_media, walk(root)))
 
 
 def _is_plain(name: str) -> bool:
