@@ -5,16 +5,9 @@ from torch import Tensor
 from mdm_models.config import UNetConfig
 
 
-def check_inputs(
-    config: UNetConfig,
-    x: list[Tensor],
-    time: Tensor,
-    context: Tensor | None,
-    context_mask: Tensor | None,
-    micro: dict[str, Tensor],
-) -> None:
-    """Raises ValueError that names the first input of `UNet.forward` that does not fit the model, TypeError for a time
-    or micro-condition whose dtype rounds it."""
+def check_inputs(config: UNetConfig, x: list[Tensor], time: Tensor) -> None:
+    """Raises ValueError that names the first of the noisy inputs and their time that does not fit the model, TypeError
+    for a time whose dtype rounds it."""
     levels = config.levels
     if len(x) != len(levels):
         raise ValueError(
@@ -41,8 +34,15 @@ def check_inputs(
             f"time has shape {tuple(time.shape)}; it must be ({batch},), one a sample of the lowest resolution"
         )
     _check_exact("time", time)
+
+
+def check_condition(
+    config: UNetConfig, batch: int, context: Tensor | None, context_mask: Tensor | None, micro: dict[str, Tensor]
+) -> None:
+    """Raises ValueError that names the first condition that does not fit the model or the batch, TypeError for a
+    micro-condition whose dtype rounds it."""
     _check_context(config.innermost, batch, context, context_mask)
-    known = {name for level in levels for name, _ in level.micro}
+    known = {name for level in config.levels for name, _ in level.micro}
     for name, value in micro.items():
         if name not in known:
             raise ValueError(f"micro has {name!r}; this model knows {', '.join(sorted(known)) or 'none'}")

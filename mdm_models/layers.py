@@ -132,7 +132,8 @@ class ResidualBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Self-attention plus, with the same queries, attention to the text; then an optional feed-forward layer.
 
-    x (B, C, H, W), context (B, S, context_dim), context_mask (B, S) bool → (B, C, H, W).
+    x (B, C, H, W), context (B, S, context_dim), context_mask (B, S) bool → (B, C, H, W). keys_values: what
+    `prepare` made of the context, where that is known already.
     """
 
     def __init__(self, channels: int, num_heads: int, norm_groups: int, context_dim: int, ffn: bool):
@@ -146,11 +147,20 @@ class AttentionBlock(nn.Module):
         self.ffn_norm = GroupNormSiLU(norm_groups, channels, activation=None) if ffn else None
         self.ffn = FeedForward(channels) if ffn else None
 
-    def forward(self, x: Tensor, context: Tensor | None, context_mask: Tensor | None) -> Tensor:
+    def prepare(self, context: Tensor) -> Tensor:
+        """Keys and values of the text, which are the same at every step of sampling.  → (B, S, 2C)."""
+        return self._keys_values(context)  # FSDP hides the weights again after `prepare`: forward must not call it
+
+    def _keys_values(self, context: Tensor | None) -> Tensor | None:
+        return None if self.context_kv is None else self.context_kv(self.context_norm(context))
+
+    def forward(
+        self, x: Tensor, context: Tensor | None, context_mask: Tensor | None, keys_values: Tensor | None = None
+    ) -> Tensor:
         qkv = self.qkv(tokens_of(self.norm(x)))
-        context_kv = self.context_kv(self.context_norm(context)) if self.context_kv is not None else None
-        mask = context_mask if context_kv is not None else None
-        h = self_cross_attention(qkv, context_kv, num_heads=self.num_heads, key_mask=mask)
+        keys_values = self._keys_values(context) if keys_values is None else keys_values
+        mask = context_mask if keys_values is not None else None
+        h = self_cross_attention(qkv, keys_values, num_heads=self.num_heads, key_mask=mask)
         x = x + image_of(self.proj(h), like=x)
         if self.ffn is not None:
             x = x + image_of(self.ffn(tokens_of(self.ffn_norm(x))), like=x)

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mdm_models.diffusion import MatryoshkaDiffusion, sample
+from mdm_models.engine import RowByRow, check_engine, engine_for
 from mdm_models.errors import one_line
 from mdm_models.pictures import Clip, from_pictures, to_pictures, to_pixels
 from mdm_models.pretrained import from_pretrained
@@ -89,10 +90,13 @@ class Pipeline:
         pipeline("a penguin", num_inference_steps=50, seed=0)[0].save("penguin.png")
 
     model: a UNet or nested UNet; text_encoder: a `TextEncoder` as wide as the model's context_dim, or None for a model
-    without text.
+    without text. engine: how the steps are run, "auto", "eager", "graph" or "compile": see `engine.engine_for`.
     """
 
-    def __init__(self, model: UNet, text_encoder: TextEncoder | None, config: PipelineConfig):
+    def __init__(
+        self, model: UNet, text_encoder: TextEncoder | None, config: PipelineConfig, *, engine: str = "auto"
+    ):
+        check_engine(engine)
         wanted = model.config.innermost.context_dim
         width = text_encoder.width if text_encoder is not None else 0
         if width != wanted:
@@ -101,6 +105,8 @@ class Pipeline:
         self.model = model.eval()
         self.text_encoder = text_encoder
         self.config = config
+        self.engine = engine
+        self._running = None  # what `engine_for` made, once there is something to sample
         self.shapes = model.config.sample_shapes(config.size)
         self.diffusion = MatryoshkaDiffusion(
             model.config.noise_scales(config.size, config.unshifted_size),
@@ -119,12 +125,14 @@ class Pipeline:
         text_encoder: TextEncoder | str | Path | None = None,
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
+        engine: str = "auto",
     ) -> "Pipeline":
         """Load what `save_pretrained` or `mdm convert` wrote.
 
         source: the directory, or a name of `list_models(pretrained=True)`. text_encoder: one to use in place of what
         the directory names: an encoder, or what `load_text_encoder` takes. dtype: of the model's weights, None for that
-        of the file; the text encoder's features are float32. device: where the model and the text encoder run.
+        of the file; the text encoder's features are float32. device: where the model and the text encoder run. engine: as
+        for the class.
 
         Raises FileNotFoundError, ValueError or TypeError in one line that names the file.
         """
@@ -135,7 +143,7 @@ class Pipeline:
             text_encoder = directory / TEXT_FOLDER if config.text_encoder == TEXT_FOLDER else config.text_encoder
         if isinstance(text_encoder, str | Path):
             text_encoder = load_text_encoder(text_encoder, max_tokens=config.max_tokens, device=device)
-        return cls(model, text_encoder, config)
+        return cls(model, text_encoder, config, engine=engine)
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write config.json, model.safetensors and pipeline.json; and the text encoder, if it was trained with the
@@ -154,6 +162,7 @@ class Pipeline:
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "Pipeline":
         """Move everything to a device, and the model to a dtype; returns the pipeline."""
+        self._running = None  # captured graphs hold the memory in which the weights are now
         self.model.to(device=device, dtype=dtype)
         self.diffusion.to(self.device)
         if hasattr(self.text_encoder, "to"):
@@ -212,7 +221,8 @@ class Pipeline:
         count = len(prompts) * num_images_per_prompt
         guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         interval = {} if guidance_interval is None else {"guidance_interval": guidance_interval}
-        model = _RowByRow(self.model) if low_memory else self.model
+        self._running = self._running or engine_for(self.model, self.engine)
+        model = RowByRow(self._running) if low_memory else self._running
         with tqdm(total=num_inference_steps, desc="sampling", unit="step", delay=0.5, disable=not progress) as bar:
 
             def after_step(i: int, t: float, x_0: list[Tensor]) -> None:
@@ -292,26 +302,3 @@ def model_directory(given: Path) -> Path:
     if (given / "checkpoints").is_dir() and found == given:
         raise FileNotFoundError(f"{given} is a run that has left no model yet; it does when it ends or is stopped")
     return found
-
-
-class _RowByRow:
-    """A model called on one row of the batch at a time."""
-
-    def __init__(self, model: UNet):
-        self.model = model
-
-    def __call__(self, x, time, context, context_mask, micro) -> list[Tensor]:
-        def row(tensor: Tensor | None, i: int) -> Tensor | None:
-            return None if tensor is None else tensor[i : i + 1]
-
-        rows = [
-            self.model(
-                [row(level, i) for level in x],
-                row(time, i),
-                row(context, i),
-                row(context_mask, i),
-                {name: row(value, i) for name, value in (micro or {}).items()},
-            )
-            for i in range(len(time))
-        ]
-        return [torch.cat(level) for level in zip(*rows, strict=True)]

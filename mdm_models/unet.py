@@ -6,7 +6,8 @@ returns one tensor a level, highest resolution first.
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from mdm_kernels import GroupNormSiLU
 from mdm_models.config import UNetConfig
-from mdm_models.inputs import check_inputs
+from mdm_models.inputs import check_condition, check_inputs
 from mdm_models.layers import (
     AttentionBlock,
     Downsample,
@@ -32,21 +33,30 @@ from mdm_models.storage import write_model
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What every level is told besides its own noisy input; all with one row a sample."""
+    """What every level is told besides its own noisy input and the time; all with one row a sample."""
 
-    time: Tensor  # (B,)
     micro: dict[str, Tensor]  # name → (B,)
     context: Tensor | None = None  # (B, S, width)
     context_mask: Tensor | None = None  # (B, S) bool
     pooled: Tensor | None = None  # (B, embed_dim)
+    keys_values: dict[AttentionBlock, Tensor] = field(default_factory=dict)  # (B, S, 2C) where known already
 
-    def rows(self, count: int) -> "Conditioning":
-        """The same for the first `count` samples (an outer level of a mixed batch)."""
-        if count == self.time.shape[0]:
-            return self
-        tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "micro"}
-        rest = {name: None if value is None else value[:count] for name, value in tensors.items()}
-        return Conditioning(micro={name: value[:count] for name, value in self.micro.items()}, **rest)
+    @property
+    def rows(self) -> int | None:
+        """For how many samples; None where nothing says so."""
+        return next(map(len, self.tensors().values()), None)
+
+    def tensors(self) -> dict[object, Tensor]:
+        """All that there is, by what it is."""
+        text = {"context": self.context, "context_mask": self.context_mask, "pooled": self.pooled}
+        micro = {f"micro {name}": value for name, value in self.micro.items()}
+        return {name: x for name, x in text.items() if x is not None} | micro | self.keys_values
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
+        """The same with every tensor changed."""
+        micro, keys_values = ({key: change(x) for key, x in part.items()} for part in (self.micro, self.keys_values))
+        rest = (None if x is None else change(x) for x in (self.context, self.context_mask, self.pooled))
+        return Conditioning(micro, *rest, keys_values)
 
 
 class ResolutionBlocks(nn.Module):
@@ -85,7 +95,7 @@ class ResolutionBlocks(nn.Module):
         """
         x = self.resnets[index](x, embedding, skip)
         for layer in self._after(self.attention, self.attention_layers, index):
-            x = layer(x, condition.context, condition.context_mask)
+            x = layer(x, condition.context, condition.context_mask, condition.keys_values.get(layer))
         for layer in self._after(self.temporal, self.temporal_layers, index):
             x = layer(x, frames=x.shape[0] // embedding.shape[0])
         return x
@@ -105,7 +115,8 @@ class UNet(nn.Module):
         x: list with one noisy tensor a level, highest resolution first: (B, C, H, W), or (B, C, T, H, W) for a clip.
             In a mixed batch an outer level may hold only the first rows of the level inside it.
         time: (B,) the integer time 0…num_steps−1, as integers or floats.
-        context: (B, S, context_dim) text features, needed if the model has a `context_dim`.
+        context: (B, S, context_dim) text features, needed if the model has a `context_dim`; or, in place of it and all
+            that follows, what `prepare` made of them.
         context_mask: (B, S) bool, True at real tokens; None: all are real.
         micro: micro-conditions by name, each (B,); a missing one takes its default.
 
@@ -176,23 +187,49 @@ class UNet(nn.Module):
         self,
         x: list[Tensor],
         time: Tensor,
-        context: Tensor | None = None,
+        context: Tensor | Conditioning | None = None,
         context_mask: Tensor | None = None,
         micro: dict[str, Tensor] | None = None,
     ) -> list[Tensor]:
-        micro = micro or {}
-        check_inputs(self.config, x, time, context, context_mask, micro)
-        weight = self.conv_in.weight
-        x = [level.to(weight.dtype) for level in x]
-        condition = Conditioning(time, micro)
-        if self.innermost.text is not None:
-            mask = None if context_mask is None else context_mask.bool()
-            context, mask, pooled = self.innermost.text(context.to(weight.dtype), mask)
-            condition = Conditioning(time, micro, context, mask, pooled)
-        predictions, _ = self.denoise(x, None, condition)
+        check_inputs(self.config, x, time)
+        if isinstance(context, Conditioning):
+            condition = context
+            if condition.rows not in (None, len(time)):
+                raise ValueError(f"context was prepared for {condition.rows} samples; x has {len(time)}")
+        else:
+            check_condition(self.config, len(time), context, context_mask, micro or {})
+            condition = self._condition(context, context_mask, micro)
+        x = [level.to(self.conv_in.weight.dtype) for level in x]
+        predictions, _ = self.denoise(x, None, time, condition)
         return predictions
 
-    def denoise(self, x: list[Tensor], outer: Tensor | None, condition: Conditioning) -> tuple[list[Tensor], Tensor]:
+    def prepare(
+        self, context: Tensor | None, context_mask: Tensor | None = None, micro: dict[str, Tensor] | None = None
+    ) -> Conditioning:
+        """All that the model makes of the condition alone, whatever x and the time: to be computed once for all steps
+        of sampling. model(x, time, model.prepare(context, …)) is model(x, time, context, …), to the last bit.
+
+        It holds keys and values of the text for every attention layer: B · S · 2 · channels numbers each.
+        """
+        rows = Conditioning(micro or {}, context).rows or 0
+        check_condition(self.config, rows, context, context_mask, micro or {})
+        condition = self._condition(context, context_mask, micro)
+        blocks = [module for module in self.modules() if isinstance(module, AttentionBlock)]
+        keys_values = {block: block.prepare(condition.context) for block in blocks if block.context_kv is not None}
+        return dataclasses.replace(condition, keys_values=keys_values)
+
+    def _condition(
+        self, context: Tensor | None, context_mask: Tensor | None, micro: dict[str, Tensor] | None
+    ) -> Conditioning:
+        text = self.innermost.text
+        if text is None:
+            return Conditioning(micro or {})
+        mask = None if context_mask is None else context_mask.bool()
+        return Conditioning(micro or {}, *text(context.to(self.conv_in.weight.dtype), mask))
+
+    def denoise(
+        self, x: list[Tensor], outer: Tensor | None, time: Tensor, condition: Conditioning
+    ) -> tuple[list[Tensor], Tensor]:
         """This level and all inside it.
 
         x: this level's and the inner levels' inputs; outer: (B·T, channels[0], H, W) features of the UNet around this
@@ -200,8 +237,8 @@ class UNet(nn.Module):
         """
         is_clip = x[0].dim() == 5
         rows = x[0].shape[0]
-        own = condition.rows(rows)
-        embedding = F.silu(self._embed(own))
+        own = condition if rows == len(time) else condition.map(lambda tensor: tensor[:rows])
+        embedding = F.silu(self._embed(time[:rows], own))
         h = x[0].transpose(1, 2).flatten(0, 1) if is_clip else x[0]
         if self.config.normalize_input:
             wide = h.to(torch.promote_types(h.dtype, torch.float32))  # bfloat16 would round the deviation by 0.2 %
@@ -218,7 +255,7 @@ class UNet(nn.Module):
             if stage.resample is not None:
                 h = stage.change_resolution(h, rows)
                 skips.append(h)
-        h, inner_predictions = self.middle(h, embedding, x[1:], condition)
+        h, inner_predictions = self.middle(h, embedding, x[1:], time, condition)
         for stage in self.up:
             for i in range(len(stage.resnets)):
                 h = stage.block(i, h, embedding, own, skip=skips.pop())
@@ -231,23 +268,24 @@ class UNet(nn.Module):
         return [prediction, *inner_predictions], h
 
     def middle(
-        self, h: Tensor, embedding: Tensor, inner: list[Tensor], condition: Conditioning
+        self, h: Tensor, embedding: Tensor, inner: list[Tensor], time: Tensor, condition: Conditioning
     ) -> tuple[Tensor, list[Tensor]]:
         """What stands between the way down and the way up, and the predictions of the levels inside."""
         if self.middle_blocks:
             first, attention, second = self.middle_blocks
-            h = attention(first(h, embedding), condition.context, condition.context_mask)
+            h = first(h, embedding)
+            h = attention(h, condition.context, condition.context_mask, condition.keys_values.get(attention))
             h = second(h, embedding)
         return h, []
 
-    def _embed(self, condition: Conditioning) -> Tensor:
+    def _embed(self, time: Tensor, condition: Conditioning) -> Tensor:
         """Time, pooled text and micro-conditions as one vector a sample.  → (B, embed_dim)."""
-        embedding = self.time_embed(condition.time)
+        embedding = self.time_embed(time)
         if condition.pooled is not None:
             embedding = embedding + condition.pooled
         for name, default in self.config.micro:
             value = condition.micro.get(name)
-            value = torch.full_like(condition.time, default, dtype=torch.float32) if value is None else value.float()
+            value = torch.full_like(time, default, dtype=torch.float32) if value is None else value.float()
             value = value.clamp(max=default) if name == "scale" else value * 1000
             embedding = embedding + self.micro_embed[name](value)
         return embedding
@@ -267,7 +305,7 @@ class NestedUNet(UNet):
         return self.inner.innermost
 
     def middle(
-        self, h: Tensor, embedding: Tensor, inner: list[Tensor], condition: Conditioning
+        self, h: Tensor, embedding: Tensor, inner: list[Tensor], time: Tensor, condition: Conditioning
     ) -> tuple[Tensor, list[Tensor]]:
         frames = h.shape[0] // embedding.shape[0]
         features = None
@@ -276,7 +314,7 @@ class NestedUNet(UNet):
             missing = frames * inner[0].shape[0] - features.shape[0]  # samples that this level of a mixed batch lacks
             if missing:
                 features = torch.cat([features, features.new_zeros(missing, *features.shape[1:])])
-        predictions, features = self.inner.denoise(inner, features, condition)
+        predictions, features = self.inner.denoise(inner, features, time, condition)
         return h + self._adapt(self.out_adapter, features[: h.shape[0]], frames), predictions
 
     def _adapt(self, adapter: nn.Conv2d, x: Tensor, frames: int) -> Tensor:

@@ -16,7 +16,7 @@ FLOORS = (  # from the ground up: each may import what stands in its own line an
     "errors processes config",
     "diffusion layers inputs storage unet shipped",
     "zoo pretrained mp4 pictures text",
-    "official diffusers_port pipeline",
+    "official diffusers_port engine pipeline",
     "data",
     "evaluation",
     "training",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -41,7 +42,8 @@ class GuidedModel:
 
     Outside the interval, and everywhere if `doubled` is None, the model sees `condition` alone: half the work. At high
     noise guidance costs variety, at low noise it does little (Kynkäänniemi et al. 2024, "Applying Guidance in a Limited
-    Interval").
+    Interval"). A model with a method `prepare` is asked once what it makes of either condition alone, and is then given
+    that in the condition's place.
     """
 
     model: Callable[..., list[Tensor]]  # (x, time, context, context_mask, micro) → predictions
@@ -52,13 +54,26 @@ class GuidedModel:
 
     def __call__(self, x: list[Tensor], t: float) -> list[Tensor]:
         if self.doubled is None or not self.interval[0] <= t <= self.interval[1]:
-            return self._predictions(x, t, self.condition)
-        return guide(self._predictions([torch.cat([y, y]) for y in x], t, self.doubled), self.scales)
+            return self._predictions(x, t, self._alone)
+        return guide(self._predictions([torch.cat([y, y]) for y in x], t, self._beside), self.scales)
 
-    def _predictions(self, x: list[Tensor], t: float, condition: Condition) -> list[Tensor]:
+    @cached_property
+    def _alone(self) -> tuple:
+        return self._prepared(self.condition)
+
+    @cached_property
+    def _beside(self) -> tuple:
+        return self._prepared(self.doubled)
+
+    def _prepared(self, condition: Condition) -> tuple:
+        """What the model takes after x and the time."""
+        given = condition.context, condition.context_mask, condition.micro
+        return (self.model.prepare(*given),) if hasattr(self.model, "prepare") else given
+
+    def _predictions(self, x: list[Tensor], t: float, condition: tuple) -> list[Tensor]:
         dtype = torch.int64 if isinstance(t, int) else x[0].dtype
         time = torch.full((x[0].shape[0],), t - 1, dtype=dtype, device=x[0].device)
-        return self.model(x, time, condition.context, condition.context_mask, condition.micro)
+        return self.model(x, time, *condition)
 
 
 def guide(preds: Sequence[Tensor], guidance_scale: float | Sequence[float]) -> list[Tensor]:

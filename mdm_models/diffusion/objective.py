@@ -120,17 +120,19 @@ class MatryoshkaDiffusion(nn.Module):
             per_level=per_level,
         )
 
-    def denoised(self, x_t: Sequence[Tensor], preds: Sequence[Tensor], t: Time, threshold: str) -> list[Tensor]:
+    def denoised(
+        self, x_t: Sequence[Tensor], preds: Sequence[Tensor], at_t: Sequence[NoiseLevel], threshold: str
+    ) -> list[Tensor]:
         """The images x_0 that predictions at x_t mean, float32 or x_t's float64, held inside ±1 by
-        `thresholding.thresholded`. t: a number or (B,)."""
+        `thresholding.thresholded`. at_t: what x_t is made of at each level, as numbers that broadcast against it."""
         if not len(x_t) == len(preds) == len(self.scales):
             raise ValueError(f"x_t has {len(x_t)} and preds {len(preds)} tensors; there are {len(self.scales)} levels")
         x_0 = []
-        for i, (x, pred, at_t) in enumerate(zip(x_t, preds, self._noise_beside(x_t, t), strict=True)):
+        for i, (x, pred, at) in enumerate(zip(x_t, preds, at_t, strict=True)):
             if x.shape != pred.shape:
                 raise ValueError(f"preds[{i}] has shape {tuple(pred.shape)} and x_t[{i}] {tuple(x.shape)}")
             x, pred = at_least_float32(x), at_least_float32(pred)
-            x_0.append(thresholded(self._meaning(x, pred, at_t), threshold))
+            x_0.append(thresholded(self._meaning(x, pred, at), threshold))
         return x_0
 
     def _meaning(self, x: Tensor, pred: Tensor, at_t: NoiseLevel) -> Tensor:
@@ -167,16 +169,17 @@ class MatryoshkaDiffusion(nn.Module):
         if not isinstance(t, Tensor) and not isinstance(s, Tensor) and not 0 <= s < t <= self.num_steps:
             raise ValueError(f"t is {t} and s is {s}; they must satisfy 0 ≤ s < t ≤ {self.num_steps}")
         check_eta(eta)
-        x_0 = self.denoised(x_t, preds, t, threshold)
+        at_t, at_s = self._noise_beside(x_t, t), self._noise_beside(x_t, s)
+        x_0 = self.denoised(x_t, preds, at_t, threshold)
         x_t = [at_least_float32(x) for x in x_t]
         if eta == 0:
             noise = [None] * len(x_t)
         elif noise is None:
             noise = [torch.randn_like(x) for x in x_t]
-        levels = zip(x_t, x_0, self._noise_beside(x_t, t), self._noise_beside(x_t, s), noise, strict=True)
+        levels = zip(x_t, x_0, at_t, at_s, noise, strict=True)
         if eta is None:
-            return x_0, [ddpm_step(x, y, at_t, at_s, eps) for x, y, at_t, at_s, eps in levels]
-        return x_0, [ddim_step(x, y, at_t, at_s, eta, eps) for x, y, at_t, at_s, eps in levels]
+            return x_0, [ddpm_step(*level) for level in levels]
+        return x_0, [ddim_step(x, y, at, to, eta, eps) for x, y, at, to, eps in levels]
 
 
 def check_eta(eta: float | None) -> None:

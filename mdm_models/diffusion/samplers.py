@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mdm_models.diffusion.guidance import Condition, GuidedModel
-from mdm_models.diffusion.noise import Generators, draw_noise, seeded_generators
+from mdm_models.diffusion.noise import Generators, noise_for, seeded_generators
 from mdm_models.diffusion.objective import MatryoshkaDiffusion, at_least_float32, check_eta, level_stride
 from mdm_models.diffusion.solvers import Levels, Process, ddim, ddpm, dpmpp_2m, heun
 from mdm_models.diffusion.times import check_step_count, quadratic_times, time_grid
@@ -45,7 +45,8 @@ def sample(
     """Draw a batch of images or clips → (B, C, H, W) or (B, C, T, H, W) float32 within ±1.
 
     model(x, time, context, context_mask, micro) → predictions, one a level, is called without gradients, as it is (put
-    it in eval mode). Everything runs where `diffusion` lies.
+    it in eval mode). One that has a method prepare(context, context_mask, micro), such as a UNet, is called as
+    model(x, time, prepared): what it makes of the text alone is computed once. Everything runs where `diffusion` lies.
 
     Args:
         shapes: each level's (B, C, H, W) or (B, C, T, H, W), highest resolution first.
@@ -85,25 +86,24 @@ def sample(
         doubled = condition.beside(negative_context, negative_context_mask)
     guided_model = GuidedModel(model, condition, doubled, scales, _checked_interval(guidance_interval))
 
-    def denoise(x: Levels, t: float) -> Levels:
-        return diffusion.denoised(x, guided_model(x, t), t, threshold)
-
-    def noise() -> Levels:
-        return [draw_noise(shape, generator, diffusion.device) for shape in shapes]
-
-    if start is not None:
-        x = _started(diffusion, *start, shapes, noise())
-        times = quadratic_times(start[1], num_inference_steps)
-    elif sampler in ON_OFFICIAL_TIMES:
-        x, times = noise(), time_grid(diffusion.num_steps, num_inference_steps)
+    if start is None and sampler in ON_OFFICIAL_TIMES:
+        times = time_grid(diffusion.num_steps, num_inference_steps)
     else:
-        x, times = noise(), quadratic_times(diffusion.num_steps, num_inference_steps)
+        begin = diffusion.num_steps if start is None else _checked_start(diffusion, *start, shapes)
+        times = quadratic_times(begin, num_inference_steps)
+    noise_levels = diffusion.schedule.tabulated(times)
 
-    process = Process(diffusion.schedule.noise_levels, denoise, noise)
-    for i, (t, x_0, x_s) in enumerate(solver(process, x, times)):
-        x = x_s
-        if callback is not None:
-            callback(i, t, x_0)
+    def denoise(x: Levels, t: float) -> Levels:
+        return diffusion.denoised(x, guided_model(x, t), noise_levels[t], threshold)
+
+    fresh = num_inference_steps if sampler == "ddpm" or eta > 0 else 0  # draws after the first
+    with noise_for(shapes, generator, diffusion.device, 1 + fresh) as noise:
+        x = noise() if start is None else _started(diffusion, *start, shapes, noise())
+        process = Process(noise_levels.__getitem__, denoise, noise)
+        for i, (t, x_0, x_s) in enumerate(solver(process, x, times)):
+            x = x_s
+            if callback is not None:
+                callback(i, t, x_0)
     levels = [level.clamp(-1, 1) for level in x]
     return levels if return_levels else levels[0]
 
@@ -139,14 +139,20 @@ def _checked_interval(interval: tuple[float, float]) -> tuple[float, float]:
     return interval
 
 
-def _started(
-    diffusion: MatryoshkaDiffusion, images: Tensor, t: float, shapes: Sequence[Sequence[int]], noise: Levels
-) -> Levels:
-    """Every level of the images as it is at t."""
+def _checked_start(
+    diffusion: MatryoshkaDiffusion, images: Tensor, t: float, shapes: Sequence[Sequence[int]]
+) -> float:
     if tuple(images.shape) != tuple(shapes[0]):
         raise ValueError(f"start has images of shape {tuple(images.shape)}; shapes[0] is {tuple(shapes[0])}")
     if not 1 < t <= diffusion.num_steps:
         raise ValueError(f"start has time {t}; it must be above 1 and at most {diffusion.num_steps}")
+    return t
+
+
+def _started(
+    diffusion: MatryoshkaDiffusion, images: Tensor, t: float, shapes: Sequence[Sequence[int]], noise: Levels
+) -> Levels:
+    """Every level of the images as it is at t."""
     strides = [level_stride(shapes[0], shape, f"shapes[{i}]") for i, shape in enumerate(shapes)]
     images = at_least_float32(images).to(diffusion.device)
     time = torch.full((len(images),), t - 1, dtype=images.dtype, device=images.device)

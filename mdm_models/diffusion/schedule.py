@@ -7,6 +7,7 @@ times from a table, between them interpolated, so that a model trained on whole 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +26,11 @@ class NoiseLevel:
 
     half_logsnr: Tensor
 
-    @property
+    @cached_property
     def alpha(self) -> Tensor:
         return torch.sigmoid(2 * self.half_logsnr).sqrt()
 
-    @property
+    @cached_property
     def sigma(self) -> Tensor:
         return torch.sigmoid(-2 * self.half_logsnr).sqrt()
 
@@ -68,10 +69,19 @@ class NoiseSchedule(nn.Module):
         """
         self._check(t)
         if isinstance(t, Tensor):
-            log_alpha_bar = _interpolated(self.log_alpha_bars, t)
-        else:
-            t = torch.tensor(t, dtype=torch.float64, device="cpu")
-            log_alpha_bar = _interpolated(self.exact_log_alpha_bars, t)
+            return self._levels(_interpolated(self.log_alpha_bars, t))
+        t = torch.tensor(t, dtype=torch.float64, device="cpu")
+        return self._levels(_interpolated(self.exact_log_alpha_bars, t))
+
+    def tabulated(self, times: Sequence[float]) -> dict[float, list[NoiseLevel]]:
+        """time → `noise_levels` of it, for all the times of a run, which are looked up together; errors as there."""
+        t = torch.tensor(times, dtype=torch.float64, device="cpu")
+        self._check(t)
+        levels = self._levels(_interpolated(self.exact_log_alpha_bars, t))
+        columns = [level.half_logsnr.unbind() for level in levels]
+        return {time: [NoiseLevel(x) for x in row] for time, *row in zip(times, *columns, strict=True)}
+
+    def _levels(self, log_alpha_bar: Tensor) -> list[NoiseLevel]:
         logsnr = log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar))
         return [NoiseLevel((logsnr - shift) / 2) for shift in self.log_snr_shifts]
 

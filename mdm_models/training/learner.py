@@ -191,7 +191,7 @@ class Learner:
         self.model.eval()
         try:
             with self.ema.swapped_in(), torch.no_grad(), self.autocast():
-                yield Pipeline(self.model.unet, _RunsText(self), self._pipeline_config())
+                yield Pipeline(self.model.unet, _RunsText(self), self._pipeline_config(), engine="eager")
         finally:
             self.model.train()
 

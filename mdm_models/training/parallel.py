@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -47,6 +47,8 @@ def parallelise(model: CaptionedDenoiser, config: SystemConfig, processes: Proce
         mesh = init_device_mesh(processes.device.type, (processes.world_size,))  # or else on GPUs, if there are any
         for module in [*blocks, *filter(None, [model.text, model.unet])]:  # each is gathered when its forward begins
             fully_shard(module, mesh=mesh)
+        for module in [model.unet, *(block for block in blocks if isinstance(block, AttentionBlock))]:
+            register_fsdp_forward_method(module, "prepare")  # which reads whole weights, as forward does
         return model
     if processes.world_size > 1:
         # buffers are constants here, not to be sent at each step; the option for that has a new name in torch 2.15

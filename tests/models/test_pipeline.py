@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mdm_models import UNetConfig, build_model
+from mdm_models import UNetConfig, build_model, engine
 from mdm_models.pipeline import Pipeline, PipelineConfig
 from mdm_models.text import ClassLabels, TransformerTextEncoder
+from tests.models import recorded_graph
 
 SIZE = 16
 INNER = UNetConfig(
@@ -93,6 +94,32 @@ def test_low_memory_gives_the_same_pictures_a_row_at_a_time(images, monkeypatch)
     monkeypatch.setattr(images.model, "forward", counted)
     torch.testing.assert_close(draw(images, prompts, low_memory=True), expected, rtol=0, atol=1e-4)
     assert set(rows) == {1}
+
+
+def test_a_graph_draws_the_same_pictures_and_goes_when_the_pipeline_moves(images, monkeypatch):
+    graphs, _ = recorded_graph.install(monkeypatch)
+    monkeypatch.setattr(engine, "_device_type", lambda model: "cuda")
+    pipeline = Pipeline(images.model, images.text_encoder, images.config)
+    options = [{}, {"prompt": "an apple"}, {"prompt": ["a", "b"], "low_memory": True}]
+    for each in options:
+        torch.testing.assert_close(draw(pipeline, **each), draw(images, **each), rtol=0, atol=0)
+    assert len(graphs) == 2  # a batch of two, and one row
+    pipeline.to("cpu")
+    draw(pipeline)
+    assert len(graphs) == 3
+
+
+def test_an_eager_pipeline_captures_nothing(images, monkeypatch):
+    graphs, _ = recorded_graph.install(monkeypatch)
+    monkeypatch.setattr(engine, "_device_type", lambda model: "cuda")
+    draw(Pipeline(images.model, images.text_encoder, images.config, engine="eager"))
+    assert not graphs
+
+
+def test_an_engine_that_there_is_not_is_named(images, tmp_path):
+    images.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="engine is 'fast'; it must be one of auto, eager, graph, compile"):
+        Pipeline.from_pretrained(tmp_path, engine="fast")
 
 
 def test_return_levels_gives_every_resolution(images):

@@ -1,9 +1,11 @@
+import copy
 import json
 
 import pytest
 import torch
 
-from mdm_models import UNetConfig, create_model
+from mdm_models import UNet, UNetConfig, create_model
+from mdm_models.layers import AttentionBlock, TextConditioning
 from tests.models.golden import MODELS, GoldenModel, relative_error
 
 
@@ -61,16 +63,38 @@ def test_mixed_batch_gives_the_missing_outer_rows_no_features(tiny):
         torch.testing.assert_close(outer, full[0][:1], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(inner[:1], full[1][:1], rtol=1e-4, atol=1e-5)
         features_off = tiny.inner.denoise(  # the second row sees the inner UNet alone, fed with zeros
-            [inputs["x"][1]], torch.zeros(2, 32, 16, 16), _condition(tiny, inputs)
+            [inputs["x"][1]], torch.zeros(2, 32, 16, 16), inputs["time"], tiny.prepare(inputs["context"])
         )[0][0]
     torch.testing.assert_close(inner[1:], features_off[1:], rtol=1e-4, atol=1e-5)
 
 
-def _condition(model, inputs):
-    from mdm_models.unet import Conditioning
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_condition_prepared_once_gives_the_same_bits(tiny, dtype):
+    model, inputs = copy.deepcopy(tiny).to(dtype), tiny_inputs()
+    mask = torch.tensor([[True, True, True, False, False]] * 2)
+    condition = inputs.pop("context"), mask, {"scale": torch.tensor([16.0, 16.0])}
+    mixed = {**inputs, "x": [inputs["x"][0][:1], inputs["x"][1]]}
+    with torch.no_grad():
+        prepared = model.prepare(*condition)
+        for given in (inputs, mixed):
+            expected = model(**given, context=condition[0], context_mask=mask, micro=condition[2])
+            assert all(map(torch.equal, model(**given, context=prepared), expected))
 
-    context, mask, pooled = model.innermost.text(inputs["context"], None)
-    return Conditioning(inputs["time"], {}, context, mask, pooled)
+
+def test_a_prepared_condition_leaves_no_layer_that_reads_the_text_again(tiny, monkeypatch):
+    inputs = tiny_inputs()
+    with torch.no_grad():
+        prepared = tiny.prepare(inputs.pop("context"))
+        for module in tiny.modules():
+            if isinstance(module, AttentionBlock | TextConditioning):
+                monkeypatch.setattr(getattr(module, "context_kv", module), "forward", None)
+        tiny(**inputs, context=prepared)
+
+
+def test_a_model_without_conditions_is_prepared_for_any_batch():
+    model = UNet(UNetConfig(channels=(32,), blocks=(1,), embed_dim=32))
+    x = [torch.randn(3, 3, 8, 8)]
+    assert model(x, torch.tensor([1, 2, 3]), model.prepare(None))[0].shape == x[0].shape
 
 
 def test_masked_tokens_change_nothing(tiny):
@@ -154,6 +178,13 @@ def test_bfloat16_stays_near_float32(tiny):
 def test_an_input_that_does_not_fit_is_named(tiny, change, message):
     with pytest.raises(ValueError, match=message):
         tiny(**{**tiny_inputs(), **change})
+
+
+def test_a_condition_prepared_for_another_batch_is_named(tiny):
+    with torch.no_grad(), pytest.raises(ValueError, match="context was prepared for 1 samples; x has 2"):
+        tiny(**{**tiny_inputs(), "context": tiny.prepare(torch.zeros(1, 5, 64))})
+    with pytest.raises(ValueError, match=r"context has shape \(2, 5, 63\)"):
+        tiny.prepare(torch.zeros(2, 5, 63))
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,8 @@ def test_a_run_that_ended_holds_it_no_more(tmp_path, other_run):
 
 def test_a_process_that_does_not_lead_learns_that_it_is_refused(tmp_path):
     class Follower(Processes):
-        def agree(self, work) -> list:
-            work()
-            raise TrainingError("out: in use")  # by the leading one
+        def gather(self, items: list) -> list:
+            return ["out: in use", *items]
 
     with pytest.raises(TrainingError, match="in use"):
         enter(tmp_path / "run", Follower(1, 2, HERE.device))
