@@ -131,8 +131,8 @@ class Pipeline:
 
         source: the directory, or a name of `list_models(pretrained=True)`. text_encoder: one to use in place of what
         the directory names: an encoder, or what `load_text_encoder` takes. dtype: of the model's weights, None for that
-        of the file; the text encoder's features are float32. device: where the model and the text encoder run. engine: as
-        for the class.
+        of the file; the text encoder's features are float32. device: where the model and the text encoder run. engine:
+        as for the class.
 
         Raises FileNotFoundError, ValueError or TypeError in one line that names the file.
         """

@@ -3,9 +3,10 @@
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,14 +16,17 @@ from mdm_models.errors import TrainingError
 
 PATIENCE = timedelta(minutes=30)  # how long a process waits for the others, one of which may copy shards or write files
 
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among the others."""
+    """This process among the others. All of them must call what makes them agree, in the same order."""
 
     rank: int
     world_size: int
     device: torch.device
+    group: dist.ProcessGroup | None = None  # None: torch's default
 
     @property
     def is_main(self) -> bool:
@@ -32,20 +36,40 @@ class Processes:
     def mean(self, values: Tensor) -> Tensor:
         """The mean of `values` over the processes, the same on all of them."""
         if self.world_size > 1:
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self.group)
         return values / self.world_size
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set on any of the processes."""
         return self.mean(torch.tensor(float(flag), device=self.device)).item() > 0
 
+    def agree(self, work: Callable[[], Result]) -> list[Result]:
+        """What `work` returns on each process, by rank; raises on all what it raises on one, so that none waits for
+        one that has given up."""
+        try:
+            outcome = work(), None
+        except Exception as error:
+            if self.world_size == 1:
+                raise
+            outcome = None, error
+        outcomes = [outcome] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(outcomes, outcome, group=self.group)
+        for _, error in outcomes:
+            if error is not None:
+                raise error
+        return [result for result, _ in outcomes]
+
     def gather(self, items: list) -> list:
         """The items of all processes, in the order of their ranks."""
-        if self.world_size == 1:
-            return items
-        lists: list[list] = [[] for _ in range(self.world_size)]
-        dist.all_gather_object(lists, items)
-        return [item for each in lists for item in each]
+        return [item for each in self.agree(lambda: items) for item in each]
+
+    def apart(self) -> "Processes":
+        """The same, whose talk is not mixed up with this one's: for another thread, on CPUs."""
+        return replace(self, group=dist.new_group(backend="gloo")) if self.world_size > 1 else self
+
+
+ALONE = Processes(0, 1, torch.device("cpu"))
 
 
 @contextlib.contextmanager

@@ -1,8 +1,13 @@
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
+from torch.multiprocessing import spawn
 
-from mdm_models.errors import TrainingError
-from mdm_models.processes import init_process_group
+import mdm_models
+from mdm_models.errors import DataError, TrainingError
+from mdm_models.processes import ALONE, Processes, init_process_group
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
@@ -18,3 +23,38 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(TrainingError, match="4 processes on this machine and 2 GPUs"), init_process_group("auto"):
         pass
+
+
+def test_one_process_agrees_with_itself():
+    assert ALONE.agree(lambda: "done") == ["done"]
+    assert ALONE.gather([1, 2]) == [1, 2]
+    with pytest.raises(DataError, match="no shard"):
+        ALONE.agree(lambda: _refuse())
+
+
+def _refuse() -> None:
+    raise DataError("no shard")
+
+
+def _agree(rank: int, folder: str) -> None:
+    """What each of two processes finds, written to a file of its own."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    processes = Processes(rank, 2, torch.device("cpu"))
+    found = [processes.agree(lambda: rank), processes.gather([rank] * rank), processes.apart().agree(lambda: -rank)]
+    try:
+        processes.agree(lambda: _refuse() if rank == 1 else None)
+    except DataError as error:
+        found.append(str(error))
+    Path(folder, str(rank)).write_text(repr(found))
+    dist.destroy_process_group()
+
+
+def test_processes_agree_on_results_and_on_errors(tmp_path):
+    spawn(_agree, (str(tmp_path),), nprocs=2)
+    assert [(tmp_path / rank).read_text() for rank in "01"] == [repr([[0, 1], [1], [0, -1], "no shard"])] * 2
+
+
+def test_there_is_one_way_to_agree():
+    """Collectives are called in processes.py alone, where an error on one process is raised on all."""
+    files = Path(mdm_models.__file__).parent.rglob("*.py")
+    assert [f.name for f in files if "dist.all_" in f.read_text() or "new_group(" in f.read_text()] == ["processes.py"]

@@ -133,7 +133,7 @@ def _held_out(options: Options, pipeline: Pipeline, processes: Processes) -> Hel
         frame_rate=pipeline.config.frame_rate,
         holdout=options.holdout,
     )
-    samples = ShardedSamples(open_shards(config))
+    samples = ShardedSamples(open_shards(config, processes))
     reader = SampleReader(samples, config, prompts_for(pipeline.text_encoder))
     training, validation = split(samples, 0 if options.all else options.holdout)
     indices = training if options.all else validation

@@ -19,7 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
 import numpy as np
-import torch.distributed as dist
 from tqdm import tqdm
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
@@ -28,54 +27,38 @@ from mdm_models.data.config import DataConfig
 from mdm_models.data.locations import UnreachableError, expand, is_local, look_up, read_beside
 from mdm_models.data.shard_index import INDEX, Shard, from_bytes, scan, to_bytes
 from mdm_models.errors import DataError
+from mdm_models.processes import ALONE, Processes
 
 AT_ONCE = 8  # shards that a process looks at, and copies, at the same time
 OPEN_COPIES = 8  # copies that a process keeps open
 TRY_AGAIN = 600  # seconds until a shard that could not be reached is asked for again
 
 
-def open_shards(config: DataConfig) -> list[Shard]:
+def open_shards(config: DataConfig, processes: Processes = ALONE) -> list[Shard]:
     """The shards that `config.shards` names, in order; the ranks of a distributed run share the work.
 
     A shard that cannot be reached stays in the list, without samples. Raises DataError, the same on all ranks, for a
     name that stands for nothing, a shard that is no tar, more than `config.max_bad_share` of them out of reach, or no
     sample in any of them.
     """
-    distributed = dist.is_available() and dist.is_initialized()
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+    rank, world_size = processes.rank, processes.world_size
     cache = ShardCache.of(config.cache, config.cache_gb)
-    names = _agreed(lambda: expand(config.shards), world_size)
+    names = processes.agree(lambda: expand(config.shards))
     if any(other != names[0] for other in names):
         raise DataError(f"data: the processes do not see the same shards under {', '.join(config.shards)}")
     names = names[0]
 
     shards: list[Shard] = []
-    bar = tqdm(total=len(names), desc="finding the samples", unit=" shards", delay=5, disable=rank > 0)
+    bar = tqdm(total=len(names), desc="finding the samples", unit=" shards", delay=5, disable=not processes.is_main)
     with ThreadPoolExecutor(AT_ONCE) as pool, bar:
         for start in range(0, len(names), AT_ONCE * world_size):  # in rounds: nobody must wait for hours
             now = names[start : start + AT_ONCE * world_size]
             mine = now[rank::world_size]
-            shares = _agreed(lambda mine=mine: list(pool.map(lambda name: open_shard(name, cache), mine)), world_size)
+            shares = processes.agree(lambda mine=mine: list(pool.map(lambda name: open_shard(name, cache), mine)))
             shards += [shares[i % world_size][i // world_size] for i in range(len(now))]
             bar.update(len(now))
     _check(shards, config)
     return shards
-
-
-def _agreed(work, world_size: int) -> list:
-    """What each rank's `work()` returns; if it raises DataError on one of them, all raise that."""
-    try:
-        mine = work()
-    except DataError as error:
-        mine = error
-    results = [mine]
-    if world_size > 1:
-        results = [None] * world_size
-        dist.all_gather_object(results, mine)
-    for result in results:
-        if isinstance(result, DataError):
-            raise result
-    return results
 
 
 def open_shard(name: str, cache: ShardCache) -> Shard:

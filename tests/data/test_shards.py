@@ -6,6 +6,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 import torch.multiprocessing as processes
 import webdataset
@@ -17,6 +18,7 @@ from mdm_models.data.locations import UnreachableError
 from mdm_models.data.shard_index import scan
 from mdm_models.data.shards import ShardedSamples, open_shards
 from mdm_models.errors import DataError
+from mdm_models.processes import Processes
 
 SAMPLE = Path(__file__).parents[2] / "recipes" / "data"
 
@@ -215,7 +217,7 @@ def test_shards_without_any_picture_are_refused(pictures_of, config_of):
 def _find(rank: int, meeting: str, config: DataConfig, results) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     try:
-        results[rank] = [len(shard) for shard in open_shards(config)]
+        results[rank] = [len(shard) for shard in open_shards(config, Processes(rank, 2, torch.device("cpu")))]
     except DataError as error:
         results[rank] = str(error)
     dist.destroy_process_group()

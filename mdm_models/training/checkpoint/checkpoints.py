@@ -14,10 +14,9 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
@@ -56,10 +55,9 @@ class Checkpoints:
     """
 
     def __init__(self, run: Path, identity: dict, keep: int, processes: Processes):
-        self.run, self.keep, self.processes = run, keep, processes
+        self.run, self.keep = run, keep
+        self.processes = processes.apart()  # what the thread sends is not mixed up with what a training step sends
         self.identity = json.loads(json.dumps(identity))  # as it comes back from the disk, with lists for tuples
-        # of its own, so that what the thread sends is not mixed up with what a training step sends
-        self._group = dist.new_group(backend="gloo") if processes.world_size > 1 else None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future | None = None
         self._on_disk: int | None = None  # newest step that this process knows to be there, whole
@@ -92,7 +90,7 @@ class Checkpoints:
         False if there is none yet. A damaged one is passed over with a warning that names it. Raises CheckpointError if
         all are damaged, and if the checkpoint is of another model.
         """
-        paths = self._agreed(lambda: list_steps(self.run))[0]
+        paths = self.processes.agree(lambda: list_steps(self.run))[0]
         newest = _newest_whole(paths, self._verify, warn=self.processes.is_main)
         if newest is None:
             return False
@@ -103,8 +101,8 @@ class Checkpoints:
                 state,
                 storage_reader=SafeReader(path),
                 planner=SafeLoadPlanner(),
-                process_group=self._group,
-                no_dist=self._group is None,
+                process_group=self.processes.group,
+                no_dist=self.processes.world_size == 1,
             )
         except CheckpointException as error:
             raise CheckpointError(
@@ -115,9 +113,9 @@ class Checkpoints:
 
     def _verify(self, path: Path) -> dict:
         """`verified_manifest`, each process checking its share of the files."""
-        manifest = self._agreed(lambda: read_manifest(path))[0]
+        manifest = self.processes.agree(lambda: read_manifest(path))[0]
         names = sorted(manifest["files"])[self.processes.rank :: self.processes.world_size]
-        self._agreed(lambda: verify(path, {name: manifest["files"][name] for name in names}))
+        self.processes.agree(lambda: verify(path, {name: manifest["files"][name] for name in names}))
         return manifest
 
     def _write(self, step: int, state: dict) -> int:
@@ -125,15 +123,15 @@ class Checkpoints:
         final = _folder(self.run) / f"step-{step:08d}"
         partial = final.with_name(f".partial-{final.name}")
         try:
-            self._agreed(lambda: self._make_room(partial))
+            self.processes.agree(lambda: self._make_room(partial))
             dcp.save(
                 state,
                 storage_writer=dcp.FileSystemWriter(partial, sync_files=False, per_thread_copy_ahead=0),
-                process_group=self._group,
-                no_dist=self._group is None,
+                process_group=self.processes.group,
+                no_dist=self.processes.world_size == 1,
             )
-            files = [pair for pairs in self._agreed(lambda: self._settle(partial)) for pair in pairs]
-            self._agreed(lambda: self._seal(partial, final, dict(files)))
+            files = [pair for pairs in self.processes.agree(lambda: self._settle(partial)) for pair in pairs]
+            self.processes.agree(lambda: self._seal(partial, final, dict(files)))
         except (Exception, CheckpointException) as error:
             if self.processes.is_main:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -169,21 +167,6 @@ class Checkpoints:
         for old in earlier[: -self.keep]:
             with contextlib.suppress(OSError):  # the user may have been quicker; what was asked for is saved
                 _delete(old)
-
-    def _agreed(self, work: Callable[[], Result]) -> list[Result]:
-        """What `work` returns on each process, by rank; raises on all what it raises on one."""
-        outcome: tuple[Any, Exception | None]
-        try:
-            outcome = work(), None
-        except Exception as error:
-            outcome = None, error
-        outcomes = [outcome] * self.processes.world_size
-        if self._group is not None:
-            dist.all_gather_object(outcomes, outcome, group=self._group)
-        for _, error in outcomes:
-            if error is not None:
-                raise error
-        return [result for result, _ in outcomes]
 
 
 def list_steps(run: Path) -> list[Path]:

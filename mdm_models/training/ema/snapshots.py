@@ -40,7 +40,7 @@ class Snapshot:
 def write_snapshot(run: Path, step: int, averages: PowerEMA, processes: Processes) -> None:
     """Write RUN/averages/step-…, by the leading process; every process must call this, as each may hold a part.
 
-    Raises CheckpointError if it cannot be written; the earlier ones are untouched then.
+    Raises CheckpointError, on every process, if it cannot be written; the earlier ones are untouched then.
     """
     rounded = {}
     for std, by_name in averages.by_std.items():
@@ -48,10 +48,12 @@ def write_snapshot(run: Path, step: int, averages: PowerEMA, processes: Processe
             whole = average.full_tensor() if isinstance(average, DTensor) else average
             if processes.is_main:
                 rounded[f"{std:g}/{name}"] = whole.to(device="cpu", dtype=DTYPE).contiguous()
-    if not processes.is_main:
-        return
     metadata = {METADATA: json.dumps({"stds": averages.stds, "updates": averages.updates})}
     path = _folder(run) / f"step-{step:08d}.safetensors"
+    processes.agree(lambda: _write(path, rounded, metadata) if processes.is_main else None)
+
+
+def _write(path: Path, rounded: dict[str, Tensor], metadata: dict[str, str]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda partial: save_file(rounded, partial, metadata))

@@ -22,14 +22,7 @@ def locked(run: Path, processes: Processes) -> Iterator[None]:
     process, if another run holds it or the directory cannot be written to.
     """
     with contextlib.ExitStack() as held:
-        refusals = []
-        if processes.is_main:
-            try:
-                held.enter_context(_locked(run))
-            except TrainingError as error:
-                refusals = [str(error)]
-        for refusal in processes.gather(refusals):
-            raise TrainingError(refusal)
+        processes.agree(lambda: held.enter_context(_locked(run)) if processes.is_main else None)
         yield
 
 

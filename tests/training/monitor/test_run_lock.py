@@ -75,8 +75,9 @@ def test_a_run_that_ended_holds_it_no_more(tmp_path, other_run):
 
 def test_a_process_that_does_not_lead_learns_that_it_is_refused(tmp_path):
     class Follower(Processes):
-        def gather(self, items: list) -> list:
-            return ["out: in use", *items]
+        def agree(self, work) -> list:
+            work()
+            raise TrainingError("out: in use")  # by the leading one
 
     with pytest.raises(TrainingError, match="in use"):
         enter(tmp_path / "run", Follower(1, 2, HERE.device))
