@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from mdm_models.layers import AttentionBlock, ResidualBlock, TemporalAttentionBlock, TextSelfAttention
+from mdm_models.private_torch import allow_recompilations
 from mdm_models.processes import Processes
 from mdm_models.training.config import SystemConfig
 from mdm_models.training.denoiser import CaptionedDenoiser
@@ -34,7 +35,7 @@ def parallelise(model: CaptionedDenoiser, config: SystemConfig, processes: Proce
     """What to call in place of `model`, which is changed as the settings say; its parameters keep their names."""
     blocks = [module for module in model.modules() if isinstance(module, BLOCKS)]
     if config.compile:
-        torch._dynamo.config.recompile_limit = RECOMPILATIONS
+        allow_recompilations(RECOMPILATIONS)
         for block in blocks:
             block.forward = torch.compile(block.forward)
     if config.checkpoint_activations:

@@ -5,18 +5,22 @@ that is not a tensor, and a pickle may call any function; here `.metadata` may n
 tensors, and the values go through torch.load's weights_only, as PyTorch has the tensors do.
 """
 
+import dataclasses
+import enum
+import importlib
 import io
 import json
 import pickle
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, LoadPlan, Metadata, ReadItem
 
 from mdm_models.errors import CheckpointError, one_line
+from mdm_models.private_torch import CHECKPOINT_CLASSES
 from mdm_models.storage import sync
 
 MANIFEST = "manifest.json"
@@ -111,30 +115,27 @@ class SafeReader(FileSystemReader):
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """Makes what a checkpoint's metadata consists of, and nothing else."""
+    """Makes what a checkpoint's metadata consists of, and nothing else: the dataclasses and enums by which torch
+    describes tensors in files, whichever its version has, sizes, dtypes and paths."""
 
-    CLASSES: ClassVar = {
-        "torch.distributed.checkpoint.metadata": {
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "Metadata",
-            "MetadataIndex",
-            "StorageMeta",
-            "TensorProperties",
-            "TensorStorageMetadata",
-            "_MEM_FORMAT_ENCODING",
-        },
-        "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-        "torch": {"Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))},
-        "torch.serialization": {"_get_layout"},
-        "pathlib": {"Path", "PosixPath", "PurePosixPath"},
-        "pathlib._local": {"Path", "PosixPath", "PurePosixPath"},  # of Python 3.13
-    }
+    DESCRIPTIONS = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+    PATHS = ("pathlib", "pathlib._local")  # the latter of Python 3.13
 
     def find_class(self, module: str, name: str) -> Any:
-        if name not in self.CLASSES.get(module, ()):
-            raise pickle.UnpicklingError(f"it calls for {module}.{name}, which describes no tensor")
-        return super().find_class(module, name)
+        if "." not in name and self._is_harmless(module, name):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it calls for {module}.{name}, which describes no tensor")
+
+    def _is_harmless(self, module: str, name: str) -> bool:
+        if module == "torch":
+            return name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)
+        if module in self.PATHS:
+            return name in ("Path", "PosixPath", "PurePosixPath")
+        if name in CHECKPOINT_CLASSES.get(module, ()):
+            return True
+        found = getattr(importlib.import_module(module), name, None) if module in self.DESCRIPTIONS else None
+        describes = isinstance(found, type) and (dataclasses.is_dataclass(found) or issubclass(found, enum.Enum))
+        return describes and found.__module__ == module
 
 
 class SafeLoadPlanner(DefaultLoadPlanner):

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from mdm_kernels import use_backend
 from mdm_models.config import UNetConfig
+from mdm_models.private_torch import fake_tensors
 from mdm_models.text import TransformerTextEncoder
 from mdm_models.training.config import ModelConfig, Plan, TrainConfig
 from mdm_models.training.denoiser import CaptionedDenoiser
@@ -89,7 +89,7 @@ def activation_bytes(
     at a time (activation checkpointing).
     """
     model = weightless_model(architecture, config)
-    with FakeTensorMode(), use_backend("triton" if device == "cuda" else "torch"):
+    with fake_tensors(), use_backend("triton" if device == "cuda" else "torch"):
         weights = {name: _like(p, device).requires_grad_() for name, p in model.named_parameters()}
         buffers = {name: _like(b, device) for name, b in model.named_buffers()}
         inputs = _inputs(architecture, config, shapes, rows, device)

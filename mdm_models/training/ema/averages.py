@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from mdm_models.private_torch import foreach_lerp_
 from mdm_models.training.config import OptimizerConfig
 from mdm_models.training.ema.power_functions import exponent
 
@@ -90,7 +91,7 @@ class Averages(ABC):
     def _move(self, averages: Mapping[str, Tensor], share: float) -> None:
         """average ← average + share · (parameter − average)."""
         parts = [local(average) for average in averages.values()]
-        torch._foreach_lerp_(parts, [local(self.parameters[name]) for name in averages], share)
+        foreach_lerp_(parts, [local(self.parameters[name]) for name in averages], share)
 
 
 class EMA(Averages):
