@@ -11,6 +11,7 @@ from itertools import repeat
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from mdm_kernels import GroupNormSiLU, flash_attention, self_cross_attention, temporal_attention
@@ -273,9 +274,10 @@ class TextSelfAttention(nn.Module):
         self.mlp = FeedForward(width)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = self.qkv(self.norm(x)).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        h = flash_attention(q, k, v, key_mask=mask).transpose(1, 2).flatten(2)
-        x = x + self.proj(h)
+        qkv = self.qkv(self.norm(x))
+        q, k, v = rearrange(qkv, "b s (part heads d) -> part b heads s d", part=3, heads=self.num_heads)
+        h = flash_attention(q, k, v, key_mask=mask)
+        x = x + self.proj(rearrange(h, "b heads s d -> b s (heads d)"))
         return x + self.mlp(self.mlp_norm(x))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from mdm_kernels import GroupNormSiLU
@@ -239,7 +240,7 @@ class UNet(nn.Module):
         rows = x[0].shape[0]
         own = condition if rows == len(time) else condition.map(lambda tensor: tensor[:rows])
         embedding = F.silu(self._embed(time[:rows], own))
-        h = x[0].transpose(1, 2).flatten(0, 1) if is_clip else x[0]
+        h = rearrange(x[0], "b c t h w -> (b t) c h w") if is_clip else x[0]
         if self.config.normalize_input:
             wide = h.to(torch.promote_types(h.dtype, torch.float32))  # bfloat16 would round the deviation by 0.2 %
             h = (wide / wide.std((1, 2, 3), keepdim=True)).to(h.dtype)
@@ -264,7 +265,7 @@ class UNet(nn.Module):
 
         prediction = self.conv_out(self.norm_out(h))
         if is_clip:
-            prediction = prediction.unflatten(0, (rows, -1)).transpose(1, 2)
+            prediction = rearrange(prediction, "(b t) c h w -> b c t h w", b=rows)
         return [prediction, *inner_predictions], h
 
     def middle(
@@ -321,11 +322,9 @@ class NestedUNet(UNet):
         if frames == 1 or not self.config.adapters_see_grid:
             return adapter(x)
         side = math.isqrt(frames)
-        rows, channels, height, width = x.shape
-        grid = x.reshape(-1, side, side, channels, height, width).permute(0, 3, 1, 4, 2, 5)
-        grid = adapter(grid.reshape(-1, channels, side * height, side * width))
-        grid = grid.reshape(rows // frames, -1, side, height, side, width).permute(0, 2, 4, 1, 3, 5)
-        return grid.reshape(rows, -1, height, width)
+        grid = rearrange(x, "(b rows columns) c h w -> b c (rows h) (columns w)", rows=side, columns=side)
+        grid = adapter(grid)
+        return rearrange(grid, "b c (rows h) (columns w) -> (b rows columns) c h w", rows=side, columns=side)
 
 
 def _unet(config: UNetConfig) -> UNet:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdm_models.text.frozen import OFFLINE, FrozenTextEncoder, loading
-from mdm_models.text.tokens import up_to_end
+from mdm_models.text.interface import up_to_end
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("*.safetensors", "*.bin", "*.pth")

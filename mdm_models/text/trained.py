@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from mdm_models.layers import TextSelfAttention
 from mdm_models.storage import write_whole
 from mdm_models.text.frozen import loading
-from mdm_models.text.interface import check_prompts
-from mdm_models.text.tokens import up_to_end
+from mdm_models.text.interface import check_prompts, up_to_end
 
 CONFIG, WEIGHTS = "mdm_text_encoder.json", "model.safetensors"
 
