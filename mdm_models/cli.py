@@ -39,7 +39,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _help() -> str:
     lines = [f"  mdm {name:12}{purpose}" for name, purpose in COMMANDS.items()]
-    codes = "Exit codes: 0 done; 2 something to mend, which one line says; 1 a defect of mdm; 130 stopped by Ctrl-C."
+    codes = (
+        "Exit codes: 0 done; 2 something to mend, which one line says; 1 a defect of mdm; 130 stopped by Ctrl-C;\n"
+        "75 training stopped before its end: the same command goes on."
+    )
     title = "usage: mdm COMMAND [OPTIONS]\n\nMatryoshka Diffusion models."
     return "\n".join([title, "", *lines, "  mdm --version", "", "`mdm COMMAND --help` tells more.", codes])
 

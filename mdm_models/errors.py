@@ -3,6 +3,8 @@
 import warnings
 from pathlib import Path
 
+COME_AGAIN = 75
+"""exit code of a run that is not finished, which the same command continues; sysexits.h calls it EX_TEMPFAIL"""
 _PACKAGE = Path(__file__).parent
 _standard = warnings.formatwarning
 

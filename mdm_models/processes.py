@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -15,6 +16,10 @@ from torch import Tensor
 from mdm_models.errors import TrainingError
 
 PATIENCE = timedelta(minutes=30)  # how long a process waits for the others, one of which may copy shards or write files
+RESTARTS = (
+    "torchrun --max-restarts: a restarted run would meet the addresses of the one before and fail, unless torchrun is "
+    "started with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment (pytorch issue 135712)"
+)
 
 Result = TypeVar("Result")
 
@@ -95,6 +100,9 @@ def init_process_group(device: str) -> Iterator[Processes]:
     if world_size == 1:
         yield Processes(0, 1, where)
         return
+    shares_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if shares_store and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and os.environ.get("RANK") == "0":
+        warnings.warn(RESTARTS, stacklevel=2)
     backend, bound = ("nccl", where) if on_gpu else ("gloo", None)
     dist.init_process_group(backend, timeout=PATIENCE, device_id=bound)
     yield Processes(dist.get_rank(), world_size, where)
@@ -102,16 +110,21 @@ def init_process_group(device: str) -> Iterator[Processes]:
 
 
 class StopRequest:
-    """Inside the `with` block the first SIGINT or SIGTERM only sets `asked`; a second one acts as usual."""
+    """Inside the `with` block SIGUSR1 and the first SIGINT or SIGTERM only set `asked`; a second one acts as usual.
+
+    Schedulers send SIGUSR1 some time before they end a job, to each of its processes and perhaps twice.
+    """
 
     def __enter__(self) -> "StopRequest":
         self.asked = False
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        self._before = {number: signal.signal(number, self._ask) for number in numbers}
         return self
 
     def _ask(self, number: int, frame) -> None:
         self.asked = True
-        signal.signal(number, self._before[number])
+        if number != signal.SIGUSR1:
+            signal.signal(number, self._before[number])
 
     def __exit__(self, *error) -> None:
         for number, handler in self._before.items():

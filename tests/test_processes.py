@@ -1,3 +1,4 @@
+import warnings
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from torch.multiprocessing import spawn
 
 import mdm_models
 from mdm_models.errors import DataError, TrainingError
-from mdm_models.processes import ALONE, Processes, init_process_group
+from mdm_models.processes import ALONE, RESTARTS, Processes, init_process_group
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
@@ -58,3 +59,17 @@ def test_there_is_one_way_to_agree():
     """Collectives are called in processes.py alone, where an error on one process is raised on all."""
     files = Path(mdm_models.__file__).parent.rglob("*.py")
     assert [f.name for f in files if "dist.all_" in f.read_text() or "new_group(" in f.read_text()] == ["processes.py"]
+
+
+@pytest.mark.parametrize(("shared", "restarts"), [("True", "1"), ("False", "1"), ("True", "0")])
+def test_restarts_that_would_fail_are_warned_of_at_the_start(monkeypatch, shared, restarts):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_MAX_RESTARTS": restarts}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(dist, name, lambda *_, **__: None)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    fails = shared == "True" and restarts != "0"
+    with warnings.catch_warnings(record=True) as found, init_process_group("cpu"):
+        pass
+    assert [str(warning.message) for warning in found] == [RESTARTS] * fails

@@ -1,7 +1,7 @@
 """What the commands have in common: options that a dataclass declares, errors in one line, and exit codes.
 
 0: it is done. 2: something that the user can mend, which one line says. 1: a defect of ours, with its traceback.
-130: stopped by Ctrl-C.
+130: stopped by Ctrl-C. 75: training was asked to stop, or lost one of its processes; the same command goes on.
 """
 
 import dataclasses

@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mdm_models.commands.line import exit_code, like
+from mdm_models.commands.line import DONE, exit_code, like
 from mdm_models.data.config import DataConfig
+from mdm_models.errors import COME_AGAIN
 from mdm_models.training.config import TrainConfig, changed
 
 RECIPES = "mdm_models.recipes"  # found by its name: recipes stand above the commands, which know none of them
@@ -76,26 +77,29 @@ def parse(
     return dataclasses.replace(like(TrainConfig, options), data=like(DataConfig, options.data)), chosen.dry_run
 
 
-def _run(program: str, presets: Mapping[str, Preset], description: str, arguments: list[str]) -> None:
+def _run(program: str, presets: Mapping[str, Preset], description: str, arguments: list[str]) -> int:
+    """→ exit code."""
     config, dry_run = parse(program, presets, description, arguments)
     if dry_run:
         from mdm_models.training.dry_run.estimate import describe
 
         print(describe(config, int(os.environ.get("WORLD_SIZE", "1"))))
-    else:
-        from mdm_models.data.prepare.captioned_folder import shards_for
-        from mdm_models.training.trainer import train
+        return DONE
+    from mdm_models.data.prepare.captioned_folder import shards_for
+    from mdm_models.training.checkpoint.checkpoints import is_finished
+    from mdm_models.training.trainer import train
 
-        data = config.data
-        train(changed(config, shards=shards_for(data.shards, data.size, data.cache)))
+    data = config.data
+    run = train(changed(config, shards=shards_for(data.shards, data.size, data.cache)))
+    return DONE if is_finished(run, config.optimizer.steps) else COME_AGAIN
 
 
-def _train(name: str, arguments: list[str]) -> None:
-    """Run the recipe of that name. Raises ValueError if there is none."""
+def _train(name: str, arguments: list[str]) -> int:
+    """Run the recipe of that name; → exit code. Raises ValueError if there is none."""
     known = _recipes()
     if name not in known:
         raise ValueError(f"no recipe is named {name!r}; known are {', '.join(known)}")
-    _run(f"mdm train {name}", known[name].PRESETS, known[name].__doc__, arguments)
+    return _run(f"mdm train {name}", known[name].PRESETS, known[name].__doc__, arguments)
 
 
 def _recipes() -> dict[str, ModuleType]:

@@ -253,3 +253,4 @@ def stand_apart(worker: int) -> None:
     ends them by SIGTERM, whose handler they must not inherit."""
     os.setpgrp()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a scheduler's warning to all processes, which only the parent heeds

@@ -132,9 +132,12 @@ class SystemConfig:
     """refuse operations whose results vary from run to run, at a cost in speed on a GPU"""
     seed: int = 0
     """of everything random"""
+    patience: float = 300.0
+    """seconds after which all processes of a run end because one of them is silent, killed or cut off; 0: they wait
+    half an hour for it"""
 
     def __post_init__(self):
-        check_not_negative(self, "seed")
+        check_not_negative(self, "seed", "patience")
 
     def uses_bf16(self, device: str) -> bool:
         """Whether a device of that type, "cpu" or "cuda", computes in bfloat16."""
@@ -181,6 +184,9 @@ class OutputConfig:
     """classifier-free guidance of a sample, in grids and evaluations"""
     wandb: str = ""
     """project of Weights & Biases to log to as well; empty: none"""
+    prometheus: str = ""
+    """file *.prom in which to keep step, loss and speed for Prometheus, by node_exporter's textfile collector; empty:
+    none, RUN/heartbeat.json has the same"""
     profile: bool = False
     """write a trace of steps 6 to 8 of this run to RUN/profile, for chrome://tracing or Perfetto"""
 

@@ -20,17 +20,19 @@ from mdm_models.training.denoiser import open_encoder
 from mdm_models.training.ema.snapshots import forget_snapshots_after, write_snapshot
 from mdm_models.training.evaluation import Evaluation
 from mdm_models.training.learner import Learner
+from mdm_models.training.monitor.heartbeat import Heartbeat
 from mdm_models.training.monitor.interval import Interval
 from mdm_models.training.monitor.logbook import EVALUATION, Logbook, is_logged
 from mdm_models.training.monitor.preview import Preview
 from mdm_models.training.monitor.profiler import profiling
 from mdm_models.training.monitor.run_lock import locked
 from mdm_models.training.monitor.throughput import Throughput
+from mdm_models.training.monitor.watchdog import watched
 from mdm_models.training.parallel import set_determinism
 
 
 def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
-    """Train until `steps`, or until SIGINT or SIGTERM asks to stop; returns the run directory.
+    """Train until `steps`, or until SIGINT, SIGTERM or SIGUSR1 asks to stop; returns the run directory.
 
     architecture: a UNet other than the one that the settings name; its context_dim must be the text encoder's width.
     Raises TrainingError for what the user can mend.
@@ -46,6 +48,7 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
         reader = SampleReader(samples, config.data, prompts_for(encoder))
         evaluation = Evaluation.of(config, reader, validation, processes)
 
+        files.enter_context(watched(processes, config.system.patience))
         files.enter_context(locked(run, processes))
         stage = "" if list_steps(run) else config.model.init_from
         learner = Learner(config, planned.architecture, encoder, processes, stage)
@@ -66,13 +69,14 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
         throughput = Throughput.of(config, planned, processes)
         profiler = files.enter_context(profiling(config, run, processes))
         owed = evaluation and processes.any(processes.is_main and _owes_evaluation(config, learner.step))
-        log = preview = None
+        log = preview = heartbeat = None
         if learner.step < steps or owed:
             preview = Preview.of(output, reader, itertools.chain(validation, training), processes)
             if processes.is_main:  # which alone writes to the log
                 log = files.enter_context(contextlib.closing(Logbook(config, learner.step)))
                 log.skip(reader.damaged())
                 log.say(str(throughput))
+                heartbeat = Heartbeat(config)
 
         def evaluate() -> None:
             numbers = evaluation.measure(learner)
@@ -99,6 +103,8 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
             profiler.step()
             if log:
                 log.progress(interval)
+                numbers = interval.summary()
+                heartbeat.beat(learner.step, numbers["loss"], numbers["samples_per_second"])
 
             if log_now:
                 skips = processes.gather(interval.skips)
@@ -121,6 +127,8 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
         if learner.step > begun_at or processes.any(processes.is_main and not (run / "model" / PIPELINE_FILE).exists()):
             learner.export(run / "model")
         files.close()  # the progress bar among them, which would be drawn over what is printed
+        if heartbeat:
+            heartbeat.end(learner.step)
         if processes.is_main:
             rest = "" if learner.step >= steps else "; the same command goes on from there"
             print(f"{run}: {learner.step} of {steps} steps{rest}")

@@ -7,6 +7,7 @@ import pytest
 
 from mdm_models.commands.train import parse, run_recipe
 from mdm_models.data.config import DataConfig
+from mdm_models.training import trainer
 from mdm_models.training.config import TrainConfig, changed
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -82,3 +83,12 @@ def test_a_dry_run_describes_the_largest_preset_without_data_or_a_run(recipe, tm
     text = capsys.readouterr().out
     assert "parameters" in text
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("step", "code"), [(4, 75), (6, 0)], ids=["stopped", "finished"])
+def test_a_run_that_was_stopped_has_an_exit_code_to_be_started_again_by(recipe, tmp_path, monkeypatch, step, code):
+    module = recipe("t2v_webvid")
+    (tmp_path / "run" / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    monkeypatch.setattr(trainer, "train", lambda config: Path(config.out))
+    arguments = ["--data", str(CLIPS), "--out", str(tmp_path / "run"), "--steps", "6"]
+    assert run_recipe(module.PRESETS, module.__doc__, arguments) == code

@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -17,8 +18,9 @@ from mdm_models.errors import CheckpointError
 from mdm_models.processes import Processes
 from mdm_models.training import trainer
 from mdm_models.training.checkpoint.checkpoints import Checkpoints
-from mdm_models.training.config import TrainConfig
-from tests.training.models import IMAGE_MODEL
+from mdm_models.training.config import TrainConfig, changed
+from mdm_models.training.monitor.watchdog import watched
+from tests.training.models import IMAGE_MODEL, settings
 
 IDENTITY = {"name": "small"}
 
@@ -137,8 +139,24 @@ def load_together(rank: int, world_size: int, folder: Path) -> None:
     dist.barrier()
 
 
+def often_saving(shard: Path, out: Path) -> TrainConfig:
+    """Twelve steps on pictures, with a checkpoint after every second one."""
+    often = {"save_every": 2, "log_every": 1}
+    return changed(settings(shard, out), frames=1, steps=12, micro_batch=1, deterministic=True, **often)
+
+
 def train(config: TrainConfig, environment: dict[str, str]) -> None:
     """A training run, as torchrun starts it with such an environment."""
     os.environ |= environment
     torch.set_num_threads(1)
     trainer.train(config, IMAGE_MODEL)
+
+
+def watch(rank: int, world_size: int, folder: Path, port: int, patience: float) -> None:
+    """One process of many that watch each other until the file leave-RANK is there."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    sys.stderr = (folder / f"said-{rank}").open("w", buffering=1)
+    with watched(join(rank, world_size, folder / "meeting"), patience):
+        (folder / f"watching-{rank}").touch()
+        while not (folder / f"leave-{rank}").exists():
+            time.sleep(0.05)

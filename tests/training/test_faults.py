@@ -2,8 +2,11 @@
 
 import json
 import multiprocessing
+import os
 import random
 import socket
+import subprocess
+import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -16,10 +19,11 @@ from mdm_models.training.checkpoint.checkpoints import list_steps, verified_mani
 from mdm_models.training.config import TrainConfig, changed
 from tests.made_data import encode_image, write_shard
 from tests.training import fault_processes as processes
+from tests.training import restarted
 from tests.training.fault_processes import alone, flat_state, is_of_one_step, trained
-from tests.training.models import settings
 
 KILLED = -9
+ROOT = Path(__file__).parents[2]
 
 
 def tensors(state: dict) -> dict:
@@ -193,8 +197,8 @@ def recipe(tmp_path_factory):
     """A run on five pictures that is nearly always writing a checkpoint."""
     pictures = {grey: np.full((16, 16, 3), grey, np.uint8) for grey in range(0, 250, 50)}
     samples = {str(grey): {"png": encode_image(picture), "txt": b"grey"} for grey, picture in pictures.items()}
-    config = settings(write_shard(tmp_path_factory.mktemp("data") / "a.tar", samples), tmp_path_factory.mktemp("runs"))
-    return changed(config, frames=1, steps=12, micro_batch=1, save_every=2, log_every=1, deterministic=True)
+    shard = write_shard(tmp_path_factory.mktemp("data") / "a.tar", samples)
+    return processes.often_saving(shard, tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +214,20 @@ def test_a_run_killed_again_and_again_has_the_losses_of_an_undisturbed_one(conte
         killed.start().kill_beyond(killed.newest(), moments.uniform(0, 0.1))
     assert 0 < killed.newest() < 12
     assert killed.start().finish().losses() == undisturbed
+
+
+def test_torchrun_restarts_a_run_whose_worker_is_killed_and_it_goes_on(recipe, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    data, out = recipe.data.shards[0], str(run)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    mended = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [*launcher, restarted.__file__, data, out]
+    done = subprocess.run(command, env=os.environ | mended, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (run / "killed").exists()
+    losses = Runs(None, changed(recipe, out=out)).losses()
+    assert [step for step, _ in losses] == list(range(1, 13))
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(undisturbed), rtol=1e-3, atol=0)
 
 
 def test_two_processes_killed_and_followed_by_one_have_its_losses(context, recipe, undisturbed, tmp_path):

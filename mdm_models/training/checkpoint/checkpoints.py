@@ -37,7 +37,7 @@ from mdm_models.training.checkpoint.files import (
 )
 from mdm_models.training.checkpoint.staging import staged
 
-__all__ = ["Checkpoints", "Damaged", "list_steps", "load_averages", "verified_manifest"]
+__all__ = ["Checkpoints", "Damaged", "is_finished", "list_steps", "load_averages", "verified_manifest"]
 
 Result = TypeVar("Result")
 
@@ -172,6 +172,11 @@ class Checkpoints:
 def list_steps(run: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     return sorted((path for path in _folder(run).glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)), key=_step)
+
+
+def is_finished(run: Path, steps: int) -> bool:
+    """Whether a run has a checkpoint of its last step or a later one."""
+    return any(_step(path) >= steps for path in list_steps(run))
 
 
 def load_averages(run: Path) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -11,6 +12,7 @@ import torch
 
 from mdm_models.errors import TrainingError
 from mdm_models.processes import Processes
+from mdm_models.training.monitor import run_lock
 from mdm_models.training.monitor.run_lock import locked
 
 HERE = Processes(0, 1, torch.device("cpu"))
@@ -81,3 +83,30 @@ def test_a_process_that_does_not_lead_learns_that_it_is_refused(tmp_path):
 
     with pytest.raises(TrainingError, match="in use"):
         enter(tmp_path / "run", Follower(1, 2, HERE.device))
+
+
+TEXT = "process 7 on node-a\n1234\n"
+
+
+class Elsewhere(Processes):
+    """Rank 1, whose leader has written TEXT into its lock."""
+
+    def agree(self, work) -> list:
+        return [TEXT, work()]
+
+
+@pytest.mark.parametrize("other", [None, "process 7 on node-a\n5678\n"], ids=["no directory", "one of its own"])
+def test_a_machine_that_does_not_see_the_leaders_directory_is_named(tmp_path, monkeypatch, other):
+    monkeypatch.setattr(run_lock, "PATIENCE", 0.3)
+    if other:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / run_lock.LOCK).write_text(other)
+    with pytest.raises(TrainingError, match=r"rank 1 on .* does not see .*run of process 7 on node-a; all") as error:
+        enter(tmp_path / "run", Elsewhere(1, 2, HERE.device))
+    assert "\n" not in str(error.value)
+
+
+def test_a_machine_that_sees_it_after_a_while_goes_on(tmp_path):
+    (tmp_path / "run").mkdir()
+    threading.Timer(0.3, lambda: (tmp_path / "run" / run_lock.LOCK).write_text(TEXT)).start()
+    enter(tmp_path / "run", Elsewhere(1, 2, HERE.device))

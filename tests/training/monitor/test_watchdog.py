@@ -1,0 +1,71 @@
+"""Processes that fall silent, and what the others do."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import time
+
+import pytest
+
+from mdm_models.errors import COME_AGAIN
+from tests.training import fault_processes as processes
+
+PATIENCE = 3.0
+
+
+@pytest.fixture(scope="module")
+def context():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([processes.__name__])
+    return context
+
+
+@pytest.fixture
+def three(context, tmp_path):
+    """three() starts three processes that watch each other until they are told to leave; ends those that are left."""
+    started = []
+
+    def start() -> list:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        for rank in range(3):
+            started.append(context.Process(target=processes.watch, args=(rank, 3, tmp_path, port, PATIENCE)))
+            started[-1].start()
+        until = time.monotonic() + 120
+        while len(list(tmp_path.glob("watching-*"))) < 3 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert len(list(tmp_path.glob("watching-*"))) == 3
+        return started
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def said(folder, rank: int) -> str:
+    return (folder / f"said-{rank}").read_text()
+
+
+@pytest.mark.parametrize("silent", [0, 2])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_all_end_and_name_the_process_that_was_killed_or_frozen(three, tmp_path, silent, how):
+    members = three()
+    os.kill(members[silent].pid, how)
+    others = [rank for rank in range(3) if rank != silent]
+    for rank in others:
+        members[rank].join(60)
+        assert members[rank].exitcode == COME_AGAIN
+        [line] = said(tmp_path, rank).splitlines()
+        assert line.startswith(f"error: rank {silent} on {socket.gethostname()} silent for 3 s; rank {rank} on ")
+
+
+def test_those_that_leave_in_good_order_are_not_missed(three, tmp_path):
+    members = three()
+    for rank in (1, 0, 2):
+        (tmp_path / f"leave-{rank}").touch()
+        members[rank].join(60)
+        assert members[rank].exitcode == 0
+        time.sleep(PATIENCE)
+    assert [said(tmp_path, rank) for rank in range(3)] == ["", "", ""]
