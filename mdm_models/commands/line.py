@@ -69,6 +69,11 @@ def exit_code(program: str, act: Callable[[], int | None]) -> int:
         return STOPPED
 
 
+def check_steps(steps: int | None) -> None:
+    if steps is not None and steps < 1:
+        raise ValueError(f"--steps {steps}: num_inference_steps is {steps}; it must be at least 1")
+
+
 def like(kind: type[Options], values: object) -> Options:
     """A dataclass of the same fields as another one of that type."""
     return kind(**{field.name: getattr(values, field.name) for field in dataclasses.fields(kind)})

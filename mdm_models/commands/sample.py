@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tyro.conf import Positional, arg
 
-from mdm_models.commands.line import Dtype, command, device_of, dtype_of
+from mdm_models.commands.line import Dtype, check_steps, command, device_of, dtype_of
 from mdm_models.errors import one_line
 from mdm_models.pictures import CLIP_SUFFIXES, Clip
 from mdm_models.pipeline import Pipeline, model_directory
@@ -66,6 +66,7 @@ class Options:
     def __post_init__(self):
         if not self.prompts:
             raise ValueError("there is no prompt; give one or several")
+        check_steps(self.steps)
 
 
 def sample(options: Options) -> None:

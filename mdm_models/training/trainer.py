@@ -1,9 +1,7 @@
 """The training loop: shards in; a run directory with checkpoints, a log, samples and the finished model out."""
 
 import contextlib
-import dataclasses
 import itertools
-import json
 from pathlib import Path
 
 from tqdm import tqdm
@@ -29,6 +27,7 @@ from mdm_models.training.monitor.run_lock import locked
 from mdm_models.training.monitor.throughput import Throughput
 from mdm_models.training.monitor.watchdog import watched
 from mdm_models.training.parallel import set_determinism
+from mdm_models.training.settings import write_settings
 
 
 def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
@@ -55,7 +54,7 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
         checkpoints = Checkpoints(run, learner.identity(), output.keep, processes)
         learner.resume(checkpoints)
         if processes.is_main:
-            _write_config(run, config)
+            write_settings(run, config)
             forget_snapshots_after(run, learner.step)
         stream = batches(
             SampleStream(reader, training, seed=config.system.seed, caption_dropout=config.model.caption_dropout),
@@ -144,8 +143,3 @@ def _owes_evaluation(config: TrainConfig, step: int) -> bool:
     """Whether the run was to be evaluated after this step, and ended between the checkpoint and that."""
     due = step > 0 and _due(step, config.evaluation.evaluate_every, config.optimizer.steps)
     return due and not is_logged(Path(config.out), step, EVALUATION)
-
-
-def _write_config(run: Path, config: TrainConfig) -> None:
-    """Note in the run directory what the run was told."""
-    (run / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")

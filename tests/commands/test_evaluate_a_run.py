@@ -1,0 +1,93 @@
+"""`mdm evaluate RUN` is the run's own evaluation, whatever the run was told."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mdm_models.commands.evaluate import main
+from mdm_models.training.config import TrainConfig, changed
+from mdm_models.training.settings import read_settings, write_settings
+from mdm_models.training.trainer import train
+from tests.evaluation.conftest import MeanColour, save_scripted
+from tests.made_data import encode_clip, encode_image, write_shard
+from tests.training.models import CLIP_MODEL, NESTED_MODEL, settings
+
+
+def pictures(folder: Path) -> Path:
+    draw = np.random.default_rng(0)
+    noise = {f"p{i}": draw.integers(256, size=(16, 16, 3), dtype=np.uint8) for i in range(12)}
+    return write_shard(
+        folder / "data.tar", {key: {"png": encode_image(p), "txt": f"a {key}".encode()} for key, p in noise.items()}
+    )
+
+
+def clips(folder: Path) -> Path:
+    """Grey at their beginning, white at their end."""
+    return write_shard(
+        folder / "data.tar", {f"c{i}": {"mp4": encode_clip(48), "txt": f"a c{i}".encode()} for i in range(6)}
+    )
+
+
+def last_evaluation(run: Path) -> dict:
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    (*_, last) = (record for record in records if record["kind"] == "evaluation")
+    return {name: value for name, value in last.items() if name not in ("step", "kind")}
+
+
+def trained(config: TrainConfig, architecture) -> Path:
+    how = {"evaluate_every": 2, "steps": 2, "holdout": 0.5, "evaluate_samples": 4, "sample_steps": 3}
+    return train(changed(config, **how, save_every=2, lr=0.05, warmup=0, ema_decay=0.0), architecture)
+
+
+@pytest.mark.parametrize(
+    ("make", "architecture", "told"),
+    [
+        (pictures, NESTED_MODEL, {"loss_target": "v", "precision": "bf16"}),
+        (pictures, NESTED_MODEL, {"loss_target": "x0", "seed": 3, "sampler": "dpmpp_2m", "guidance_scale": 1.5}),
+        (clips, CLIP_MODEL, {"clip_start": "middle", "frames": 4, "shift_power": 2.0}),
+    ],
+)
+def test_a_run_is_evaluated_as_it_evaluated_itself(make, architecture, told, tmp_path):
+    colours = save_scripted(MeanColour(), tmp_path / "colours.pt")
+    config = changed(settings(make(tmp_path), tmp_path / "run"), frames=1, feature_extractor=str(colours))
+    run = trained(changed(config, **told), architecture)
+    assert main([str(run), "--device", "cpu", "--workers", "0", "--json", f"{tmp_path}/found.json"]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())["results"]
+    assert found == pytest.approx(last_evaluation(run), rel=1e-4)
+
+
+def test_what_is_given_goes_before_what_the_run_was_told(tmp_path):
+    run = trained(changed(settings(pictures(tmp_path), tmp_path / "run"), frames=1), NESTED_MODEL)
+    losses = {}
+    for target in ("eps", "v"):
+        found = tmp_path / f"{target}.json"
+        given = ["--loss-target", target, "--samples", "2", "--device", "cpu", "--workers", "0"]
+        assert main([f"{run}/model", *given, "--json", str(found)]) == 0
+        losses[target] = json.loads(found.read_text())["results"]["validation_loss"]
+    assert losses["v"] > 1.01 * losses["eps"]  # v is eps over √ᾱ
+
+
+def test_a_cache_may_be_named(tmp_path):
+    run = trained(changed(settings(pictures(tmp_path), tmp_path / "run"), frames=1), NESTED_MODEL)
+    elsewhere = ["--data", f"pipe:cat {tmp_path}/data.tar", "--cache", f"{tmp_path}/copies", "--cache-gb", "1"]
+    assert main([str(run), *elsewhere, "--device", "cpu", "--workers", "0"]) == 0
+    assert list((tmp_path / "copies").glob("*.tar"))
+
+
+def test_a_model_outside_a_run_needs_its_data(tmp_path, capsys):
+    assert main([str(tmp_path), "--device", "cpu"]) == 2
+    assert "--data is missing" in capsys.readouterr().err
+
+
+def test_settings_come_back_as_they_were_written(tmp_path):
+    config = changed(settings(tmp_path, tmp_path), ema_stds=(0.05, 0.1), level_shares=(0.5, 1.0))
+    write_settings(tmp_path, config)
+    assert read_settings(tmp_path) == config
+    values = dataclasses.asdict(config) | {"a setting of another version": 1}
+    values["system"].pop("compile")
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert read_settings(tmp_path) == config
+    assert read_settings(tmp_path / "elsewhere") is None
