@@ -46,7 +46,7 @@ def write_mp4(target: Path | BinaryIO, frames: Iterable[Frame], size: tuple[int,
         for picture, time, duration in frames:
             count += 1
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+            frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG", threads=1)
             frame.pts, frame.time_base = round(time * TICKS), Fraction(1, TICKS)
             lasts[frame.pts] = max(1, round(duration * TICKS))
             mux(stream.encode(frame))

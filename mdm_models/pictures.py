@@ -30,9 +30,10 @@ class Clip:
         Raises ValueError for another suffix or if av is missing, OSError if it cannot be written.
         """
         path = Path(path)
-        if path.suffix not in CLIP_SUFFIXES:
+        suffix = path.suffix.lower()
+        if suffix not in CLIP_SUFFIXES:
             raise ValueError(f"{path}: a clip is saved as one of {', '.join(CLIP_SUFFIXES)}")
-        write_whole(path, self._write_mp4 if path.suffix == ".mp4" else self._write_animation(path.suffix[1:]))
+        write_whole(path, self._write_mp4 if suffix == ".mp4" else self._write_animation(suffix[1:]))
 
     def _write_mp4(self, path: Path) -> None:
         rate = Fraction(self.frame_rate).limit_denominator(1001)

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 from torch import Tensor
 from tyro.conf import Positional, arg
 
@@ -30,7 +31,7 @@ from mdm_models.commands.line import Dtype, check_steps, command, dtype_of
 from mdm_models.data.config import DataConfig, check_above_0
 from mdm_models.data.held_out import HeldOut
 from mdm_models.data.prepare.captioned_folder import shards_for
-from mdm_models.data.reader import SampleReader, prompts_for
+from mdm_models.data.reader import SampleReader, prompt_check, prompts_for
 from mdm_models.data.shards import ShardedSamples, open_shards
 from mdm_models.data.stream import split
 from mdm_models.errors import TrainingError
@@ -99,11 +100,11 @@ class Options:
 
     def __post_init__(self):
         check_above_0(self, *(name for name in ("samples", "batch_size") if getattr(self, name) is not None))
-        check_steps(self.steps)
 
 
 def evaluate(options: Options) -> None:
     """Raises TrainingError, OSError, ValueError or TypeError in one line."""
+    check_steps(options.steps)
     with init_process_group(options.device) as processes:
         _evaluate(options, processes)
 
@@ -193,7 +194,8 @@ def _held_out(options: Options, pipeline: Pipeline, processes: Processes) -> Hel
         cache_gb=options.cache_gb,
     )
     samples = ShardedSamples(open_shards(config, processes))
-    reader = SampleReader(samples, config, prompts_for(pipeline.text_encoder))
+    encoder = pipeline.text_encoder
+    reader = SampleReader(samples, config, prompts_for(encoder), prompt_check(encoder))
     training, validation = split(samples, 0 if options.all else options.holdout)
     indices = training if options.all else validation
     if not len(indices):

@@ -24,7 +24,7 @@ from mdm_models.errors import DataError
 
 def write_index(name: str, cache: ShardCache) -> Shard:
     """Write the index of one shard, unless it is there. Raises DataError."""
-    shard = scan(name) if is_local(name) else open_shard(name, cache)
+    shard = scan(name, may_be_empty=True) if is_local(name) else open_shard(name, cache)
     if not shard.reached:
         raise DataError(f"data: shard {name} {shard.damage}")
     index = to_bytes(shard)

@@ -19,14 +19,14 @@ from typing import Annotated
 from torch import Tensor
 from tqdm import tqdm
 from tyro.conf import Positional, arg
-from webdataset.tariterators import base_plus_ext
 
 from mdm_models.commands.line import DTYPES, Dtype, command, device_of
 from mdm_models.data.cache import ShardCache
 from mdm_models.data.config import DataConfig, check_above_0
+from mdm_models.data.layout import CAPTION_SUFFIXES, in_roles, split_name
 from mdm_models.data.locations import expand
 from mdm_models.data.media import BadSample
-from mdm_models.data.reader import CAPTION_SUFFIXES, caption_of
+from mdm_models.data.reader import caption_of
 from mdm_models.data.shard_index import Shard
 from mdm_models.data.shards import open_shard
 from mdm_models.errors import DataError
@@ -107,16 +107,16 @@ def _samples(shard: Shard) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Key and text files (suffix → bytes) of every sample that is whole; images and clips are not read."""
     end = int(shard.bounds[-1])  # beyond it the tar may be broken off
     with shard.open() as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        for key, members in itertools.groupby(_members(tar, end), lambda member: base_plus_ext(member.name)[0]):
-            files = {base_plus_ext(member.name)[1].lower(): member for member in members}
+        for key, members in itertools.groupby(_members(tar, end), lambda member: member[0]):
+            files = in_roles({suffix: member for _, suffix, member in members})
             yield key, {s: tar.extractfile(files[s]).read() for s in CAPTION_SUFFIXES if s in files}
 
 
-def _members(tar: tarfile.TarFile, end: int) -> Iterator[tarfile.TarInfo]:
-    """The files of samples before byte `end`, beyond which the tar may be broken off."""
+def _members(tar: tarfile.TarFile, end: int) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """Key, suffix and file of samples before byte `end`, beyond which the tar may be broken off."""
     while tar.offset < end and (member := tar.next()):
-        if member.isreg() and base_plus_ext(member.name)[0] is not None:
-            yield member
+        if member.isreg() and (named := split_name(member.name)):
+            yield *named, member
 
 
 def _encoded(captions: dict[str, str], encoder: FrozenTextEncoder, batch_size: int, title: str) -> dict[str, Tensor]:

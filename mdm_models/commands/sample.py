@@ -20,6 +20,7 @@ from mdm_models.pipeline import Pipeline, model_directory
 from mdm_models.storage import write_whole
 
 PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+PICTURE_SUFFIXES = {*PICTURE_FORMATS, *CLIP_SUFFIXES, ".bmp", ".tif", ".tiff", ".avif", ".mov", ".webm", ".mkv", ".avi"}
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,11 @@ class Options:
     def __post_init__(self):
         if not self.prompts:
             raise ValueError("there is no prompt; give one or several")
-        check_steps(self.steps)
 
 
 def sample(options: Options) -> None:
     """Raises OSError, ValueError or TypeError in one line."""
+    check_steps(options.steps)
     device = device_of(options.device)
     image = None if options.image is None else _read(options.image)
     directory = model_directory(options.model)
@@ -117,8 +118,8 @@ def _paths(options: Options, is_video: bool) -> list[Path]:
     kind = "clips" if is_video else "pictures"
     if options.format and f".{options.format}" not in suffixes:
         raise ValueError(f"--format {options.format}: the model makes {kind}; choose {', '.join(suffixes)}")
-    if options.out.suffix:
-        if options.out.suffix not in suffixes:
+    if options.out.suffix.lower() in PICTURE_SUFFIXES and not options.out.is_dir():
+        if options.out.suffix.lower() not in suffixes:
             known = ", *".join(suffixes)
             raise ValueError(f"--out {options.out}: the model makes {kind}; name a folder, or a file *{known}")
         if count > 1:
@@ -136,7 +137,8 @@ def _save(picture: Image.Image | Clip, path: Path) -> None:
     if isinstance(picture, Clip):
         picture.save(path)
     else:
-        write_whole(path, lambda partial: picture.save(partial, format=PICTURE_FORMATS[path.suffix], quality=95))
+        form = PICTURE_FORMATS[path.suffix.lower()]
+        write_whole(path, lambda partial: picture.save(partial, format=form, quality=95))
 
 
 main = command("sample", __doc__, Options, sample)

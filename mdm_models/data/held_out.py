@@ -53,12 +53,8 @@ class HeldOut(Dataset):
         """Image, caption and prompt of the sample of this number; None if it cannot be used."""
         if number >= len(self.indices):
             return None
-        index = int(self.indices[number])
-        found = self.reader.try_read(index)
-        if isinstance(found, Skip):
-            return None
-        image, prompt = found
-        return image, self.reader.caption(index), prompt
+        found = self.reader.try_show(int(self.indices[number]))
+        return None if isinstance(found, Skip) else found
 
     def batches(self, workers: int) -> Iterator[HeldOutBatch]:
         """This rank's share, decoded by so many processes; 0: by this one."""

@@ -48,6 +48,8 @@ def expand(names: Iterable[str]) -> list[str]:
 
 
 def _expand_one(name: str) -> list[str]:
+    if os.path.isfile(name):
+        return [name]  # whatever characters it has
     if os.path.isdir(name):
         paths = sorted(glob.glob(os.path.join(glob.escape(name), "*.tar")))
         if not paths:
@@ -56,11 +58,12 @@ def _expand_one(name: str) -> list[str]:
                 "SHARDS` makes shards of them"
             )
         return paths
+    folder = _folder_of(name) if is_local(name) else ""
     try:
-        patterns = list(braceexpand.braceexpand(name))
+        patterns = list(braceexpand.braceexpand(name.removeprefix(folder)))
     except braceexpand.UnbalancedBracesError:
         raise DataError(f"data: the braces of {name!r} are not balanced") from None
-    paths = [path for pattern in patterns for path in _matches(pattern)]
+    paths = [path for pattern in patterns for path in _matches(folder, pattern)]
     if not paths:
         raise DataError(f"data: no file matches {name!r}")
     for path in paths:
@@ -69,9 +72,18 @@ def _expand_one(name: str) -> list[str]:
     return paths
 
 
-def _matches(pattern: str) -> list[str]:
-    if is_local(pattern):
-        return sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
+def _folder_of(name: str) -> str:
+    """The longest beginning of a path that is a folder: no pattern, though it may have brackets or braces."""
+    folder = os.path.dirname(name)
+    while folder and not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    return folder
+
+
+def _matches(folder: str, pattern: str) -> list[str]:
+    """The shards of a pattern inside a folder; "" for a pattern that begins anywhere."""
+    if is_local(folder + pattern):
+        return sorted(glob.glob(glob.escape(folder) + pattern)) if glob.has_magic(pattern) else [folder + pattern]
     if pattern.startswith(PIPE):
         return [pattern]
     pattern += "*.tar" * pattern.endswith("/")
@@ -79,6 +91,8 @@ def _matches(pattern: str) -> list[str]:
         return [pattern]
     try:
         system, path = fsspec.url_to_fs(pattern)
+        if system.exists(path):
+            return [pattern]
         return sorted(system.unstrip_protocol(found) for found in system.glob(path))
     except Exception as error:  # each store has exceptions of its own
         raise DataError(f"data: {pattern} cannot be listed: {one_line(error)}") from None

@@ -21,12 +21,14 @@ LARGEST_SIDE = 8192  # pixels; beyond it a file is taken for a decompression bom
 
 
 class BadSample(Exception):
-    """A sample that cannot be used: `reason` is what it is counted under, `detail` says more of this one."""
+    """A sample that cannot be used: `reason` is what it is counted under, `detail` says more of this one; `key`: its
+    key, where only who raises this knows it."""
 
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(reason, detail)
+    def __init__(self, reason: str, detail: str = "", key: str = ""):
+        super().__init__(reason, detail, key)
         self.reason = reason
         self.detail = detail
+        self.key = key
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,8 @@ def as_shown(frame: av.VideoFrame, stream, size: tuple[int, int] | None = None) 
     """
     width, height = size or shown_size(stream)
     how = "LANCZOS" if size else "BICUBIC"
-    picture = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=how)
+    # threads=1: a frame would have threads of its own, whose end a process that was forked waits for without end
+    picture = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=how, threads=1)
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return picture

@@ -1,21 +1,23 @@
 """One sample of the shards → a picture or clip of the wanted size, and its caption."""
 
 import json
-import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torch import Tensor
 
 from mdm_models.data.config import DataConfig
+from mdm_models.data.layout import CAPTION_SUFFIXES, CLIP_SUFFIXES, IMAGE_SUFFIXES, NEIGHBOURS
 from mdm_models.data.locations import UnreachableError
 from mdm_models.data.media import BadSample, Cut, decode_clip, decode_image
-from mdm_models.data.shard_index import CLIP_SUFFIXES, IMAGE_SUFFIXES
+from mdm_models.data.shard_index import Shard
 from mdm_models.data.shards import ShardedSamples
+from mdm_models.errors import one_line
+from mdm_models.plain_text import decoded, stripped
 from mdm_models.text import ClassLabels, PrecomputedText, TextEncoder
 from mdm_models.text.precomputed import prompt_for
 
-CAPTION_SUFFIXES = ("txt", "json", "cls")
 PASSING = ("shard unreachable", "shard unreadable")  # reasons to leave a sample out that may be gone the next time
 
 
@@ -31,21 +33,24 @@ class Skip:
 
 def caption_of(sample: dict) -> str:
     """The caption of a sample: KEY.txt, "caption" or "text" in KEY.json, or the number of its class in KEY.cls; the
-    first of them that is not blank. Raises BadSample."""
+    first of them that can be read and is not blank. Raises BadSample."""
     if not any(suffix in sample for suffix in CAPTION_SUFFIXES):
         raise BadSample("caption missing", "none of " + ", ".join(f".{suffix}" for suffix in CAPTION_SUFFIXES))
-    try:
-        if caption := sample.get("txt", b"").decode().strip():
-            return caption
-        fields = json.loads(sample.get("json", b"{}"))
-        caption = (fields.get("caption") or fields.get("text") or "") if isinstance(fields, dict) else None
-        if not isinstance(caption, str):
-            raise BadSample("caption unreadable", "the caption in .json is not a string")
-        caption = caption.strip() or sample.get("cls", b"").decode().strip()
-    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise BadSample("caption unreadable", str(error)) from None
-    if not caption:
-        raise BadSample("caption empty")
+    unreadable = None
+    for suffix, read in (("txt", decoded), ("json", _caption_in), ("cls", decoded)):
+        try:
+            if caption := stripped(read(sample.get(suffix, b""))):
+                return caption
+        except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+            unreadable = unreadable or BadSample("caption unreadable", f".{suffix}: {error}")
+    raise unreadable or BadSample("caption empty")
+
+
+def _caption_in(data: bytes) -> str:
+    fields = json.loads(decoded(data) or "{}")
+    caption = (fields.get("caption") or fields.get("text") or "") if isinstance(fields, dict) else None
+    if not isinstance(caption, str):
+        raise ValueError("the caption is not a string")
     return caption
 
 
@@ -53,6 +58,8 @@ def class_of(sample: dict) -> str:
     """The number in KEY.cls, or, without that file, the caption, which may name the class. Raises BadSample."""
     return caption_of({"cls": sample["cls"]} if "cls" in sample else sample)
 
+
+Found = TypeVar("Found")
 
 Prompts = Literal["caption", "class", "name"]
 """what stands for a sample's text: its caption, its class, or the name under which its features were precomputed"""
@@ -65,6 +72,11 @@ def prompts_for(encoder: TextEncoder | None) -> Prompts:
     return "class" if isinstance(encoder, ClassLabels) else "caption"
 
 
+def prompt_check(encoder: TextEncoder | None) -> Callable[[str], object] | None:
+    """What tells whether an encoder knows a prompt; None for one that reads anything."""
+    return getattr(encoder, "check_prompt", None)
+
+
 @dataclass(frozen=True)
 class SampleReader:
     """Reads samples by their number, at the size that `config` asks for."""
@@ -72,6 +84,8 @@ class SampleReader:
     samples: ShardedSamples
     config: DataConfig
     prompts: Prompts = "caption"
+    check_prompt: Callable[[str], object] | None = None
+    """raises ValueError for a prompt that the text encoder cannot read, see `prompt_check`"""
 
     def damaged(self) -> list[Skip]:
         """What is missing of the shards: those that break off or cannot be reached, and samples without a picture."""
@@ -90,42 +104,69 @@ class SampleReader:
         start: where its clip begins, as in `decode_clip`; None: in the middle if `config.clip_start` is that, or else
         at its beginning. cut: which square of it; None: the middle. Raises BadSample, and what `ShardedSamples` raises.
         """
+        return self._read(self.samples[index], self.samples.shard_of(index), start, cut)
+
+    def _read(self, sample: dict, shard: Shard, start: float | None, cut: Cut | None) -> tuple[Tensor, str]:
         config = self.config
-        sample = self.samples[index]
-        caption = class_of(sample) if self.prompts == "class" else caption_of(sample)
+        prompt = class_of(sample) if self.prompts == "class" else caption_of(sample)
         if self.prompts == "name":
-            caption = prompt_for(self.samples.shard_of(index).path, sample["__key__"])
+            prompt = prompt_for(shard.path, sample["__key__"])
+        if self.check_prompt:
+            try:
+                self.check_prompt(prompt)
+            except ValueError as error:
+                raise BadSample("caption unknown", one_line(error)) from None
         if start is None:
             start = 0.5 if config.clip_start == "middle" else 0.0
         for suffix in CLIP_SUFFIXES:
             if suffix in sample:
                 clip = decode_clip(sample[suffix], config.frames, config.frame_rate, config.size, start, cut or Cut())
-                return clip, caption
+                return clip, prompt
         for suffix in IMAGE_SUFFIXES:
             if suffix in sample:
                 if config.frames > 1:
                     raise BadSample("too short", f"an image, where clips of {config.frames} frames are wanted")
-                return decode_image(sample[suffix], config.size, cut or Cut()), caption
+                return decode_image(sample[suffix], config.size, cut or Cut()), prompt
         found = ", ".join(f".{suffix}" for suffix in sample if not suffix.startswith("__"))
         raise BadSample("no clip or image", f"the sample holds {found or 'nothing'}")
 
     def caption(self, index: int) -> str:
         """What sample `index` shows, for people and CLIP: in words if it has any, not the number of its class or the
         name of its features, which the text encoder may read. For samples that `read` takes."""
-        sample = self.samples[index]
-        try:
-            return caption_of(sample)
-        except BadSample:  # of a caption that only its class stands in for
-            return class_of(sample)
+        return _words_of(self.samples[index])
 
     def try_read(self, index: int, start: float | None = None, cut: Cut | None = None) -> tuple[Tensor, str] | Skip:
         """`read`, with a Skip for what went wrong."""
-        shard = self.samples.shard_of(index).path
+        return self._try(index, lambda sample, shard: self._read(sample, shard, start, cut))
+
+    def try_show(self, index: int) -> tuple[Tensor, str, str] | Skip:
+        """What `read` and `caption` say of a sample: picture or clip, caption, prompt; or a Skip."""
+
+        def shown(sample: dict, shard: Shard) -> tuple[Tensor, str, str]:
+            picture, prompt = self._read(sample, shard, None, None)
+            return picture, _words_of(sample), prompt
+
+        return self._try(index, shown)
+
+    def _try(self, index: int, use: Callable[[dict, Shard], Found]) -> Found | Skip:
+        shard = self.samples.shard_of(index)
+        key = f"sample {index}"
         try:
-            return self.read(index, start, cut)
+            sample = self.samples[index]
+            key = sample["__key__"]
+            return use(sample, shard)
         except BadSample as bad:
-            return Skip(shard, self.samples[index]["__key__"], bad.reason, bad.detail)
+            apart = shard.apart and bad.reason in ("caption missing", "no clip or image")
+            detail = f"{bad.detail}; {NEIGHBOURS}" if apart else bad.detail
+            return Skip(shard.path, bad.key or key, bad.reason, detail)
         except UnreachableError as error:
-            return Skip(shard, "all of it", "shard unreachable", str(error))
-        except (OSError, ValueError, tarfile.TarError) as error:
-            return Skip(shard, f"sample {index}", "shard unreadable", str(error))
+            return Skip(shard.path, "all of it", "shard unreachable", str(error))
+        except OSError as error:
+            return Skip(shard.path, key, "shard unreadable", one_line(error))
+
+
+def _words_of(sample: dict) -> str:
+    try:
+        return caption_of(sample)
+    except BadSample:  # of a caption that only its class stands in for
+        return class_of(sample)

@@ -1,7 +1,6 @@
 """Where each sample of a tar lies: found by reading its headers once, about 30 000 files a second.
 
-Grouping files into samples is WebDataset's own: the name up to the first dot is the key, and the files of a sample are
-neighbours in the tar. A sample without an image or a clip is left out: for each link that was dead, video2dataset
+A sample without an image or a clip is left out: for each link that was dead, video2dataset
 writes caption and metadata alone.
 """
 
@@ -13,16 +12,13 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
-from webdataset.tariterators import base_plus_ext
 
 from mdm_models.data.cache import ShardCache
-from mdm_models.errors import DataError
+from mdm_models.data.layout import is_media, split_name
+from mdm_models.errors import DataError, one_line
 
-CLIP_SUFFIXES = ("mp4", "webm", "mkv", "mov", "avi")
-IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")
-MEDIA = frozenset(CLIP_SUFFIXES + IMAGE_SUFFIXES)
 INDEX = ".index"  # SHARD.index beside a shard is what `mdm index` wrote
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +31,7 @@ class Shard:
     size: int  # bytes; 0 if it cannot be reached
     without_media: int = 0  # samples with neither an image nor a clip, which are left out
     damage: str = ""  # where the tar breaks off, or why it cannot be had; the samples before that are used
+    apart: int = 0  # how often files of a sample lie apart from the others of its key
     version: str = ""  # tells it from another file that was at the same place
     cache: ShardCache | None = None  # where its copy is; None: it is on a local disk itself
 
@@ -56,15 +53,18 @@ def hash_of(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
-def scan(path: str, name: str = "") -> Shard:
+def scan(path: str, name: str = "", may_be_empty: bool = False) -> Shard:
     """Find where each sample of the local tar file `path` lies.
 
-    name: what it is a copy of, if it is one. Raises DataError if nothing in it can be used.
+    name: what it is a copy of, if it is one; may_be_empty: a whole tar without files will do, as img2dataset leaves one
+    where all links were dead. Raises DataError if nothing in it can be used.
     """
     name = name or path
     bounds: list[int] = []
     keys: list[int] = []
     without_media, damage = 0, ""
+    begun: set[int] = set()  # the keys of all samples
+    apart = 0
     begin, current, has_media = 0, None, False  # of the sample that is being read
 
     def end_sample() -> None:
@@ -80,20 +80,23 @@ def scan(path: str, name: str = "") -> Shard:
             while True:
                 try:
                     member = tar.next()
-                except tarfile.TarError:
+                except (tarfile.TarError, ValueError):  # a ValueError: of numbers in a header
                     damage = f"is cut off after byte {tar.offset}"
                     break  # the last sample's data reach past the end: it is not ended
                 if member is None:
                     end_sample()
                     break
                 tar.members.clear()  # they would be kept, some 1000 bytes each
-                key, suffix = base_plus_ext(member.name)
-                if not member.isreg() or key is None:
+                named = split_name(member.name)
+                if not member.isreg() or named is None:
                     continue
+                key, suffix = named
                 if key != current:
                     end_sample()
                     begin, current, has_media = member.offset, key, False
-                has_media = has_media or suffix.lower() in MEDIA
+                    apart += hash_of(key) in begun
+                    begun.add(hash_of(key))
+                has_media = has_media or is_media(suffix)
             end = tar.offset
             file.seek(end)
             if any(file.read(tarfile.BLOCKSIZE)) and not damage:  # tarfile takes a broken header for the end
@@ -102,18 +105,17 @@ def scan(path: str, name: str = "") -> Shard:
     except tarfile.TarError as error:
         raise DataError(f"data: shard {name} is not an (uncompressed) tar file: {error}") from None
     except OSError as error:
-        raise DataError(f"data: shard {name} cannot be read: {error.strerror}") from None
-    if current is None or (damage and not bounds):
+        raise DataError(f"data: shard {name} cannot be read: {one_line(error)}") from None
+    if (current is None and not may_be_empty) or (damage and not bounds):
         raise DataError(f"data: shard {name} {damage or 'holds no samples'}")
-    return Shard(
-        name, np.array([*bounds, end], dtype=np.int64), np.array(keys, dtype=np.uint64), size, without_media, damage
-    )
+    places = np.array([*bounds, end], dtype=np.int64)
+    return Shard(name, places, np.array(keys, dtype=np.uint64), size, without_media, damage, apart)
 
 
 def to_bytes(shard: Shard) -> bytes:
     """What was found in a shard, to be kept in a file: 16 bytes a sample."""
     file = io.BytesIO()
-    facts = np.array([INDEX_FORMAT, shard.size, shard.without_media], dtype=np.int64)
+    facts = np.array([INDEX_FORMAT, shard.size, shard.without_media, shard.apart], dtype=np.int64)
     np.savez(file, facts=facts, bounds=shard.bounds, keys=shard.keys, damage=np.array(shard.damage))
     return file.getvalue()
 
@@ -122,9 +124,10 @@ def from_bytes(data: bytes, path: str, size: int | None) -> Shard | None:
     """The inverse of `to_bytes`; None if `data` are no such thing or of a shard of another size than `size` bytes."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            form, length, without_media = file["facts"].tolist()
+            form, length, *counts = file["facts"].tolist()
             if form != INDEX_FORMAT or (size is not None and size != length):
                 return None
-            return Shard(path, file["bounds"], file["keys"], length, without_media, str(file["damage"]))
+            without_media, apart = counts
+            return Shard(path, file["bounds"], file["keys"], length, without_media, str(file["damage"]), apart)
     except (ValueError, KeyError, OSError, zipfile.BadZipFile):
         return None

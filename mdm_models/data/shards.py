@@ -13,6 +13,7 @@ import dataclasses
 import io
 import math
 import os
+import tarfile
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +21,13 @@ from typing import BinaryIO
 
 import numpy as np
 from tqdm import tqdm
-from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from mdm_models.data.cache import ShardCache
 from mdm_models.data.config import DataConfig
+from mdm_models.data.layout import in_roles, split_name
 from mdm_models.data.locations import UnreachableError, expand, is_local, look_up, read_beside
-from mdm_models.data.shard_index import INDEX, Shard, from_bytes, scan, to_bytes
+from mdm_models.data.media import BadSample
+from mdm_models.data.shard_index import INDEX, Shard, from_bytes, hash_of, scan, to_bytes
 from mdm_models.errors import DataError
 from mdm_models.processes import ALONE, Processes
 
@@ -66,7 +68,7 @@ def open_shard(name: str, cache: ShardCache) -> Shard:
     if is_local(name):
         index = read_beside(name, INDEX) if os.path.exists(name + INDEX) else None
         shard = from_bytes(index, name, os.path.getsize(name)) if index else None
-        return shard if shard is not None else scan(name)
+        return shard if shard is not None else scan(name, may_be_empty=True)
     cache.prepare()
     version = ""
     try:
@@ -75,7 +77,7 @@ def open_shard(name: str, cache: ShardCache) -> Shard:
         shard = from_bytes(index, name, size) if index else None
         if shard is None:
             with cache.open(name, size, version) as file:
-                shard = scan(file.name, name)
+                shard = scan(file.name, name, may_be_empty=True)
             cache.remember(name, version, to_bytes(shard))
     except UnreachableError as error:
         nothing = np.zeros(0, np.uint64)
@@ -119,8 +121,8 @@ class ShardedSamples:
         return self.shards[self.number_of(index)]
 
     def __getitem__(self, index: int) -> dict:
-        """Raises UnreachableError if the shard cannot be had, OSError, ValueError or tarfile.TarError if it has gone or
-        changed since its samples were found."""
+        """Raises UnreachableError if the shard cannot be had, OSError if it has gone or changed since its samples were
+        found, BadSample for a sample that has a file twice."""
         number = self.number_of(index)
         shard = self.shards[number]
         start, end = shard.bounds[index - self.first[number] :][:2].tolist()
@@ -128,10 +130,11 @@ class ShardedSamples:
             data = os.pread(self._copy(number).fileno(), end - start, start)  # its place is shared after a fork
         else:
             with shard.open() as file:
+                if (size := os.fstat(file.fileno()).st_size) != shard.size:
+                    raise OSError(f"it has {size} bytes, not the {shard.size} as when its samples were found")
                 file.seek(start)
                 data = file.read(end - start)
-        files = (file | {"__url__": shard.path} for file in tar_file_iterator(io.BytesIO(data)))
-        return next(iter(group_by_keys(files)), {"__key__": f"byte {start}"})
+        return _sample(data, shard, int(shard.keys[index - self.first[number]]))
 
     def fetch(self, number: int) -> None:
         """Have a copy of shard `number` at hand, if it needs one. Raises UnreachableError."""
@@ -154,3 +157,27 @@ class ShardedSamples:
                 self._open.popitem(last=False)[1].close()
         self._open.move_to_end(number)
         return self._open[number]
+
+
+def _sample(data: bytes, shard: Shard, key_hash: int) -> dict:
+    """The files of the sample that begins these bytes of a shard. Raises OSError if it is another one, BadSample."""
+    files: dict[str, bytes] = {}
+    own = ""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            for member in tar:
+                named = split_name(member.name) if member.isreg() else None
+                if named is None:
+                    continue
+                key, suffix = named
+                if hash_of(key) != key_hash:  # of the sample behind it, which has no picture
+                    break
+                own = key
+                if suffix in files:
+                    raise BadSample("file twice", f"a duplicate .{suffix} (upper and lower case are one)", key)
+                files[suffix] = tar.extractfile(member).read()
+    except (tarfile.TarError, ValueError, EOFError):
+        own = ""
+    if not own:
+        raise OSError("it is not what it was when its samples were found")
+    return {"__key__": own, "__url__": shard.path, **in_roles(files)}

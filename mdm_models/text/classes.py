@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mdm_models.plain_text import stripped
 from mdm_models.text.interface import check_prompts
 
 
@@ -20,7 +21,7 @@ class ClassLabels:
     max_tokens = 1
 
     def __init__(self, classes: int | Sequence[str], *, dtype: torch.dtype = torch.float32, device: str = "cpu"):
-        names = [] if isinstance(classes, int) else [name.strip() for name in classes]
+        names = [] if isinstance(classes, int) else [stripped(name) for name in classes]
         self.width = classes if isinstance(classes, int) else len(names)
         if self.width < 1:
             raise ValueError(f"classes is {classes!r}; there must be at least one")
@@ -37,6 +38,11 @@ class ClassLabels:
                 features[row, 0, self.number(prompt)] = 1
         mask = torch.ones(len(prompts), 1, dtype=torch.bool)
         return tuple(tensor.to(self.device, non_blocking=True) for tensor in (features, mask))
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raises ValueError for a prompt that names no class."""
+        if prompt:
+            self.number(prompt)
 
     def number(self, prompt: str) -> int:
         """The number of the class that a prompt names. Raises ValueError."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from mdm_models.plain_text import read_lines
 from mdm_models.text import clip, precomputed, trained
 from mdm_models.text.classes import ClassLabels
 from mdm_models.text.clip import OpenClipTextEncoder
@@ -49,7 +50,7 @@ def load_text_encoder(
         return ClassLabels(_count(path), dtype=dtype, device=device)
     if kind == "classes":
         with loading(f"classes {path}", "give a text file with the name of a class on each line"):
-            return ClassLabels(Path(path).read_text().splitlines(), dtype=dtype, device=device)
+            return ClassLabels(read_lines(Path(path)), dtype=dtype, device=device)
     if kind == "precomputed":
         return PrecomputedText(path, dtype=dtype, device=device)
     if kind == "trained":

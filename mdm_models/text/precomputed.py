@@ -129,6 +129,10 @@ class PrecomputedText:
         features, mask = (tensor.to(self.device, non_blocking=True) for tensor in (features, mask))
         return features.to(self.dtype), mask
 
+    def check_prompt(self, prompt: str) -> None:
+        """Raises ValueError for a sample that has no features or features of another encoder."""
+        self._features(prompt)
+
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_files": {}}  # a worker process maps the files anew: pickling would copy them
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mdm_models.config import UNetConfig
-from mdm_models.data.reader import SampleReader, prompts_for
+from mdm_models.data.reader import SampleReader, prompt_check, prompts_for
 from mdm_models.data.shards import ShardedSamples, open_shards
 from mdm_models.data.stream import SampleStream, batches, split
 from mdm_models.pipeline import PIPELINE_FILE
@@ -44,7 +44,7 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
         planned = plan(config, architecture, encoder.width)
         samples = ShardedSamples(open_shards(config.data, processes))
         training, validation = split(samples, config.data.holdout)
-        reader = SampleReader(samples, config.data, prompts_for(encoder))
+        reader = SampleReader(samples, config.data, prompts_for(encoder), prompt_check(encoder))
         evaluation = Evaluation.of(config, reader, validation, processes)
 
         files.enter_context(watched(processes, config.system.patience))

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 from mdm_models.data.media import BadSample
 from mdm_models.data.prepare.url_list import CAPTION_COLUMNS
+from mdm_models.plain_text import decoded, legible, stripped
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")  # files taken for pictures
 CLIPS = (".mp4", ".webm", ".mkv", ".mov", ".avi")
@@ -33,17 +35,29 @@ class Captioned:
     label: int | None = None
 
     def read(self) -> bytes:
-        return self.media if isinstance(self.media, bytes) else self.media.read_bytes()
+        """Raises BadSample."""
+        return self.media if isinstance(self.media, bytes) else contents(self.media)
 
     def read_caption(self) -> str:
         """"" if there is none. Raises BadSample."""
         if isinstance(self.caption, str):
-            return self.caption.strip()
+            return stripped(self.caption)
+        data = contents(self.caption)
         try:
-            text = self.caption.read_text(encoding="utf-8-sig")
-            return (caption_in(json.loads(text)) if self.caption.suffix == ".json" else text).strip()
-        except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-            raise BadSample("caption unreadable", f"{self.caption}: {error}") from None
+            text = decoded(data)
+            return stripped(caption_in(json.loads(text)) if self.caption.suffix == ".json" else text)
+        except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+            raise BadSample("caption unreadable", f"{legible(str(self.caption))}: {error}") from None
+
+
+def contents(file: Path) -> bytes:
+    """The bytes of a file. Raises BadSample for one that cannot be read, OSError if its folder has gone."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        if not file.parent.is_dir():
+            raise
+        raise BadSample("unreadable", f"{legible(str(file))}: {error.strerror}") from None
 
 
 def caption_in(fields: Any) -> str:
@@ -87,7 +101,7 @@ def fingerprint(root: Path) -> str:
     files = [path for path in walk(root) if is_media(path) or path.suffix.lower() in told]
     digest = hashlib.sha256()
     for path in files:
-        stat = path.stat()
+        stat = path.stat() if path.exists() else path.lstat()  # of a dangling link
         digest.update(f"{path.relative_to(root)}\n{stat.st_size} {stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return f"{len(files)} {digest.hexdigest()[:16]}"
 
@@ -103,7 +117,7 @@ def captioned_files(root: Path, caption: str = "") -> tuple[list[tuple[str, Capt
         raise ValueError(f"{root} has no pictures or clips ({', '.join((*IMAGES, *CLIPS))})")
     told = _metadata(root)
     beside = {path for path in walk(root) if path.suffix.lower() in SIDECARS}
-    found = [Captioned(_readable(path.relative_to(root)), path, _caption(path, told, beside)) for path in files]
+    found = [Captioned(legible(str(path.relative_to(root))), path, _caption(path, told, beside)) for path in files]
     if not caption and not any(one.caption or one.media.parent != root for one in found):
         beside_it = Path(found[0].name).with_suffix(".txt")
         raise ValueError(
@@ -132,13 +146,8 @@ def _named_by_folder(one: Captioned, root: Path, numbers: dict[str, int]) -> Cap
     return dataclasses.replace(one, caption=_words(folder), label=numbers.get(folder))
 
 
-def _readable(path: Path) -> str:
-    """A name that may not be UTF-8, as text that can be written."""
-    return os.fsencode(path).decode(errors="replace")
-
-
 def _words(folder: str) -> str:
-    return folder.replace("_", " ").strip()
+    return legible(folder).replace("_", " ").strip()
 
 
 def _keyed(found: list[Captioned]) -> Iterator[tuple[str, Captioned]]:
@@ -169,7 +178,7 @@ def _metadata(root: Path) -> dict[Path, str]:
 
 def _lines(path: Path) -> Iterator[Any]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.StringIO(decoded(path.read_bytes()), newline="") as file:
             if path.suffix.lower() == ".csv":
                 yield from csv.DictReader(file)
             else:

@@ -245,5 +245,5 @@ def _picture(source: str | bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(source)) as picture:
             return picture.convert("RGBA").resize((SIZE, SIZE), Image.Resampling.LANCZOS)
-    except (OSError, ValueError) as error:
-        raise BadSample("undecodable", str(error)) from None
+    except Exception as error:  # damaged files make Pillow raise almost anything
+        raise BadSample("undecodable", f"{type(error).__name__}: {error}") from None

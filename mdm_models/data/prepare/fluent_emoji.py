@@ -134,8 +134,8 @@ def clip_sample(art: Art) -> Files:
     try:
         with Image.open(io.BytesIO(data)) as animation:
             frames = [frame for shown in ImageSequence.Iterator(animation) for frame in _at_frame_rate(shown)]
-    except (OSError, ValueError) as error:
-        raise BadSample("undecodable", str(error)) from None
+    except Exception as error:  # damaged files make Pillow raise almost anything
+        raise BadSample("undecodable", f"{type(error).__name__}: {error}") from None
     if len(frames) == 1:
         raise BadSample("does not move")
     width, height = frames[0].size

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
+from mdm_models.data.prepare.captioned_files import IMAGES, contents, walk
 from mdm_models.data.prepare.folder import Files, ShardFolder
 from mdm_models.data.prepare.images import checked_image
+from mdm_models.plain_text import legible, read_lines, stripped
 from mdm_models.storage import write_whole
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")  # of files taken for images
 SYNSET = re.compile(r"n\d{8}")
 IMAGENET_CLASSES = 1000
 NAMES_HELP = """a line `FOLDER NAME` for each class, such as ImageNet's LOC_synset_mapping.txt; of several names with
@@ -53,7 +54,7 @@ def prepare(options: argparse.Namespace) -> list[ShardFolder]:
     names = class_names(classes, options.names)
     items = keyed(pictures(root, classes), root)
     if not items:
-        raise ValueError(f"the folders of {root} have no images ({', '.join(SUFFIXES)})")
+        raise ValueError(f"the folders of {root} have no images ({', '.join(IMAGES)})")
     listed = "\n".join([*names, *(key for key, _ in items)])
     settings = {
         "images": f"{len(items)} {hashlib.sha256(listed.encode()).hexdigest()[:16]}",
@@ -65,7 +66,7 @@ def prepare(options: argparse.Namespace) -> list[ShardFolder]:
 
     def make(picture: Picture) -> Files:
         file, number = picture
-        image = checked_image(file.read_bytes(), options.size)
+        image = checked_image(contents(file), options.size)
         return {image.suffix: image.data, "cls": str(number).encode(), "txt": names[number].encode()}
 
     order = np.random.default_rng(0).permutation(len(items))
@@ -77,12 +78,15 @@ def prepare(options: argparse.Namespace) -> list[ShardFolder]:
 
 
 def pictures(root: Path, classes: list[str]) -> list[Picture]:
-    """The image files in the folders of the classes, at any depth, in the order of their names."""
+    """The image files in the folders of the classes, at any depth, in the order of their names.
+
+    As in ImageFolder linked folders are entered, each once; what is hidden, as notebooks keep it, is left alone.
+    """
     return [
         (path, number)
         for number, name in enumerate(classes)
-        for path in sorted((root / name).rglob("*"))
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        for path in walk(root / name)
+        if path.suffix.lower() in IMAGES
     ]
 
 
@@ -96,7 +100,7 @@ def keyed(files: list[Picture], root: Path) -> list[tuple[str, Picture]]:
         folder, *parts = path.relative_to(root).with_suffix("").parts
         stem = "_".join(parts)
         stem = stem if stem.startswith(folder) else f"{folder}_{stem}"
-        key = free = re.sub(r"[.\s]", "_", stem)
+        key = free = re.sub(r"[.\s]", "_", legible(stem))
         for twin in itertools.count(2):  # a.png beside a.jpg
             if free not in items:
                 break
@@ -112,16 +116,18 @@ def class_names(classes: list[str], file: Path | None) -> list[str]:
     elif len(classes) == IMAGENET_CLASSES and all(SYNSET.fullmatch(name) for name in classes):
         from open_clip import IMAGENET_CLASSNAMES as names  # in the order of the folders' names, as ImageNet's numbers
     else:
-        names = [name.replace("_", " ") for name in classes]
+        names = [legible(name).replace("_", " ") for name in classes]
     uses = Counter(name.lower() for name in names)
     return [
-        f"{name} ({folder})" if uses[name.lower()] > 1 else name for name, folder in zip(names, classes, strict=True)
+        f"{name} ({legible(folder)})" if uses[name.lower()] > 1 else name
+        for name, folder in zip(names, classes, strict=True)
     ]
 
 
 def _names_of(file: Path, classes: list[str]) -> list[str]:
-    lines = (line.split(None, 1) for line in file.read_text().splitlines() if line.strip())
+    lines = (line.split(None, 1) for line in map(stripped, read_lines(file)) if line)
     named = {first: rest[0].split(",")[0].strip() for first, *rest in lines if rest}
+    classes = [legible(name) for name in classes]
     missing = [name for name in classes if not named.get(name)]
     if missing:
         raise ValueError(f"{file} has no line `{missing[0]} NAME`; it lacks {len(missing)} of {len(classes)} classes")

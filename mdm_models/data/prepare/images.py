@@ -43,11 +43,12 @@ def checked_image(data: bytes, size: int | None = None) -> EncodedImage:
         if shrink:
             image.draft("RGB", (2 * size, 2 * size))  # a JPEG then decodes to the nearest size above, which is faster
         picture = on_white(ImageOps.exif_transpose(image))
-    except Exception as error:
+        if shrink:
+            scale = size / min(picture.size)
+            sides = [max(size, round(side * scale)) for side in picture.size]
+            picture = picture.resize(sides, Image.Resampling.LANCZOS)
+        file = io.BytesIO()
+        picture.save(file, format="JPEG", quality=QUALITY)
+    except Exception as error:  # of a side that no JPEG has, too
         raise BadSample("undecodable", f"{type(error).__name__}: {error}") from None
-    if shrink:
-        scale = size / min(picture.size)
-        picture = picture.resize([max(size, round(side * scale)) for side in picture.size], Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    picture.save(file, format="JPEG", quality=QUALITY)
     return EncodedImage("jpg", file.getvalue(), *picture.size)

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from mdm_models.plain_text import encoding_of, stripped
+
 URL_COLUMNS = ("url", "contenturl", "image_url", "video_url")  # lower case
 CAPTION_COLUMNS = ("caption", "text", "name")
 FINGERPRINT_BYTES = 1 << 20
@@ -51,11 +53,11 @@ class UrlList:
         if self._is_parquet:
             for batch in _parquet(self.path).iter_batches(batch_size=4096, columns=list(self._columns)):
                 url, caption = (batch.column(name).to_pylist() for name in self._columns)
-                yield from ((str(u or ""), str(c or "")) for u, c in zip(url, caption, strict=True))
+                yield from ((stripped(str(u or "")), stripped(str(c or ""))) for u, c in zip(url, caption, strict=True))
             return
         url, caption = self._columns
         for fields in self._lines():
-            yield tuple(fields[i].strip() if i < len(fields) else "" for i in (url, caption))
+            yield tuple(stripped(fields[i]) if i < len(fields) else "" for i in (url, caption))
 
     def fingerprint(self) -> str:
         """Tells another index from this one: its size and a hash of its beginning."""
@@ -81,11 +83,17 @@ class UrlList:
     @contextmanager
     def _text(self) -> Iterator[io.TextIOWrapper]:
         with self._opened() as file:
-            yield io.TextIOWrapper(file, encoding="utf-8", errors="replace", newline="")
+            encoding = encoding_of(file.read(2))
+            file.seek(0)
+            yield io.TextIOWrapper(file, encoding=encoding, errors="replace", newline="")
 
     def _reader(self, file: io.TextIOWrapper) -> Iterator[list[str]]:
         quoting = csv.QUOTE_MINIMAL if self._delimiter == "," else csv.QUOTE_NONE  # in a TSV quotes are the caption's
-        return (fields for fields in csv.reader(file, delimiter=self._delimiter, quoting=quoting) if fields)
+        rows = csv.reader(file, delimiter=self._delimiter, quoting=quoting)
+        try:
+            yield from filter(None, rows)
+        except csv.Error as error:
+            raise ValueError(f"{self.path}, line {rows.line_num}: {error}") from None
 
     def _of_first_line(self) -> tuple[tuple[int, int], bool]:
         """Numbers of the URL's and the caption's columns, and whether the first line names them."""

@@ -32,8 +32,8 @@ class Preview:
         none or the settings ask for no grid. Every process must call this: one reads, so that all agree."""
         if not config.sample_every:
             return None
-        tried = ((int(index), reader.try_read(int(index))) for index in itertools.islice(indices, ATTEMPTS))
-        usable = ((found[0], reader.caption(index), found[1]) for index, found in tried if not isinstance(found, Skip))
+        tried = (reader.try_show(int(index)) for index in itertools.islice(indices, ATTEMPTS))
+        usable = (found for found in tried if not isinstance(found, Skip))
         found = processes.gather(list(itertools.islice(usable, config.sample_count if processes.is_main else 0)))
         if not found:
             return None
