@@ -1,0 +1,221 @@
+"""How well a model of recipes/emoji.py draws what it never saw: pairs of a name and a style that were held out.
+
+    python recipes/emoji_report.py runs/emoji-64 --data EMOJI --out runs/emoji-64
+
+writes evaluation.json and two uncurated grids, held_out.webp and trained.webp: pairs of a real picture, left, and a
+sample for its caption, right. nearest_is_right is the share of held-out captions whose sample has, among the real
+held-out pictures, its own as the nearest (features of EfficientNet-lite0 at 64²), right_of_5 among the nearest five;
+reference_… are the same of a real picture of the same name in another style, and frechet_… the distance of these
+samples from these pictures, which shrinks as they grow in number.
+"""
+
+import dataclasses
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tyro.conf import Positional, arg
+
+from mdm_models.commands.line import Dtype, device_of, dtype_of, exit_code, parse
+from mdm_models.data.config import DataConfig
+from mdm_models.data.media import decode_image
+from mdm_models.data.shards import ShardedSamples, open_shards
+from mdm_models.data.stream import split
+from mdm_models.errors import DataError
+from mdm_models.evaluation.comparison import Comparison
+from mdm_models.evaluation.extractors import EFFICIENTNET_LITE0, load_extractor
+from mdm_models.evaluation.retrieval import share_right
+from mdm_models.pictures import to_pictures, to_pixels
+from mdm_models.pipeline import Pipeline, model_directory
+from mdm_models.storage import write_whole
+
+SIZE = 64  # of all pictures that are compared, in pixels
+STYLES = 4  # in which a name must be drawn to be asked for: what is judged is the drawing, not a word nobody knows
+COLUMNS, CELL = 8, 64  # of a grid; pixels
+
+
+@dataclass(frozen=True)
+class Options:
+    model: Annotated[Positional[Path], arg(metavar="MODEL")]
+    """a run, a saved model, or a name of `mdm models --pretrained`"""
+    data: tuple[str, ...]
+    """the shards that it was trained on"""
+    out: Path
+    """folder for the results"""
+    held_out: tuple[str, ...] = ()
+    """shards that it was not trained on; default: the share of --data that training held out"""
+    holdout: float = 0.03
+    """that share, as in training"""
+    captions: int = 100
+    """held-out ones that are asked for"""
+    grid: int = 64
+    """pairs in a grid"""
+    steps: int = 25
+    """sampling steps"""
+    sampler: str = "ddim"
+    """ddim, ddpm, dpmpp_2m or heun"""
+    guidance_scale: float | None = None
+    """default: the model's"""
+    seed: int = 0
+    """of the samples and of the choice of captions"""
+    batch_size: int = 25
+    """samples at once"""
+    device: str = "auto"
+    """auto: a GPU if there is one"""
+    dtype: Dtype | None = None
+    """to compute in; default: bfloat16 on a GPU, float32 elsewhere"""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    name: str
+    style: str
+    caption: str
+    encoded: bytes
+
+    @property
+    def pixels(self) -> Tensor:
+        """(3, SIZE, SIZE) uint8, on white."""
+        return decode_image(self.encoded, SIZE)[:, 0]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Held-out drawings to ask for, one of another style for each, and as many drawings that were trained on."""
+
+    held_out: list[Drawing]
+    others: list[Drawing]
+    trained: list[Drawing]
+
+
+def report(options: Options) -> None:
+    """Raises TrainingError, OSError or ValueError in one line."""
+    device = device_of(options.device)
+    pipeline = Pipeline.from_pretrained(
+        model_directory(options.model), dtype=dtype_of(options.dtype, device), device=device
+    )
+    chosen = choose(*drawings(options), options)
+    comparison = Comparison.of(EFFICIENTNET_LITE0, "", SIZE, False, device)
+    real = _stacked(chosen.held_out)
+    sampled = drawn(pipeline, chosen.held_out, options)
+    comparison.add(real.to(device), sampled.to(device), [each.caption for each in chosen.held_out])
+    results = {
+        **shares(sampled, real, ""),
+        **shares(_stacked(chosen.others), real, "reference_"),
+        **comparison.results(),
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    count = options.grid
+    save_pairs(options.out / "held_out.webp", real[:count], sampled[:count])
+    trained = chosen.trained[:count]
+    save_pairs(options.out / "trained.webp", _stacked(trained), drawn(pipeline, trained, options))
+    told = {name: _plain(value) for name, value in dataclasses.asdict(options).items()}
+    text = json.dumps({"settings": told, "results": results}, indent=1) + "\n"
+    write_whole(options.out / "evaluation.json", lambda path: path.write_text(text))
+    for name, value in results.items():
+        print(f"{name:24}{value:.4g}")
+
+
+def drawings(options: Options) -> tuple[list[Drawing], list[Drawing]]:
+    """Those that were trained on, and those held out."""
+    samples = ShardedSamples(open_shards(DataConfig(options.data, workers=0)))
+    training, held_out = split(samples, options.holdout)
+    trained, unseen = (_read(samples, indices) for indices in (training, held_out))
+    if options.held_out:
+        others = ShardedSamples(open_shards(DataConfig(options.held_out, workers=0)))
+        unseen = _read(others, range(len(others)))
+    return trained, unseen
+
+
+def _read(samples: ShardedSamples, indices: Sequence[int]) -> list[Drawing]:
+    found = []
+    for index in indices:
+        sample = samples[int(index)]
+        try:
+            facts = json.loads(sample["json"])
+            found.append(Drawing(facts["name"], facts["style"], sample["txt"].decode(), sample["webp"]))
+        except (KeyError, ValueError) as error:
+            raise DataError(f"sample {sample['__key__']} is not one of `mdm prepare emoji`: {error!r}") from None
+    return found
+
+
+def choose(trained: list[Drawing], held_out: list[Drawing], options: Options) -> Chosen:
+    """Raises ValueError if no held-out name is drawn in STYLES styles."""
+    rng = np.random.default_rng(options.seed)
+    by_name: dict[str, list[Drawing]] = defaultdict(list)
+    for drawing in (*trained, *held_out):
+        by_name[drawing.name].append(drawing)
+    known = [drawing for drawing in held_out if len(by_name[drawing.name]) >= STYLES]
+    if not known:
+        raise ValueError(f"none of {len(held_out)} held-out drawings has a name that {STYLES} styles draw")
+    asked = [known[i] for i in rng.permutation(len(known))[: options.captions]]
+    others = []
+    for drawing in asked:
+        elsewhere = [other for other in by_name[drawing.name] if other.style != drawing.style]
+        others.append(elsewhere[rng.integers(len(elsewhere))])
+    return Chosen(asked, others, [trained[i] for i in rng.permutation(len(trained))[: options.captions]])
+
+
+def shares(queries: Tensor, gallery: Tensor, prefix: str) -> dict[str, float]:
+    """Of pictures (N, 3, SIZE, SIZE) uint8, each of which should be nearest to the gallery's of the same number."""
+    extractor = load_extractor(EFFICIENTNET_LITE0, SIZE)
+    features = [extractor(pictures) for pictures in (queries, gallery)]
+    right = torch.arange(len(queries))
+    return {
+        f"{prefix}nearest_is_right": share_right(*features, right),
+        f"{prefix}right_of_5": share_right(*features, right, among=5),
+    }
+
+
+def drawn(pipeline: Pipeline, wanted: list[Drawing], options: Options) -> Tensor:
+    """A sample for each caption, (N, 3, SIZE, SIZE) uint8 on the CPU."""
+    batches = []
+    for start in range(0, len(wanted), options.batch_size):
+        sampled = pipeline(
+            [each.caption for each in wanted[start : start + options.batch_size]],
+            num_inference_steps=options.steps,
+            sampler=options.sampler,
+            guidance_scale=options.guidance_scale,
+            seed=options.seed + start,
+            output_type="pt",
+        )
+        if sampled.shape[-1] != SIZE:
+            sampled = F.interpolate(sampled, (SIZE, SIZE), mode="bicubic", antialias=True)
+        batches.append(torch.from_numpy(to_pixels(sampled)).movedim(-1, 1))
+    return torch.cat(batches)
+
+
+def _stacked(wanted: list[Drawing]) -> Tensor:
+    return torch.stack([each.pixels for each in wanted])
+
+
+def save_pairs(path: Path, real: Tensor, sampled: Tensor) -> None:
+    """Pictures (N, 3, SIZE, SIZE) uint8, COLUMNS pairs a row."""
+    rows = -(-len(real) // COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * (2 * CELL + 8), rows * (CELL + 4)), "white")
+    for column, images in enumerate((real, sampled)):
+        for i, picture in enumerate(to_pictures(images / 127.5 - 1, 1)):
+            corner = (i % COLUMNS * (2 * CELL + 8) + column * CELL, i // COLUMNS * (CELL + 4))
+            sheet.paste(picture.resize((CELL, CELL)), corner)
+    write_whole(path, lambda partial: sheet.save(partial, format="WEBP", quality=90))
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+def main(arguments: list[str] | None = None) -> int:
+    program, arguments = "emoji_report.py", sys.argv[1:] if arguments is None else arguments
+    return exit_code(program, lambda: report(parse(program, __doc__, Options, arguments)))
+
+if __name__ == "__main__":
+    sys.exit(main())
