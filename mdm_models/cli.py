@@ -9,6 +9,7 @@ from mdm_models.commands.line import DONE, REFUSED, exit_code
 COMMANDS = {
     "train": "a recipe and captioned data → a model",
     "sample": "prompts → pictures or clips",
+    "web": "a page in the browser to draw with a model",
     "prepare": "a folder of pictures, CC12M, WebVid, ImageNet, emoji → shards for training",
     "index": "where the samples of shards lie → a small file beside each",
     "precompute": "captions of shards → text features on disk",

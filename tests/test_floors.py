@@ -20,7 +20,7 @@ FLOORS = (  # from the ground up: each may import what stands in its own line an
     "data",
     "evaluation",
     "training",
-    "commands",
+    "web commands",
     "recipes",
     "convert precompute cli mdm_models",
 )
@@ -32,6 +32,7 @@ LIBRARIES = {  # that a floor imports when it is imported, beside the standard l
     "data": "av webdataset fsspec filelock braceexpand urllib3 pyarrow emoji",
     "evaluation": "torchmetrics torchvision open_clip",
     "training": "tensorboard",
+    "web": "gradio",
     "commands": "tyro",
 }
 

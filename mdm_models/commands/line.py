@@ -58,7 +58,7 @@ def exit_code(program: str, act: Callable[[], int | None]) -> int:
         package = (error.name or "").partition(".")[0]
         if package in ("", "mdm_models", "mdm_kernels"):
             raise
-        extra = "demo" if package == "gradio" else "train"
+        extra = "web" if package == "gradio" else "train"
         print(f"{program}: error: {package} is not installed: pip install 'mdm-kernels[{extra}]'", file=sys.stderr)
         return REFUSED
     except (TrainingError, OSError, ValueError, TypeError) as error:

@@ -29,7 +29,7 @@ def small_pipeline(model: UNetConfig = NESTED_MODEL, size: int = 16) -> Pipeline
     return Pipeline(build_model(model), encoder, PipelineConfig(size, guidance_scale=2.0))
 
 
-def save_as_shipped(folder: Path, name: str, model: UNetConfig = NESTED_MODEL) -> Path:
+def save_as_shipped(folder: Path, name: str, model: UNetConfig = NESTED_MODEL, size: int = 16) -> Path:
     """A model of that name in a folder that stands for mdm_models/weights."""
-    small_pipeline(model).to(dtype=torch.bfloat16).save_pretrained(folder / name)
+    small_pipeline(model, size).to(dtype=torch.bfloat16).save_pretrained(folder / name)
     return folder / name
