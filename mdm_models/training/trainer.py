@@ -125,6 +125,7 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
         checkpoints.finish()
         if learner.step > begun_at or processes.any(processes.is_main and not (run / "model" / PIPELINE_FILE).exists()):
             learner.export(run / "model")
+        processes.any(False)  # all leave together: who started them may end the others when the first has gone
         files.close()  # the progress bar among them, which would be drawn over what is printed
         if heartbeat:
             heartbeat.end(learner.step)
