@@ -46,6 +46,8 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set on any of the processes."""
+        if self.world_size == 1:
+            return flag  # a GPU need not be waited for
         return self.mean(torch.tensor(float(flag), device=self.device)).item() > 0
 
     def agree(self, work: Callable[[], Result]) -> list[Result]:

@@ -73,3 +73,9 @@ def test_restarts_that_would_fail_are_warned_of_at_the_start(monkeypatch, shared
     with warnings.catch_warnings(record=True) as found, init_process_group("cpu"):
         pass
     assert [str(warning.message) for warning in found] == [RESTARTS] * fails
+
+
+def test_alone_nobody_is_asked_whether_a_flag_is_set():
+    alone = Processes(0, 1, torch.device("meta"))  # which has no values to read
+    assert alone.any(True)
+    assert not alone.any(False)

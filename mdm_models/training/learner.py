@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,12 +40,13 @@ TIMES = {"discrete": discrete_times, "continuous": continuous_times, "logit_norm
 @dataclass(frozen=True)
 class Outcome:
     """What one step measured, means over all processes: the loss, the gradient's norm before clipping, the learning
-    rate, and each level's unweighted loss, highest resolution first."""
+    rate, and each level's unweighted loss, highest resolution first; and whether any of them was asked to stop."""
 
     loss: float
     grad_norm: float
     lr: float
     level_losses: tuple[float, ...]
+    stop: bool
 
     @property
     def finite(self) -> bool:
@@ -95,20 +96,26 @@ class Learner:
         """Linear warm-up, then constant."""
         return self.config.optimizer.lr * min(1.0, (self.step + 1) / max(1, self.config.optimizer.warmup))
 
-    def learn(self, chunks: Sequence[Batch]) -> Outcome:
+    def learn(self, chunks: Sequence[Batch], stop: Callable[[], bool] = lambda: False) -> Outcome:
         """One optimizer step on this process's chunks of the batch, one after another through the network.
 
         If the loss or the gradient is not finite, on any process, no process changes its weights. Raises TrainingError
-        after `max_bad_steps` such steps in a row.
+        after `max_bad_steps` such steps in a row. stop: asked once, when the gradient is under way; what it says on one
+        process, the outcome says on all, in the one message and at the one wait for the device that a step has.
         """
         measured = self._gradient(chunks)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        outcome = self._agreed(measured, norm)
+        asked = torch.full_like(measured[:1], float(stop()))
+        agreed = self.processes.mean(torch.cat([norm.float().view(1), measured, asked]))
+        told = _reading(agreed)
+        self.optimizer.found_inf = 1 - agreed[:2].isfinite().all().float()  # where it is 1, fused Adam changes nothing
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        self.optimizer.step()
+        norm, loss, *levels, asked = told()
+        outcome = Outcome(loss, norm, self.lr, tuple(levels), asked > 0)
         if outcome.finite:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.lr
-            self.optimizer.step()
             self.ema.update()
             self.bad_in_a_row = 0
         else:
@@ -140,10 +147,6 @@ class Learner:
                 (loss / len(chunks)).backward()
             measured += torch.cat([loss.detach().view(1), levels.detach()]) / len(chunks)
         return measured
-
-    def _agreed(self, measured: Tensor, norm: Tensor) -> Outcome:
-        norm, loss, *levels = self.processes.mean(torch.cat([norm.float().view(1), measured])).tolist()
-        return Outcome(loss, norm, self.lr, tuple(levels))
 
     def _level_losses(self, chunk: Batch, number: int) -> Tensor:
         """Each level's loss of the step's chunk of this number, without its weight: (levels,), with a graph.
@@ -288,6 +291,19 @@ def _adam(model: nn.Module, config: OptimizerConfig) -> torch.optim.Adam:
     for state in adam.state.values():
         state["step"].zero_()
     return adam
+
+
+def _reading(values: Tensor) -> Callable[[], list[float]]:
+    """Begin to copy values from the device; the result waits for them, but not for what is asked of a GPU meanwhile."""
+    copy = values.to("cpu", non_blocking=True)
+    copied = torch.cuda.current_stream(values.device).record_event() if values.is_cuda else None
+
+    def read() -> list[float]:
+        if copied is not None:
+            copied.synchronize()
+        return copy.tolist()
+
+    return read
 
 
 def channels_last(images: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
             chunks = list(itertools.islice(stream, rounds))
             interval.received(chunks)
             log_now = _due(learner.step + 1, output.log_every, steps)
-            outcome = learner.learn(chunks)
+            outcome = learner.learn(chunks, stop=lambda: stop.asked or checkpoints.failed)
             interval.learned(outcome.loss)
             profiler.step()
             if log:
@@ -114,7 +114,7 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
                 interval = Interval(throughput)
             if config.optimizer.ema_stds and _due(learner.step, config.optimizer.ema_snapshot_every, steps):
                 write_snapshot(run, learner.step, learner.ema, processes)
-            stopping = processes.any(stop.asked or checkpoints.failed)
+            stopping = outcome.stop
             if stopping or _due(learner.step, output.save_every, steps):
                 learner.save(checkpoints)
             if preview and not stopping and _due(learner.step, output.sample_every, steps):

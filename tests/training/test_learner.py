@@ -10,6 +10,7 @@ from mdm_models.data.stream import Batch
 from mdm_models.errors import TrainingError
 from mdm_models.processes import Processes
 from mdm_models.text import ClassLabels
+from mdm_models.training import learner as learner_module
 from mdm_models.training.checkpoint.checkpoints import Checkpoints
 from mdm_models.training.config import TrainConfig, changed
 from mdm_models.training.denoiser import open_encoder
@@ -194,6 +195,36 @@ def test_a_loss_that_is_not_finite_changes_no_weight_and_is_counted(learner_of, 
     assert all(torch.equal(value, before[name]) for name, value in learner.model.state_dict().items())
     with pytest.raises(TrainingError, match="no finite loss in 3 steps"):
         learner.learn([clips()])
+
+
+def test_the_optimizer_is_asked_before_the_device_is_waited_for(learner_of, monkeypatch):
+    """So that a GPU has work while the host reads what a step measured."""
+    learner, asked = learner_of(), []
+    step, reading = learner.optimizer.step, learner_module._reading
+    monkeypatch.setattr(learner.optimizer, "step", lambda: asked.append("step") or step())
+    monkeypatch.setattr(learner_module, "_reading", lambda x: lambda: asked.append("read") or reading(x)())
+    learner.learn([clips()])
+    assert asked == ["step", "read"]
+
+
+def test_a_bad_step_leaves_adam_as_if_it_had_not_been(learner_of, monkeypatch):
+    learner, other = learner_of(), learner_of()
+    loss = learner.diffusion.per_sample_loss
+    with monkeypatch.context() as patched:
+        patched.setattr(learner.diffusion, "per_sample_loss", lambda *a, **k: loss(*a, **k) * float("inf"))
+        assert not learner.learn([clips()]).finite
+    other.step = 1
+    learner.learn([clips()])
+    other.learn([clips()])
+    assert {int(state["step"]) for state in learner.optimizer.state.values()} == {1}
+    for mine, theirs in zip(learner.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_whoever_asks_to_stop_is_heard_with_the_step(learner_of):
+    learner = learner_of()
+    assert learner.learn([clips()], stop=lambda: True).stop
+    assert not learner.learn([clips()]).stop
 
 
 def test_an_optimizer_setting_can_change_between_runs(config, learner_of):
