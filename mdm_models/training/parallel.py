@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -46,8 +46,11 @@ def parallelise(model: CaptionedDenoiser, config: SystemConfig, processes: Proce
         model.to(memory_format=torch.contiguous_format)  # fully_shard takes no other; see `Learner` for the images
     if shards:
         mesh = init_device_mesh(processes.device.type, (processes.world_size,))  # or else on GPUs, if there are any
+        precision = MixedPrecisionPolicy(  # what is gathered, and added up; inputs are left alone: times would be rounded
+            torch.bfloat16 if config.uses_bf16(processes.device.type) else None, torch.float32, cast_forward_inputs=False
+        )
         for module in [*blocks, *filter(None, [model.text, model.unet])]:  # each is gathered when its forward begins
-            fully_shard(module, mesh=mesh)
+            fully_shard(module, mesh=mesh, mp_policy=precision)
         for module in [model.unet, *(block for block in blocks if isinstance(block, AttentionBlock))]:
             register_fsdp_forward_method(module, "prepare")  # which reads whole weights, as forward does
         return model

@@ -24,13 +24,15 @@ def chunk(number: int) -> Batch:
     return Batch(every.images[part], every.captions[part], [])
 
 
-def learn(processes: Processes, folder: Path, parallel: str) -> dict:
+def learn(processes: Processes, folder: Path, parallel: str, precision: str = "float32") -> dict:
     """Some steps, and what they led to: whole tensors, whatever the number of processes."""
     config = changed(
         settings(folder / "none.tar", folder / "run"), parallel=parallel, frames=1, lr=1e-3, batch_size=2 * CHUNKS
     )
-    config = changed(config, checkpoint_activations=parallel == "fsdp", level_shares=(0.5, 1.0))
+    config = changed(config, precision=precision, checkpoint_activations=parallel == "fsdp", level_shares=(0.5, 1.0))
     learner = Learner(config, NESTED_MODEL, open_encoder(config.model, 0, processes.device), processes)
+    dtypes = set()
+    learner.model.unet.conv_out.register_forward_hook(lambda module, *_: dtypes.add(module.weight.dtype))
     mine = [chunk(number) for number in range(processes.rank, CHUNKS, processes.world_size)]
     outcomes = [learner.learn(mine) for _ in range(STEPS)]
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -40,12 +42,13 @@ def learn(processes: Processes, folder: Path, parallel: str) -> dict:
     }
     with learner.as_pipeline() as pipeline:
         sampled = pipeline("a cat", num_inference_steps=2, seed=0, output_type="pt", progress=False)
-    learner.export(folder / f"{parallel}-model")
+    learner.export(folder / f"{parallel}-{precision}-model")
     return {
         "losses": torch.tensor([[o.loss, o.grad_norm, *o.level_losses] for o in outcomes], dtype=torch.float64),
         "gradients": gradients,
         "weights": get_model_state_dict(learner.model, options=whole),
         "sampled": sampled,
+        "computed in": sorted(map(str, dtypes)),
         "local": sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in learner.model.parameters()),
     }
 
@@ -53,10 +56,10 @@ def learn(processes: Processes, folder: Path, parallel: str) -> dict:
 def main() -> None:
     folder = Path(sys.argv[1])
     with init_process_group("cpu") as processes:
-        for parallel in ("ddp", "fsdp"):
-            found = learn(processes, folder, parallel)
+        for parallel, precision in (("ddp", "float32"), ("fsdp", "float32"), ("fsdp", "bf16")):
+            found = learn(processes, folder, parallel, precision)
             if processes.is_main:
-                torch.save(found, folder / f"{parallel}.pt")
+                torch.save(found, folder / f"{parallel}-{precision}.pt")
     os._exit(0)  # gloo's threads sometimes abort a process that used FSDP2 as it ends
 
 

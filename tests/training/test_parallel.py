@@ -18,7 +18,7 @@ PARALLEL = pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What two processes left: ddp.pt, fsdp.pt and the models that they exported."""
+    """What two processes left: ddp-float32.pt, fsdp-float32.pt, fsdp-bf16.pt and the models that they exported."""
     folder = tmp_path_factory.mktemp("ranks")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -35,7 +35,7 @@ def alone(tmp_path_factory) -> dict:
 
 @PARALLEL
 def test_two_processes_have_the_gradients_of_one_with_the_double_batch(folder, alone, parallel):
-    found = torch.load(folder / f"{parallel}.pt")["gradients"]
+    found = torch.load(folder / f"{parallel}-float32.pt")["gradients"]
     assert found.keys() == alone["gradients"].keys()
     for name, gradient in alone["gradients"].items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
@@ -43,7 +43,7 @@ def test_two_processes_have_the_gradients_of_one_with_the_double_batch(folder, a
 
 @PARALLEL
 def test_two_processes_measure_and_learn_what_one_does(folder, alone, parallel):
-    found = torch.load(folder / f"{parallel}.pt")
+    found = torch.load(folder / f"{parallel}-float32.pt")
     torch.testing.assert_close(found["losses"], alone["losses"], rtol=1e-4, atol=0)
     for name, weight in alone["weights"].items():
         torch.testing.assert_close(found["weights"][name], weight, rtol=0, atol=1e-4)  # a tenth of the learning rate
@@ -51,16 +51,26 @@ def test_two_processes_measure_and_learn_what_one_does(folder, alone, parallel):
 
 @PARALLEL
 def test_two_processes_sample_what_one_does(folder, alone, parallel):
-    torch.testing.assert_close(torch.load(folder / f"{parallel}.pt")["sampled"], alone["sampled"], rtol=0, atol=1e-3)
+    torch.testing.assert_close(torch.load(folder / f"{parallel}-float32.pt")["sampled"], alone["sampled"], rtol=0, atol=1e-3)
 
 
 def test_with_fsdp_a_process_holds_half_of_the_weights(folder, alone):
-    held = torch.load(folder / "fsdp.pt")["local"]
+    held = torch.load(folder / "fsdp-float32.pt")["local"]
     assert 0.5 * alone["local"] <= held < 0.51 * alone["local"]  # rounded up, tensor by tensor
+
+
+def test_with_fsdp_weights_are_gathered_in_the_dtype_that_is_computed_in(folder):
+    """And kept in float32, in which gradients are added up."""
+    found = {name: torch.load(folder / f"fsdp-{name}.pt") for name in ("float32", "bf16")}
+    assert [each["computed in"] for each in found.values()] == [["torch.float32"], ["torch.bfloat16"]]
+    assert {weight.dtype for weight in found["bf16"]["weights"].values()} == {torch.float32}
+    losses, rounded = (each["losses"] for each in found.values())
+    torch.testing.assert_close(rounded, losses, rtol=0.02, atol=0)
+    assert not torch.equal(rounded, losses)
 
 
 @PARALLEL
 def test_what_processes_export_is_whole(folder, parallel):
-    pipeline = Pipeline.from_pretrained(folder / f"{parallel}-model")
+    pipeline = Pipeline.from_pretrained(folder / f"{parallel}-float32-model")
     (picture,) = pipeline("a cat", num_inference_steps=1, progress=False)
     assert picture.size == (16, 16)

@@ -18,7 +18,7 @@ from mdm_models.training.dry_run.footprint import activation_bytes, level_flops,
 from mdm_models.training.parallel import BLOCKS
 from mdm_models.zoo import model_config
 
-FLOAT32, FLOAT16 = 4, 2  # bytes of a number
+FLOAT32, BFLOAT16, FLOAT16 = 4, 2, 2  # bytes of a number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Memory:
     gradients_in_flight: float
     """of activations, inside a block"""
     gathered: float
-    """under FSDP: the two largest parts whose weights are gathered, one computing and the next one on its way"""
+    """under FSDP: the two largest parts whose weights are gathered, in the dtype that is computed in, one computing and
+    the next one on its way"""
 
     @property
     def total(self) -> float:
@@ -66,6 +67,7 @@ def estimate_memory(config: TrainConfig, planned: Plan, world_size: int, device:
     model = weightless_model(planned.architecture, config.model)
     chunk, _ = chunks_of(config.optimizer, world_size)
     sharded = config.system.parallel == "fsdp" and world_size > 1
+    in_bf16 = config.system.uses_bf16(device)
     weights = _parameters(model) * FLOAT32 / (world_size if sharded else 1)
     activations = activation_bytes(
         planned.architecture,
@@ -73,7 +75,7 @@ def estimate_memory(config: TrainConfig, planned: Plan, world_size: int, device:
         tuple(planned.shapes),
         config.objective.level_rows(chunk, len(planned.shapes)),
         device,
-        autocast=config.system.uses_bf16(device),
+        autocast=in_bf16,
         recompute=config.system.checkpoint_activations,
     )
     return Memory(
@@ -83,7 +85,7 @@ def estimate_memory(config: TrainConfig, planned: Plan, world_size: int, device:
         averages=weights * _averages(config),
         activations=activations.kept,
         gradients_in_flight=activations.in_flight,
-        gathered=sum(sorted(_unit_sizes(model))[-2:]) * FLOAT32 if sharded else 0,
+        gathered=sum(sorted(_unit_sizes(model))[-2:]) * (BFLOAT16 if in_bf16 else FLOAT32) if sharded else 0,
     )
 
 
