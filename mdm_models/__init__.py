@@ -1,5 +1,8 @@
 """Matryoshka Diffusion models: nested UNets for images and video, on the fused ops of `mdm_kernels`."""
 
+import mdm_models.threads  # noqa: F401, before anything imports torch
+
+# isort: split
 from mdm_kernels import __version__
 from mdm_models.config import UNetConfig
 from mdm_models.pipeline import Pipeline, PipelineConfig
