@@ -19,6 +19,11 @@ CHECKPOINT_CLASSES = {
 """Names beside its dataclasses and enums that a checkpoint's metadata calls for when it is read, by module."""
 
 
+def cpu_multiplies_bf16() -> bool:
+    """Whether this machine's CPU has units for products in bfloat16: AMX, or AVX-512's."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
 def allow_recompilations(most: int) -> None:
     """How often torch.compile may compile one function anew before it gives up, in the whole process."""
     torch._dynamo.config.recompile_limit = most

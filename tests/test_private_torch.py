@@ -44,6 +44,15 @@ def test_the_limit_of_recompilations_is_torch_compiles(monkeypatch):
     assert torch._dynamo.config.recompile_limit == 256
 
 
+@pytest.mark.parametrize("unit", ["_is_amx_tile_supported", "_is_avx512_bf16_supported"])
+def test_a_cpu_with_either_unit_multiplies_in_bfloat16(monkeypatch, unit):
+    """If this fails, `--precision auto` no longer finds them: see how torch tells what a CPU can do."""
+    assert isinstance(private_torch.cpu_multiplies_bf16(), bool)
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda found=name == unit: found)
+    assert private_torch.cpu_multiplies_bf16()
+
+
 def read(value: object) -> object:
     return _MetadataUnpickler(io.BytesIO(pickle.dumps(value))).load()
 

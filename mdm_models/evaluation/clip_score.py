@@ -16,6 +16,7 @@ from torchvision.transforms.functional import to_pil_image
 from mdm_models.text.clip import load_open_clip
 
 HUB = "hf-hub:"
+BATCH = 64  # frames that the model sees at once
 
 
 class ClipScore:
@@ -43,16 +44,14 @@ class ClipScore:
             return
         texts = self._model.encode_text(self._tokenize(captions).to(self._device), normalize=True)
         clips = images if images.dim() == 5 else images.unsqueeze(2)
-        scores = [
-            100 * (self._model.encode_image(self._pixels(clip), normalize=True) @ text).mean()
-            for clip, text in zip(clips, texts, strict=True)
-        ]
-        self._mean.update(torch.stack(scores).double())
+        frames = clips.transpose(1, 2).flatten(0, 1).cpu()  # (N·T, 3, H, W)
+        seen = [self._model.encode_image(self._pixels(batch), normalize=True) for batch in frames.split(BATCH)]
+        by_frame = torch.cat(seen).unflatten(0, (len(clips), -1)) @ texts[:, :, None]  # (N, T, 1)
+        self._mean.update(100 * by_frame.mean((1, 2)).double())
 
-    def _pixels(self, clip: Tensor) -> Tensor:
-        """The frames (3, T, H, W) uint8 of a clip → (T, 3, size, size), prepared by the model's own transform."""
-        frames = [to_pil_image(frame.cpu()) for frame in clip.unbind(dim=1)]
-        return torch.stack([self._preprocess(frame) for frame in frames]).to(self._device)
+    def _pixels(self, frames: Tensor) -> Tensor:
+        """Frames (N, 3, H, W) uint8 → (N, 3, size, size), prepared by the model's own transform."""
+        return torch.stack([self._preprocess(to_pil_image(frame)) for frame in frames]).to(self._device)
 
     def compute(self) -> float:
         """The mean over what was added, which is forgotten."""

@@ -16,8 +16,9 @@ from mdm_models.training.config import ModelConfig
 from mdm_models.unet import UNet, build_model
 
 
-def open_encoder(config: ModelConfig, seed: int, device: torch.device) -> TextEncoder:
-    """The text encoder that the settings name; one that is trained along begins random by `seed`.
+def open_encoder(config: ModelConfig, seed: int, device: torch.device, in_bf16: bool = False) -> TextEncoder:
+    """The text encoder that the settings name; one that is trained along begins random by `seed`. in_bf16: hold and
+    compute a frozen one in bfloat16, half the memory and no cast of its weights at each step.
 
     Raises TrainingError.
     """
@@ -25,7 +26,8 @@ def open_encoder(config: ModelConfig, seed: int, device: torch.device) -> TextEn
     try:
         if not config.text_encoder:
             return TransformerTextEncoder(config.text_width, config.text_layers, max_tokens=config.text_tokens)
-        return load_text_encoder(config.text_encoder, max_tokens=config.text_tokens, device=str(device))
+        dtype = torch.bfloat16 if in_bf16 else torch.float32
+        return load_text_encoder(config.text_encoder, max_tokens=config.text_tokens, dtype=dtype, device=str(device))
     except ValueError as error:
         raise TrainingError(f"text_encoder: {error}") from None
 
@@ -67,7 +69,8 @@ class CaptionReader:
         try:
             if isinstance(self.encoder, TransformerTextEncoder):
                 return (self.encoder.tokenize(captions).to(self.device, non_blocking=True),)
-            features, mask = self.encoder(captions)
+            with torch.autocast(self.device.type, enabled=False):  # which would cast all its weights at each step
+                features, mask = self.encoder(captions)
         except ValueError as error:
             raise TrainingError(f"captions: {error}") from None
         return features.to(self.device), mask.to(self.device)

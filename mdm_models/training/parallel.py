@@ -46,9 +46,8 @@ def parallelise(model: CaptionedDenoiser, config: SystemConfig, processes: Proce
         model.to(memory_format=torch.contiguous_format)  # fully_shard takes no other; see `Learner` for the images
     if shards:
         mesh = init_device_mesh(processes.device.type, (processes.world_size,))  # or else on GPUs, if there are any
-        precision = MixedPrecisionPolicy(  # what is gathered, and added up; inputs are left alone: times would be rounded
-            torch.bfloat16 if config.uses_bf16(processes.device.type) else None, torch.float32, cast_forward_inputs=False
-        )
+        gathered = torch.bfloat16 if config.uses_bf16(processes.device.type) else torch.float32
+        precision = MixedPrecisionPolicy(gathered, torch.float32, cast_forward_inputs=False)  # times would be rounded
         for module in [*blocks, *filter(None, [model.text, model.unet])]:  # each is gathered when its forward begins
             fully_shard(module, mesh=mesh, mp_policy=precision)
         for module in [model.unet, *(block for block in blocks if isinstance(block, AttentionBlock))]:

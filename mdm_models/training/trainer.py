@@ -40,7 +40,8 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
     set_determinism(config.system.deterministic)
     with init_process_group(config.system.device) as processes, StopRequest() as stop, contextlib.ExitStack() as files:
         chunk_size, rounds = chunks_of(config.optimizer, processes.world_size)
-        encoder = open_encoder(config.model, config.system.seed, processes.device)
+        in_bf16 = config.system.uses_bf16(processes.device.type)
+        encoder = open_encoder(config.model, config.system.seed, processes.device, in_bf16)
         planned = plan(config, architecture, encoder.width)
         samples = ShardedSamples(open_shards(config.data, processes))
         training, validation = split(samples, config.data.holdout)

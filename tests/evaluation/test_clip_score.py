@@ -4,6 +4,7 @@ import torch
 from open_clip.transform import image_transform
 from PIL import Image
 
+from mdm_models.evaluation import clip_score
 from mdm_models.evaluation.clip_score import ClipScore
 from tests.evaluation.conftest import noise
 from tests.text.directories import save_open_clip
@@ -45,6 +46,19 @@ def test_a_clip_scores_the_mean_over_its_frames(saved):
     score = ClipScore(folder, CPU)
     score.add(clips, CAPTIONS[:2])
     by_frame = [cosines(model, clips[:, :, t], CAPTIONS[:2]).mean().item() for t in range(3)]
+    assert score.compute() == pytest.approx(100 * sum(by_frame) / 3, rel=1e-5)
+
+
+def test_the_model_sees_many_frames_at_once(saved, monkeypatch):
+    model, folder = saved
+    clips, seen = noise(3, 8, frames=3), []
+    score = ClipScore(folder, CPU)
+    encode = score._model.encode_image
+    monkeypatch.setattr(clip_score, "BATCH", 4)
+    monkeypatch.setattr(score._model, "encode_image", lambda x, **k: seen.append(len(x)) or encode(x, **k))
+    score.add(clips, CAPTIONS)
+    assert seen == [4, 4, 1]
+    by_frame = [cosines(model, clips[:, :, t], CAPTIONS).mean().item() for t in range(3)]
     assert score.compute() == pytest.approx(100 * sum(by_frame) / 3, rel=1e-5)
 
 

@@ -11,6 +11,7 @@ from mdm_models.training.config import (
     ModelConfig,
     OptimizerConfig,
     OutputConfig,
+    SystemConfig,
     TrainConfig,
 )
 
@@ -30,6 +31,7 @@ def settings(shard: Path, out: Path) -> TrainConfig:
         DataConfig((str(shard),), size=16, frames=4, holdout=0, workers=0),
         ModelConfig("small", text_width=32, text_layers=1, text_tokens=8),
         optimizer=OptimizerConfig(batch_size=2, steps=6, lr=1e-3, warmup=2),
+        system=SystemConfig(precision="float32"),  # also on a CPU with units for bfloat16
         output=OutputConfig(log_every=2, save_every=3, sample_every=0, sample_steps=2, sample_count=2),
     )
 

@@ -2,9 +2,10 @@ import dataclasses
 
 import pytest
 
+from mdm_models import private_torch
 from mdm_models.data.config import DataConfig
 from mdm_models.errors import TrainingError
-from mdm_models.training.config import OptimizerConfig, TrainConfig, changed, chunks_of, plan
+from mdm_models.training.config import OptimizerConfig, SystemConfig, TrainConfig, changed, chunks_of, plan
 from tests.training.models import CLIP_MODEL
 
 
@@ -28,6 +29,15 @@ def test_every_field_has_a_name_of_its_own():
     parts = [f.default_factory for f in dataclasses.fields(TrainConfig) if f.default_factory is not dataclasses.MISSING]
     names = [field.name for part in [DataConfig, *parts] for field in dataclasses.fields(part)]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("has_units", [True, False])
+def test_auto_is_bf16_where_there_are_units_for_it(monkeypatch, has_units):
+    monkeypatch.setattr(private_torch, "cpu_multiplies_bf16", lambda: has_units)
+    assert SystemConfig().uses_bf16("cpu") == has_units
+    assert SystemConfig().uses_bf16("cuda")
+    assert SystemConfig(precision="bf16").uses_bf16("cpu")
+    assert not SystemConfig(precision="float32").uses_bf16("cuda")
 
 
 @pytest.mark.parametrize(

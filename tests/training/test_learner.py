@@ -12,7 +12,7 @@ from mdm_models.processes import Processes
 from mdm_models.text import ClassLabels
 from mdm_models.training import learner as learner_module
 from mdm_models.training.checkpoint.checkpoints import Checkpoints
-from mdm_models.training.config import TrainConfig, changed
+from mdm_models.training.config import ModelConfig, TrainConfig, changed
 from mdm_models.training.denoiser import open_encoder
 from mdm_models.training.learner import Learner
 from tests.training.models import CLIP_MODEL, IMAGE_MODEL, NESTED_MODEL, clips, settings
@@ -176,6 +176,20 @@ def test_a_frozen_text_encoder_is_not_trained_and_not_saved(learner_of):
     learner = learner_of(encoder=ClassLabels(32))
     learner.learn([Batch(clips().images, ["3", ""], [])])
     assert not any(name.startswith("text.") for name in learner.model.state_dict())
+
+
+def test_a_frozen_text_encoder_computes_outside_of_autocast(learner_of, monkeypatch):
+    """Which would cast all of its weights at each step; it is opened in the dtype that it computes in."""
+    learner, seen = learner_of(encoder=ClassLabels(32), precision="bf16"), []
+    encode = ClassLabels.__call__
+    note = lambda *given: seen.append(torch.is_autocast_enabled("cpu")) or encode(*given)  # noqa: E731
+    monkeypatch.setattr(ClassLabels, "__call__", note)
+    assert learner.learn([Batch(clips().images, ["3", ""], [])]).finite
+    assert seen == [False]
+    config = ModelConfig(text_encoder="classes:32")
+    for in_bf16, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        features, _ = open_encoder(config, 0, HERE.device, in_bf16)(["3"])
+        assert features.dtype == dtype
 
 
 def test_a_caption_that_the_encoder_cannot_read_is_one_line(learner_of):

@@ -51,7 +51,8 @@ def test_two_processes_measure_and_learn_what_one_does(folder, alone, parallel):
 
 @PARALLEL
 def test_two_processes_sample_what_one_does(folder, alone, parallel):
-    torch.testing.assert_close(torch.load(folder / f"{parallel}-float32.pt")["sampled"], alone["sampled"], rtol=0, atol=1e-3)
+    found = torch.load(folder / f"{parallel}-float32.pt")["sampled"]
+    torch.testing.assert_close(found, alone["sampled"], rtol=0, atol=1e-3)
 
 
 def test_with_fsdp_a_process_holds_half_of_the_weights(folder, alone):
