@@ -5,6 +5,8 @@ ifeq ($(BIN),.venv/bin)
 STAMP := .venv/installed
 endif  # make BIN=/opt/torch/bin TARGET uses what is installed there as it is, and installs nothing
 export TOKENIZERS_PARALLELISM := false
+# Threads that wait for each other sleep: see mdm_models/threads.py.
+export OMP_WAIT_POLICY := passive
 
 .PHONY: help install test lint aot aot-report gpu demo clean
 
