@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mdm_models.data.reader import SampleReader, Skip
-from mdm_models.data.stream import stand_apart
+from mdm_models.data.stream import loaded, stand_apart
 from mdm_models.processes import Processes
 
 
@@ -71,7 +71,7 @@ class HeldOut(Dataset):
             generator=torch.Generator(),  # or else it would draw from the one that training draws dropout from
         )
         read = []
-        for numbers, items in zip(loader.batch_sampler, loader, strict=True):
+        for numbers, items in zip(loader.batch_sampler, loaded(loader), strict=True):
             batch = self._batch(numbers, items)
             if self.keep:
                 read.append(batch)

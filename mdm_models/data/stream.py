@@ -187,7 +187,7 @@ def batches(
         worker_init_fn=stand_apart,
     )
     tally = Tally(stream.reader.config.max_bad_share)
-    for batch in loader:
+    for batch in loaded(loader):
         tally.add(batch, whole=len(batch.captions) == chunk_size)
         yield batch
 
@@ -246,6 +246,26 @@ def _collate(items: list[Item]) -> Batch:
     bad = sum(skip.reason not in PASSING for skip in skipped)
     shards = frozenset().union(*(item.shards for item in items))
     return Batch(images, [item.caption for item in usable], list(dict.fromkeys(skipped)), bad, shards)
+
+
+def loaded(loader: DataLoader) -> Iterator:
+    """What the loader's processes make. Raises DataError where one of them is killed or cannot go on."""
+    items = iter(loader)
+    if threading.current_thread() is threading.main_thread():
+        # torch's handler would raise anywhere in a step when a process dies; without it, waiting for data finds out
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    while True:
+        try:
+            item = next(items, None)
+        except (RuntimeError, OSError, MemoryError) as error:
+            *_, reason = str(error).strip().splitlines() or [type(error).__name__]  # the last line of a traceback
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in reason:
+                raise
+            remedy = "if memory was short, fewer --workers need less" if isinstance(error, RuntimeError) else ""
+            raise DataError("; ".join(filter(None, [f"data: {reason}", remedy]))) from None
+        if item is None:
+            return
+        yield item
 
 
 def stand_apart(worker: int) -> None:

@@ -134,6 +134,8 @@ class SystemConfig:
     """refuse operations whose results vary from run to run, at a cost in speed on a GPU"""
     seed: int = 0
     """of everything random"""
+    accept_changes: bool = False
+    """go on from a checkpoint with other data or settings than those that led to it, which is refused otherwise"""
     patience: float = 300.0
     """seconds after which all processes of a run end because one of them is silent, killed or cut off; 0: they wait
     half an hour for it"""

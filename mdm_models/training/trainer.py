@@ -2,14 +2,18 @@
 
 import contextlib
 import itertools
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from mdm_models.config import UNetConfig
+from mdm_models.data.fingerprint import Watch, record_of
 from mdm_models.data.reader import SampleReader, prompt_check, prompts_for
 from mdm_models.data.shards import ShardedSamples, open_shards
 from mdm_models.data.stream import SampleStream, batches, split
+from mdm_models.errors import TrainingError
 from mdm_models.pipeline import PIPELINE_FILE
 from mdm_models.processes import StopRequest, init_process_group
 from mdm_models.training.checkpoint.checkpoints import Checkpoints, list_steps
@@ -27,7 +31,7 @@ from mdm_models.training.monitor.run_lock import locked
 from mdm_models.training.monitor.throughput import Throughput
 from mdm_models.training.monitor.watchdog import watched
 from mdm_models.training.parallel import set_determinism
-from mdm_models.training.settings import write_settings
+from mdm_models.training.settings import compare_records, record_of_run, write_settings
 
 
 def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
@@ -52,7 +56,11 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
         files.enter_context(locked(run, processes))
         stage = "" if list_steps(run) else config.model.init_from
         learner = Learner(config, planned.architecture, encoder, processes, stage)
-        checkpoints = Checkpoints(run, learner.identity(), output.keep, processes)
+        records = processes.agree(lambda: list(map(record_of, samples.shards)) if processes.is_main else [])[0]
+        watch = Watch(samples.shards, records, config.data.max_bad_share) if processes.is_main else None
+        record = record_of_run(config, encoder, records)
+        compare = partial(compare_records, accept=config.system.accept_changes)
+        checkpoints = Checkpoints(run, learner.identity(), output.keep, processes, record, compare)
         learner.resume(checkpoints)
         if processes.is_main:
             write_settings(run, config)
@@ -86,16 +94,22 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
         if owed:
             evaluate()
         if learner.step < steps:
-            first = list(itertools.islice(stream, rounds))
+            first = []
+            processes.agree(lambda: first.extend(itertools.islice(stream, rounds)))
             stream = itertools.chain(first, stream)
             expected = learner.rehearse(first) * (steps - learner.step)
             if log:
                 log.say(f"{steps - learner.step} steps to go: about {tqdm.format_interval(expected)}, drawing apart")
         interval = Interval(throughput)
-        begun_at, stopping = learner.step, False
+        begun_at, stopping, failure = learner.step, False, None
         while learner.step < steps and not stopping:
             interval.begin()
-            chunks = list(itertools.islice(stream, rounds))
+            try:
+                chunks = list(itertools.islice(stream, rounds))
+            except TrainingError as error:
+                failure = error
+            if processes.any(failure is not None):
+                break
             interval.received(chunks)
             log_now = _due(learner.step + 1, output.log_every, steps)
             outcome = learner.learn(chunks, stop=lambda: stop.asked or checkpoints.failed)
@@ -118,12 +132,18 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
             stopping = outcome.stop
             if stopping or _due(learner.step, output.save_every, steps):
                 learner.save(checkpoints)
+                failure = _caught(watch.check) if watch else None
+                if processes.any(failure is not None):
+                    break
             if preview and not stopping and _due(learner.step, output.sample_every, steps):
                 preview.save(learner, run / "samples" / f"step-{learner.step:08d}.webp")
             if evaluation and not stopping and _due(learner.step, config.evaluation.evaluate_every, steps):
                 evaluate()
 
+        if processes.any(failure is not None) and learner.step > begun_at:
+            learner.save(checkpoints)
         checkpoints.finish()
+        processes.agree(lambda: _raise(failure))
         if learner.step > begun_at or processes.any(processes.is_main and not (run / "model" / PIPELINE_FILE).exists()):
             learner.export(run / "model")
         processes.any(False)  # all leave together: who started them may end the others when the first has gone
@@ -134,6 +154,18 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
             rest = "" if learner.step >= steps else "; the same command goes on from there"
             print(f"{run}: {learner.step} of {steps} steps{rest}")
     return run
+
+
+def _caught(work: Callable[[], object]) -> TrainingError | None:
+    try:
+        work()
+    except TrainingError as error:
+        return error
+
+
+def _raise(failure: TrainingError | None) -> None:
+    if failure is not None:
+        raise failure
 
 
 def _due(step: int, every: int, steps: int) -> bool:

@@ -48,14 +48,26 @@ class Checkpoints:
     """The checkpoints of one run. Every method is collective: all processes of the run call it, in the same order.
 
     identity: which model it is: "name" and whatever its shape follows from, as JSON values; keep: how many are kept.
+    record: what is kept with each checkpoint of the data and settings that led to it, as JSON values; compare is called
+    with the path of the one from which the run goes on, its record, None if it has none, and ours; it may raise
+    CheckpointError.
 
     The state is a dict of "model", "optimizer", "ema" and "counters": nested dicts and lists of tensors, plain or
     DTensors, and of numbers and strings. Plain tensors are the same on all processes, which share the writing of them.
     While a checkpoint is written, a process keeps a copy of its share in main memory; the disk must hold `keep` + 1.
     """
 
-    def __init__(self, run: Path, identity: dict, keep: int, processes: Processes):
+    def __init__(
+        self,
+        run: Path,
+        identity: dict,
+        keep: int,
+        processes: Processes,
+        record: dict | None = None,
+        compare: Callable[[Path, dict | None, dict], object] | None = None,
+    ):
         self.run, self.keep = run, keep
+        self.record, self.compare = json.loads(json.dumps(record)), compare
         self.processes = processes.apart()  # what the thread sends is not mixed up with what a training step sends
         self.identity = json.loads(json.dumps(identity))  # as it comes back from the disk, with lists for tuples
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -96,6 +108,7 @@ class Checkpoints:
             return False
         path, manifest = newest
         _check_identity(path, manifest["model"], self.identity)
+        self.processes.agree(lambda: self._compare(path, manifest.get("record")))
         try:
             dcp.load(
                 state,
@@ -110,6 +123,10 @@ class Checkpoints:
             ) from None
         self._on_disk = _step(path)
         return True
+
+    def _compare(self, path: Path, before: dict | None) -> None:
+        if self.compare and self.processes.is_main:  # which alone has the record
+            self.compare(path, before, self.record)
 
     def _verify(self, path: Path) -> dict:
         """`verified_manifest`, each process checking its share of the files."""
@@ -158,7 +175,7 @@ class Checkpoints:
         """Make a written checkpoint the newest, and delete the oldest."""
         if not self.processes.is_main:
             return
-        write_manifest(partial, self.identity, files)
+        write_manifest(partial, self.identity, files, self.record)
         if final.exists():  # a damaged one that was passed over when the run resumed
             _delete(final)
         partial.rename(final)

@@ -44,9 +44,11 @@ def measured(path: Path) -> tuple[int, int]:
     return size, checksum
 
 
-def write_manifest(folder: Path, identity: dict, files: Files) -> None:
-    """Write down which model it is and what its files must be."""
+def write_manifest(folder: Path, identity: dict, files: Files, record: dict | None = None) -> None:
+    """Write down which model it is, what led to it and what its files must be."""
     content = {"model": identity, "torch": torch.__version__, "files": dict(files)}
+    if record is not None:
+        content["record"] = record
     (folder / MANIFEST).write_text(json.dumps(content, indent=1))
     sync(folder / MANIFEST)
     sync(folder)
