@@ -18,6 +18,7 @@ from mdm_models.config import UNetConfig
 from mdm_models.errors import one_line
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+SETTINGS_FILE = "settings.json"
 FORMAT_VERSION = 1  # of config.json
 
 
@@ -37,6 +38,22 @@ def write_whole(path: Path, write_to: Callable[[Path], object]) -> None:
         sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def begin(folder: Path, settings: Mapping[str, object]) -> None:
+    """Make a folder for files that are made bit by bit, or go on with it.
+
+    FOLDER/settings.json has what they follow from, as JSON knows it. Raises ValueError, naming a difference, if they
+    were begun with other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / SETTINGS_FILE
+    before = json.loads(path.read_text()) if path.exists() else settings
+    for name in sorted(before.keys() | settings.keys()):
+        old, new = before.get(name), settings.get(name)
+        if old != new:
+            raise ValueError(f"{folder} was begun with {name} {old}, not {new}; choose another --out")
+    write_whole(path, lambda partial: partial.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n"))
 
 
 def sync(path: Path) -> None:

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from mdm_models.data.media import BadSample
-from mdm_models.storage import write_whole
+from mdm_models.storage import SETTINGS_FILE, begin, write_whole
 
 REPORT = "report.json"
 Item = TypeVar("Item")
@@ -42,19 +42,10 @@ class ShardFolder:
         self.out = out
         self.reports = out / "reports"
         self.settings = settings
-        file = out / "settings.json"
-        if file.exists():
-            self._compare(json.loads(file.read_text()))
-        elif out.is_dir() and any(out.glob("*.tar")):
+        if not (out / SETTINGS_FILE).exists() and any(out.glob("*.tar")):
             raise ValueError(f"{out} holds shards of unknown origin; choose another --out")
-        self.reports.mkdir(parents=True, exist_ok=True)
-        _write_json(file, settings)
-
-    def _compare(self, before: dict[str, object]) -> None:
-        for name in before.keys() | self.settings.keys():
-            old, new = before.get(name), self.settings.get(name)
-            if old != new:
-                raise ValueError(f"{self.out} was begun with {name} {old}, not {new}; choose another --out")
+        begin(out, settings)
+        self.reports.mkdir(exist_ok=True)
 
     def write(
         self,
