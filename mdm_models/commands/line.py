@@ -30,7 +30,7 @@ Options = TypeVar("Options")
 Main = Callable[[list[str] | None], int]
 
 
-def command(name: str, description: str, options: type[Options], act: Callable[[Options], int | None]) -> Main:
+def command(name: str, description: str | None, options: type[Options], act: Callable[[Options], int | None]) -> Main:
     """The main function of `mdm NAME`: arguments, those of the process if None → exit code.
 
     description: its help text, line by line. options: a dataclass whose fields' docstrings are the rest of it.
@@ -43,7 +43,7 @@ def command(name: str, description: str, options: type[Options], act: Callable[[
     return main
 
 
-def parse(program: str, description: str, options: type[Options], arguments: list[str], **more) -> Options:
+def parse(program: str, description: str | None, options: type[Options], arguments: list[str], **more) -> Options:
     """The options that a command line gives. Ends the process with code 2 and says why if it is wrong."""
     conf = (OmitArgPrefixes, OmitSubcommandPrefixes, FlagCreatePairsOff)
     return tyro.cli(options, prog=program, description=description, args=arguments, config=conf, **more)

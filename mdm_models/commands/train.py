@@ -43,14 +43,14 @@ def main(arguments: list[str] | None = None) -> int:
     return exit_code("mdm train", lambda: _train(name, rest))
 
 
-def run_recipe(presets: Mapping[str, Preset], description: str, arguments: list[str] | None = None) -> int:
+def run_recipe(presets: Mapping[str, Preset], description: str | None, arguments: list[str] | None = None) -> int:
     """Run a recipe; → exit code. The first preset is the default."""
     program, arguments = os.path.basename(sys.argv[0]), sys.argv[1:] if arguments is None else arguments
     return exit_code(program, lambda: _run(program, presets, description, arguments))
 
 
 def parse(
-    program: str, presets: Mapping[str, Preset], description: str, arguments: list[str]
+    program: str, presets: Mapping[str, Preset], description: str | None, arguments: list[str]
 ) -> tuple[TrainConfig, bool]:
     """The settings of the preset that the command line names with the fields that it replaces, and whether it asks for
     --dry-run."""
@@ -77,7 +77,7 @@ def parse(
     return dataclasses.replace(like(TrainConfig, options), data=like(DataConfig, options.data)), chosen.dry_run
 
 
-def _run(program: str, presets: Mapping[str, Preset], description: str, arguments: list[str]) -> int:
+def _run(program: str, presets: Mapping[str, Preset], description: str | None, arguments: list[str]) -> int:
     """→ exit code."""
     config, dry_run = parse(program, presets, description, arguments)
     if dry_run:
