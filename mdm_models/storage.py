@@ -5,6 +5,7 @@ Neither file can run code when it is read. A file is written beside its place, f
 what was there stays whole until what replaces it is.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -54,6 +55,12 @@ def begin(folder: Path, settings: Mapping[str, object]) -> None:
         if old != new:
             raise ValueError(f"{folder} was begun with {name} {old}, not {new}; choose another --out")
     write_whole(path, lambda partial: partial.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n"))
+
+
+def fingerprint(directory: Path) -> str:
+    """Of the weights in a model's directory: other weights have another one."""
+    with (directory / WEIGHTS_FILE).open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
 def sync(path: Path) -> None:

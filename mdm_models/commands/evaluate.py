@@ -1,7 +1,8 @@
 """Measure how good the samples of a saved model are, beside real ones.
 
   mdm evaluate RUN --data SHARDS --feature-extractor pt_inception-2015-12-05-6726825d.pth --clip-model CLIP_DIR
-  torchrun --nproc-per-node=8 -m mdm_models.cli evaluate MODEL_DIR --data SHARDS --samples 30000 ...
+  torchrun --nproc-per-node=8 -m mdm_models.cli evaluate MODEL_DIR --data SHARDS --samples 30000 --save-samples DIR ...
+  mdm evaluate RUN --guidance-scale 1 2 4 --steps 25 50 ...         a table of all pairs
 
 For the captions of samples that were held out of training it draws images or clips, and prints
   validation_loss     the training loss on the real ones, at fixed times and noise; validation_loss_0, _1, ... are the
@@ -11,7 +12,8 @@ For the captions of samples that were held out of training it draws images or cl
   frechet_video_NAME  of clips, from the features of their frames, their mean and their mean change: not I3D's FVD
   clip_score          100 · cosine of image and caption, the mean over samples (of clips, over frames as well)
 Distances shrink as samples grow in number: compare results of equally many, 10 000 or more where it counts. The real
-images have the model's size when the extractor sees them. A sample depends on the seed and its number alone.
+images have the model's size when the extractor sees them. A sample depends on the seed and its number alone. The line
+`protocol` says what must be equal for numbers to be compared.
 
 Of a run, what is not given is as in the run's own evaluation: the shards and what is held out of them, the number of
 samples, how they are read and drawn, the networks.
@@ -24,7 +26,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from torch import Tensor
 from tyro.conf import Positional, arg
 
 from mdm_models.commands.line import Dtype, check_steps, command, dtype_of
@@ -36,11 +37,11 @@ from mdm_models.data.shards import ShardedSamples, open_shards
 from mdm_models.data.stream import split
 from mdm_models.errors import TrainingError
 from mdm_models.evaluation.comparison import Comparison
-from mdm_models.evaluation.measure import Receiver, Sampling, measure
-from mdm_models.pictures import Clip, to_pictures
+from mdm_models.evaluation.kept import KeptSamples
+from mdm_models.evaluation.measure import Sampling, measure
 from mdm_models.pipeline import Pipeline, model_directory
 from mdm_models.processes import Processes, init_process_group
-from mdm_models.storage import write_whole
+from mdm_models.storage import fingerprint, write_whole
 from mdm_models.text.precomputed import UNCONDITIONAL
 from mdm_models.training.config import EvaluationConfig, OutputConfig, SystemConfig, TrainConfig
 from mdm_models.training.settings import read_settings
@@ -71,9 +72,9 @@ class Options:
     are those of the samples evaluated"""
     clip_model: str | None = None
     """for a CLIP score: directory or hub id of an open_clip model; default: the run's, if it had one"""
-    steps: int | None = None
-    """sampling steps; default: as many as in the run, or 50"""
-    guidance_scale: float | None = None
+    steps: tuple[int, ...] = ()
+    """sampling steps; default: as many as in the run, or 50; several, of these or of guidance, make a table"""
+    guidance_scale: tuple[float, ...] = ()
     """classifier-free guidance; 1 is none; default: the model's"""
     sampler: Literal["ddim", "ddpm", "dpmpp_2m", "heun"] | None = None
     """how samples are drawn; default: as in the run, or ddim"""
@@ -92,7 +93,8 @@ class Options:
     json: Path | None = None
     """write settings and results to this file"""
     save_samples: Path | None = None
-    """a folder to keep NUMBER.png or NUMBER.mp4 in, and NUMBER.txt, the caption"""
+    """a folder to keep NUMBER.png or NUMBER.mp4 in, and NUMBER.txt, the caption; the same command again draws only
+    what is missing there (clips all)"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one"""
     dtype: Dtype | None = None
@@ -104,7 +106,8 @@ class Options:
 
 def evaluate(options: Options) -> None:
     """Raises TrainingError, OSError, ValueError or TypeError in one line."""
-    check_steps(options.steps)
+    for steps in options.steps:
+        check_steps(steps)
     with init_process_group(options.device) as processes:
         _evaluate(options, processes)
 
@@ -130,22 +133,19 @@ def _evaluate(options: Options, processes: Processes) -> None:
     has_reference = reference is not None and reference.is_file()
     if has_reference:
         comparison.frechet.load_reference(reference, processes.is_main)
-    if options.save_samples:
-        options.save_samples.mkdir(parents=True, exist_ok=True)
+    guidance = options.guidance_scale or (pipeline.config.guidance_scale,)
+    draws = [Sampling(options.seed, steps, options.sampler, g) for g in guidance for steps in options.steps]
+    found = {}
     with torch.autocast(processes.device.type, torch.bfloat16, enabled=autocast):
-        numbers = measure(
-            pipeline,
-            held_out,
-            comparison,
-            processes,
-            options.workers,
-            Sampling(options.seed, options.steps, options.sampler, options.guidance_scale),
-            _saver(options.save_samples, pipeline.config.frame_rate) if options.save_samples else None,
-        )
+        for draw in draws:
+            kept = None
+            if options.save_samples:
+                kept, *_ = processes.agree(lambda draw=draw: _kept(options, draw, pipeline, len(draws) > 1))
+            found[draw] = measure(pipeline, held_out, comparison, processes, options.workers, draw, kept)
     if reference and not has_reference:
         comparison.frechet.save_reference(reference, processes.is_main)
     if processes.is_main:
-        _report(options, numbers)
+        _report(options, found, pipeline)
 
 
 def _told(model: Path) -> TrainConfig | None:
@@ -170,12 +170,12 @@ def _completed(options: Options, told: TrainConfig | None) -> Options:
         "samples": evaluation.evaluate_samples,
         "feature_extractor": evaluation.feature_extractor,
         "clip_model": evaluation.clip_model,
-        "steps": output.sample_steps,
+        "steps": (output.sample_steps,),
         "sampler": output.sampler,
         "seed": system.seed,
     }
     if told:
-        theirs |= {"loss_target": told.objective.loss_target, "guidance_scale": output.guidance_scale}
+        theirs |= {"loss_target": told.objective.loss_target, "guidance_scale": (output.guidance_scale,)}
         if Path(told.model.text_encoder or "/", UNCONDITIONAL).is_file():  # features, which the run was shown
             theirs["text_encoder"] = told.model.text_encoder
     return dataclasses.replace(options, **theirs | given)
@@ -206,26 +206,56 @@ def _held_out(options: Options, pipeline: Pipeline, processes: Processes) -> Hel
     return HeldOut(reader, indices, options.samples, options.batch_size, processes, keep=False)
 
 
-def _saver(folder: Path, frame_rate: float) -> Receiver:
-    """Keeps every sample and its caption."""
+def _kept(options: Options, draw: Sampling, pipeline: Pipeline, several: bool) -> KeptSamples:
+    """Where the samples drawn in this way are."""
+    folder = options.save_samples
+    if several:
+        folder = folder / f"guidance-{draw.guidance_scale:g}-steps-{draw.num_inference_steps}"
+    directory = model_directory(options.model)
+    followed = ("data", "holdout", "all", "samples", "clip_start", "text_encoder", "dtype")
+    settings = {name: str(getattr(options, name)) for name in followed}
+    settings |= {name: str(value) for name, value in vars(draw).items()}
+    return KeptSamples(folder, pipeline.config.frame_rate, settings | {"weights": fingerprint(directory)})
 
-    def save(numbers: list[int], sampled: Tensor, captions: list[str]) -> None:
-        for number, picture, caption in zip(numbers, to_pictures(sampled, frame_rate), captions, strict=True):
-            name = f"{number:06d}"
-            picture.save(folder / f"{name}.{'mp4' if isinstance(picture, Clip) else 'png'}")
-            (folder / f"{name}.txt").write_text(caption + "\n")
 
-    return save
+def _protocol(options: Options, draws: list[Sampling], pipeline: Pipeline, count: int) -> str:
+    """What must be equal for numbers to be comparable, in one line."""
+    shape = "×".join(map(str, pipeline.shapes[0][1:]))
+    ways = ", ".join(f"guidance {draw.guidance_scale:g} in {draw.num_inference_steps} steps" for draw in draws)
+    networks = [
+        f"features of {Path(options.feature_extractor).name}" if options.feature_extractor else "",
+        f"reference {options.reference.name}" if options.reference else "",
+        f"CLIP {Path(options.clip_model).name}" if options.clip_model else "",
+    ]
+    drawn = f"{count} samples of {shape}, seed {options.seed}; {options.sampler}, {ways}"
+    return "; ".join([drawn, *filter(None, networks)])
 
 
-def _report(options: Options, numbers: dict[str, float]) -> None:
-    width = max(map(len, numbers))
-    for name, value in numbers.items():
-        print(f"{name:{width}}  {value:.6g}")
+def _report(options: Options, found: dict[Sampling, dict[str, float]], pipeline: Pipeline) -> None:
+    first, *others = found.values()
+    if others:
+        names = [name for name in first if name != "evaluated_samples"]
+        rows = [
+            [f"{draw.guidance_scale:g}", str(draw.num_inference_steps), *(f"{numbers[name]:.6g}" for name in names)]
+            for draw, numbers in found.items()
+        ]
+        print(_aligned([["guidance", "steps", *names], *rows]))
+    else:
+        print(_aligned([[name, f"{value:.6g}"] for name, value in first.items()]))
+    protocol = _protocol(options, list(found), pipeline, int(first["evaluated_samples"]))
+    print(f"protocol: {protocol}")
     if options.json:
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-        text = json.dumps({"settings": settings, "results": numbers}, indent=1) + "\n"
-        write_whole(options.json, lambda path: path.write_text(text))
+        table = [vars(draw) | {"results": numbers} for draw, numbers in found.items()]
+        report = {"settings": settings, "protocol": protocol, "results": first} | ({"table": table} if others else {})
+        write_whole(options.json, lambda path: path.write_text(json.dumps(report, indent=1) + "\n"))
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 main = command("evaluate", __doc__, Options, evaluate)

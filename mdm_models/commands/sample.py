@@ -27,13 +27,13 @@ from mdm_models.errors import one_line
 from mdm_models.pictures import CLIP_SUFFIXES, Clip
 from mdm_models.pipeline import Pipeline, model_directory
 from mdm_models.processes import init_process_group
-from mdm_models.storage import begin, write_whole
+from mdm_models.storage import begin, fingerprint, write_whole
 
 PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 PICTURE_SUFFIXES = {*PICTURE_FORMATS, *CLIP_SUFFIXES, ".bmp", ".tif", ".tiff", ".avif", ".mov", ".webm", ".mkv", ".avi"}
 
 
-ELSEWHERE = ("file", "out", "device", "batch_size", "low_memory")  # options that change no picture, or only where it is
+ELSEWHERE = ("model", "file", "out", "device", "batch_size", "low_memory")  # options that no picture follows from
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ def sample_file(options: Options) -> None:
         )
         suffix = _suffix(options, pipeline.model.config.is_video)
         settings = {name: str(value) for name, value in vars(options).items() if name not in ELSEWHERE}
+        settings |= {"weights": fingerprint(model_directory(options.model))}
         settings |= {"seed": str(options.seed or 0), "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest()}
         processes.agree(lambda: begin(options.out, settings) if processes.is_main else None)
         paths = [options.out / f"{number:06d}.{suffix}" for number in range(len(prompts) * options.count)]

@@ -1,6 +1,6 @@
 """All that is measured of a model on held-out samples, in one pass over them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from mdm_models.data.stream import to_unit_range
 from mdm_models.diffusion.noise import seeded_generators
 from mdm_models.errors import DataError
 from mdm_models.evaluation.comparison import Comparison
+from mdm_models.evaluation.kept import KeptSamples
 from mdm_models.evaluation.validation_loss import level_losses
 from mdm_models.pictures import to_pixels
 from mdm_models.pipeline import Pipeline
@@ -28,10 +29,6 @@ class Sampling:
     guidance_scale: float | None = None  # None: the pipeline's
 
 
-Receiver = Callable[[list[int], Tensor, list[str]], object]
-"""receiver(numbers, sampled (N, 3, [T,] H, W) in −1…1, captions) of the samples that count"""
-
-
 def measure(
     pipeline: Pipeline,
     held_out: HeldOut,
@@ -39,12 +36,13 @@ def measure(
     processes: Processes,
     workers: int,
     sampling: Sampling,
-    receiver: Receiver | None = None,
+    kept: KeptSamples | None = None,
 ) -> dict[str, float]:
     """Numbers by name, the same on all ranks, all of which call this; see `mdm evaluate --help` for what they are.
-    All call the pipeline equally often.
+    All call the pipeline equally often, unless samples are kept.
 
-    workers: processes that decode. Raises DataError if too few of the samples can be used.
+    workers: processes that decode; kept: where samples are that were drawn before, and where others go. Raises
+    DataError if too few of the samples can be used.
     """
     total, count = 0, 0
     with tqdm(
@@ -57,12 +55,14 @@ def measure(
             losses = level_losses(pipeline, to_unit_range(pixels), prompts, batch.numbers, sampling.seed)
             total = total + losses[:, rows].double().sum(dim=1)
             count += len(rows)
-            if comparison.needs_samples or receiver:
-                sampled = _sampled(pipeline, prompts, batch.numbers, sampling)[rows]
-                captions = [batch.captions[row] for row in rows]
-                comparison.add(pixels[rows], _as_pixels(sampled), captions)
-                if receiver:
-                    receiver([batch.numbers[row] for row in rows], sampled, captions)
+            if comparison.needs_samples or kept:
+                captions, numbers = [batch.captions[row] for row in rows], [batch.numbers[row] for row in rows]
+                sampled = kept.load(numbers) if kept else None
+                if sampled is None:
+                    sampled = _sampled(pipeline, prompts, batch.numbers, sampling)[rows]
+                    if kept:
+                        kept.save(numbers, sampled, captions)
+                comparison.add(pixels[rows], _as_pixels(sampled.to(processes.device)), captions)
             bar.update(len(batch.numbers) * processes.world_size)
     shares = processes.mean(torch.cat([total.new_tensor([count]), total]))
     return _agreed(shares, processes.world_size, comparison)

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -88,6 +89,57 @@ def test_the_numbers_are_those_of_the_samples_that_are_kept(results, folder):
 def test_the_same_command_gives_the_same_numbers(results, folder, tmp_path):
     assert main(arguments(folder, "--json", f"{tmp_path}/again.json")) == 0
     assert json.loads((tmp_path / "again.json").read_text())["results"] == results
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[str]:
+    """The prompts of what is drawn from now on."""
+    asked = []
+
+    def call(self, prompts, *given, call=Pipeline.__call__, **how):
+        asked.extend(prompts)
+        return call(self, prompts, *given, **how)
+
+    monkeypatch.setattr(Pipeline, "__call__", call)
+    return asked
+
+
+def test_an_evaluation_that_was_stopped_draws_only_what_is_missing_and_has_the_same_numbers(
+    results, folder, tmp_path, drawn
+):
+    kept, found = tmp_path / "kept", tmp_path / "found.json"
+    shutil.copytree(folder / "samples", kept)
+    (kept / "000004.png").unlink()
+    assert main(arguments(folder, "--save-samples", str(kept), "--json", str(found))) == 0
+    assert len(drawn) == 1  # of batches of 2, 2 and 1
+    assert json.loads(found.read_text())["results"] == results
+    assert (kept / "000004.png").read_bytes() == (folder / "samples" / "000004.png").read_bytes()
+
+
+def test_samples_of_other_settings_are_not_taken(results, folder, drawn, capsys):
+    assert main(arguments(folder, "--save-samples", f"{folder}/samples", "--seed", "5")) == 2
+    assert "was begun with seed 0, not 5" in capsys.readouterr().err
+    assert not drawn
+
+
+def test_several_guidances_and_steps_make_a_table(results, folder, tmp_path, capsys):
+    found = tmp_path / "found.json"
+    given = arguments(folder, "--guidance-scale", "1", "3", "--json", str(found))
+    given.insert(given.index("--steps") + 2, "1")  # --steps 2 1
+    assert main(given) == 0
+    table = json.loads(found.read_text())["table"]
+    assert [(row["guidance_scale"], row["num_inference_steps"]) for row in table] == [(1, 2), (1, 1), (3, 2), (3, 1)]
+    assert len({row["results"]["frechet_colours"] for row in table}) == 4
+    header, *rows, protocol = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["guidance", "steps", "validation_loss"]
+    assert [row.split()[:2] for row in rows] == [["1", "2"], ["1", "1"], ["3", "2"], ["3", "1"]]
+    assert protocol.startswith("protocol: 5 samples of 16×16, seed 0; ddim, guidance 1 in 2 steps, ")
+
+
+def test_the_report_says_what_must_be_equal(results, folder):
+    protocol = json.loads((folder / "results.json").read_text())["protocol"]
+    for part in ("5 samples of 16×16", "seed 0", "ddim", "in 2 steps", "features of colours.pt", "CLIP clip"):
+        assert part in protocol
 
 
 def test_two_processes_give_the_numbers_of_one(results, folder, tmp_path):
