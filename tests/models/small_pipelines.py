@@ -25,7 +25,7 @@ CAPTIONS = ["a red apple", "red apple, noto style"]
 
 def small_pipeline(model: UNetConfig = NESTED_MODEL, size: int = 16) -> Pipeline:
     torch.manual_seed(0)
-    encoder = TransformerTextEncoder(16, layers=1, num_heads=2, max_tokens=8).pruned(CAPTIONS)
+    encoder = TransformerTextEncoder(16, layers=1, num_heads=8, max_tokens=8).pruned(CAPTIONS)
     return Pipeline(build_model(model), encoder, PipelineConfig(size, guidance_scale=2.0))
 
 
