@@ -15,11 +15,12 @@ from mdm_models.diffusion import MatryoshkaDiffusion, sample
 from mdm_models.engine import RowByRow, check_engine, engine_for
 from mdm_models.errors import one_line
 from mdm_models.pictures import Clip, from_pictures, to_pictures, to_pixels
-from mdm_models.pretrained import from_pretrained
+from mdm_models.pretrained import directory_of, from_pretrained, is_repository
 from mdm_models.shipped import shipped_names, shipped_or
-from mdm_models.storage import write_whole
+from mdm_models.storage import check_local, write_whole
 from mdm_models.text import TextEncoder, TransformerTextEncoder, load_text_encoder
 from mdm_models.unet import UNet
+from mdm_models.zoo import how_to_get, list_models
 
 PIPELINE_FILE, TEXT_FOLDER = "pipeline.json", "text_encoder"
 FORMAT_VERSION = 1  # of pipeline.json
@@ -129,14 +130,15 @@ class Pipeline:
     ) -> "Pipeline":
         """Load what `save_pretrained` or `mdm convert` wrote.
 
-        source: the directory, or a name of `list_models(pretrained=True)`. text_encoder: one to use in place of what
+        source: the directory, or that of a training run; a name of `list_models(pretrained=True)`; or "owner/name", a
+        repository of the Hugging Face Hub with the same files. text_encoder: one to use in place of what
         the directory names: an encoder, or what `load_text_encoder` takes. dtype: of the model's weights, None for that
         of the file; the text encoder's features are float32. device: where the model and the text encoder run. engine:
         as for the class.
 
         Raises FileNotFoundError, ValueError or TypeError in one line that names the file.
         """
-        directory = shipped_or(source)
+        directory = model_directory(source)
         config = PipelineConfig.load(directory)
         model = from_pretrained(directory, dtype=dtype, device=device)
         if text_encoder is None and config.text_encoder:
@@ -293,12 +295,13 @@ class Pipeline:
         return to_pixels(images) if output_type == "np" else to_pictures(images, self.config.frame_rate)
 
 
-def model_directory(given: Path) -> Path:
-    """The directory of a saved model: the one given, or that which a training run left in it, or that of a shipped
-    model's name. Raises FileNotFoundError for a run without one, and where there is none."""
-    if not (given := shipped_or(given)).exists():
-        raise FileNotFoundError(f"{given}: no such directory; models that come along: {', '.join(shipped_names())}")
-    found = given / "model" if (given / "model" / PIPELINE_FILE).is_file() else given
-    if (given / "checkpoints").is_dir() and found == given:
-        raise FileNotFoundError(f"{given} is a run that has left no model yet; it does when it ends or is stopped")
-    return found
+def model_directory(source: str | Path) -> Path:
+    """The directory of a saved pipeline, as `pretrained.directory_of` finds it. Raises FileNotFoundError; for a named
+    model whose weights do not come along, saying how to get them."""
+    if not (shipped_or(source).exists() or is_repository(source)):
+        check_local(source)
+        along = f"models that come along: {', '.join(shipped_names()) or 'none'}"
+        raise FileNotFoundError(
+            f"{source}: no such directory; {how_to_get(str(source)) if str(source) in list_models() else along}"
+        )
+    return directory_of(source, PIPELINE_FILE, f"{TEXT_FOLDER}/*")

@@ -10,7 +10,7 @@ from torch import Tensor
 from mdm_models.config import UNetConfig
 from mdm_models.errors import one_line
 from mdm_models.shipped import shipped_or
-from mdm_models.storage import CONFIG_FILE, WEIGHTS_FILE, mapped, opened, read_config
+from mdm_models.storage import CONFIG_FILE, WEIGHTS_FILE, check_local, mapped, opened, read_config
 from mdm_models.unet import UNet, empty_model
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that a model computes in
@@ -21,14 +21,15 @@ def from_pretrained(
 ) -> UNet:
     """The model that its `save_pretrained` wrote, in evaluation mode.
 
-    source: a directory; or a name of `list_models(pretrained=True)`; or "owner/name", a repository of the Hugging Face
-    Hub with the same two files, which are downloaded unless they were before (this needs the package huggingface_hub).
+    source: a directory, or that of a training run; or a name of `list_models(pretrained=True)`; or "owner/name", a
+    repository of the Hugging Face Hub with the same two files, which are downloaded unless they were before (this needs
+    the package huggingface_hub).
     dtype: of the weights; None: that of the file.
 
     Memory holds the model and a few tensors of the file, never all of both. Raises FileNotFoundError if there is no
     such model; ValueError or TypeError, in one line, if a file is damaged or does not fit the other.
     """
-    directory = _directory(source)
+    directory = directory_of(source)
     config = read_config(directory / CONFIG_FILE)
     path = directory / WEIGHTS_FILE
     with opened(path) as file:
@@ -84,23 +85,38 @@ def with_weights(model: UNet, weights: dict[str, Tensor]) -> UNet:
     return model.to(model.conv_in.weight.device).eval()  # the buffers follow the weights
 
 
-def _directory(source: str | Path) -> Path:
-    """Where a model's files are on this machine, after downloading them if need be."""
+def directory_of(source: str | Path, *more: str) -> Path:
+    """Where a model's files are on this machine: in the directory of this name or, of a training run, in the one that
+    it left in it; or those that come along; or downloaded from the Hub, with files of these names as `more`.
+
+    Raises FileNotFoundError, or ValueError for a file.
+    """
     path = shipped_or(source)
     if path.is_dir():
-        return path
+        left = path / "model"
+        if (path / WEIGHTS_FILE).is_file() or not (left.is_dir() or (path / "checkpoints").is_dir()):
+            return path
+        if not (left / WEIGHTS_FILE).is_file():
+            raise FileNotFoundError(f"{path} is a run that has left no model yet; it does when it ends or is stopped")
+        return left
     if path.exists():
         raise ValueError(f"{source} is a file; name the directory that holds {CONFIG_FILE} and {WEIGHTS_FILE}")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+    check_local(source)
+    if not is_repository(source):
         raise FileNotFoundError(f"{source}: no such directory, and no model of that name comes with this package")
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(str(source), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+        return Path(snapshot_download(str(source), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, *more]))
     except Exception as error:  # of the network, the Hub, its client: a long and changing list
         raise FileNotFoundError(
             f"{source}: no such directory, and it cannot be had from the Hugging Face Hub: {one_line(error)}"
         ) from error
+
+
+def is_repository(source: str | Path) -> bool:
+    """Whether that may be the name of a repository of the Hub, "owner/name"."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) is not None
 
 
 def _check_dtypes(found: set[torch.dtype], source: str | Path, dtype: torch.dtype | None) -> None:

@@ -5,10 +5,12 @@ Neither file can run code when it is read. A file is written beside its place, f
 what was there stays whole until what replaces it is.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -21,13 +23,43 @@ from mdm_models.errors import one_line
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 SETTINGS_FILE = "settings.json"
 FORMAT_VERSION = 1  # of config.json
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # Path makes one slash of two
+
+
+def check_local(path: str | Path, name: str = "") -> None:
+    """Raises ValueError for a URL where a path on a local disk is needed, under which a folder "s3:" would be made.
+
+    name: of the option that gave it.
+    """
+    if found := URL.match(str(path)):
+        url = f"{found[1]}://{str(path)[found.end():]}"
+        raise ValueError(f"{name} {url} is a URL; give a path on a local disk, mounted or copied from there".strip())
 
 
 def write_whole(path: Path, write_to: Callable[[Path], object]) -> None:
     """Put what `write_to` writes in the place of `path`: all of it, on the disk, or nothing.
 
-    Raises what `write_to` raises; `path` is as it was then.
+    Raises what `write_to` raises, with the path if the system does not name it; `path` is as it was then.
     """
+    check_local(path)
+    with naming(path):
+        _write_whole(path, write_to)
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Names the path in errors of the system that do not, such as that of a full disk."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {one_line(error)}") from None
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+
+
+def _write_whole(path: Path, write_to: Callable[[Path], object]) -> None:
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")  # beside it: a rename stays in one file system
     try:
         partial.touch()
@@ -47,9 +79,13 @@ def begin(folder: Path, settings: Mapping[str, object]) -> None:
     FOLDER/settings.json has what they follow from, as JSON knows it. Raises ValueError, naming a difference, if they
     were begun with other settings.
     """
+    check_local(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SETTINGS_FILE
-    before = json.loads(path.read_text()) if path.exists() else settings
+    try:
+        before = {**json.loads(path.read_bytes())} if path.exists() else settings
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError(f"{path} is damaged; choose another --out, or delete {folder}") from None
     for name in sorted(before.keys() | settings.keys()):
         old, new = before.get(name), settings.get(name)
         if old != new:
@@ -80,6 +116,7 @@ def write_model(
     A model that is there already is replaced if it has the same config. One with another config raises ValueError
     unless `overwrite` is set. Raises OSError if the model cannot be written; the one that was there is whole then.
     """
+    check_local(directory)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     sync(directory.parent)

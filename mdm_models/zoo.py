@@ -49,6 +49,15 @@ def _replaced(config: UNetConfig, overrides: dict) -> UNetConfig:
     return dataclasses.replace(config, **overrides)
 
 
+def how_to_get(name: str) -> str:
+    """Where the weights of a named model are to be had that do not come along."""
+    return (
+        f"no weights of {name} come with this package, only those of {', '.join(shipped_names()) or 'none'}: "
+        "download a checkpoint of apple/ml-mdm (its README links vis_model.pth for 64, 256 and 1024), run "
+        "`mdm convert vis_model.pth DIR`, and give DIR to mdm sample or mdm_models.from_pretrained"
+    )
+
+
 def create_model(name: str, pretrained: bool = False, **overrides) -> UNet:
     """A named model, freshly initialised in training mode; `overrides` as in `model_config`.
 
@@ -59,11 +68,7 @@ def create_model(name: str, pretrained: bool = False, **overrides) -> UNet:
         return build_model(model_config(name, **overrides))
     if name not in shipped_names():
         model_config(name)
-        raise ValueError(
-            f"no weights of {name} come with this package, only those of {', '.join(shipped_names()) or 'none'}: "
-            "download a checkpoint of apple/ml-mdm (its README links vis_model.pth for 64, 256 and 1024), run "
-            "`mdm convert vis_model.pth DIR`, and call mdm_models.from_pretrained(DIR)"
-        )
+        raise ValueError(how_to_get(name))
     if overrides:
         raise ValueError(f"{', '.join(sorted(overrides))}: a pretrained model is as it was trained")
     return from_pretrained(name, dtype=torch.float32)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from mdm_models.training.monitor.logbook import records_of
+
 DISTANCE = "frechet_efficientnet_lite0"
 LOSS = "validation_loss_0"  # of the highest level
 COLOURS = {"nested": "tab:blue", "plain": "tab:orange"}
@@ -24,7 +26,7 @@ class Logged:
 
     @cached_property
     def records(self) -> dict[int, list[dict]]:
-        return {seed: [json.loads(line) for line in path.read_text().splitlines()] for seed, path in self.logs.items()}
+        return {seed: records_of(path, "step", "kind") for seed, path in self.logs.items()}
 
     def of(self, kind: str) -> dict[int, list[dict]]:
         """The records of one kind, by seed."""

@@ -7,6 +7,7 @@
 import dataclasses
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, OmitSubcommandPrefixes
 
 from mdm_models.errors import TrainingError, one_line, warn_in_one_line
+from mdm_models.storage import check_local
 
 Dtype = Literal["float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
 DTYPES = {
@@ -38,7 +40,7 @@ def command(name: str, description: str | None, options: type[Options], act: Cal
 
     def main(arguments: list[str] | None = None) -> int:
         arguments = sys.argv[1:] if arguments is None else arguments
-        return exit_code(f"mdm {name}", lambda: act(parse(f"mdm {name}", description, options, arguments)))
+        return exit_code(f"mdm {name}", lambda: act(checked(parse(f"mdm {name}", description, options, arguments))))
 
     return main
 
@@ -47,6 +49,15 @@ def parse(program: str, description: str | None, options: type[Options], argumen
     """The options that a command line gives. Ends the process with code 2 and says why if it is wrong."""
     conf = (OmitArgPrefixes, OmitSubcommandPrefixes, FlagCreatePairsOff)
     return tyro.cli(options, prog=program, description=description, args=arguments, config=conf, **more)
+
+
+def checked(options: Options) -> Options:
+    """The same options. Raises ValueError for a URL where a path on a local disk is meant."""
+    for name, value in vars(options).items():
+        for path in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(path, Path):
+                check_local(path, f"--{name.replace('_', '-')}")
+    return options
 
 
 def exit_code(program: str, act: Callable[[], int | None]) -> int:

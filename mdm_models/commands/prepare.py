@@ -15,7 +15,7 @@ import warnings
 
 from PIL import Image
 
-from mdm_models.commands.line import exit_code
+from mdm_models.commands.line import checked, exit_code
 from mdm_models.data.prepare import captioned_folder, captions, emoji, fluent_emoji, imagenet
 
 SOURCES = {
@@ -29,14 +29,17 @@ MAY_BE_0 = ("retries", "held_out")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return exit_code("mdm prepare", lambda: prepare(parse_arguments(arguments)))
+    return exit_code("mdm prepare", lambda: prepare(checked(parse_arguments(arguments))))
 
 
 def prepare(options: argparse.Namespace) -> None:
     """Raises OSError or ValueError in one line."""
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are skipped by their size
-    for folder in SOURCES[options.source].prepare(options):
+    folders = SOURCES[options.source].prepare(options)
+    for folder in folders:
         print(folder.summary())
+    if not any(folder.written for folder in folders):
+        raise ValueError(f"nothing was written to {folders[0].out}; {folders[0].reports} says why of each sample")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -16,6 +16,7 @@ from mdm_models.commands.line import DONE, exit_code, like
 from mdm_models.data.config import DataConfig
 from mdm_models.errors import COME_AGAIN
 from mdm_models.training.config import TrainConfig, changed
+from mdm_models.training.settings import check_paths
 
 RECIPES = "mdm_models.recipes"  # found by its name: recipes stand above the commands, which know none of them
 
@@ -80,6 +81,7 @@ def parse(
 def _run(program: str, presets: Mapping[str, Preset], description: str | None, arguments: list[str]) -> int:
     """→ exit code."""
     config, dry_run = parse(program, presets, description, arguments)
+    check_paths(config)
     if dry_run:
         from mdm_models.training.dry_run.estimate import describe
 

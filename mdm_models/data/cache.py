@@ -9,18 +9,20 @@ writes is taken never to change; if it does, remove the cache folder.
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from filelock import FileLock
 
-from mdm_models.data.locations import UnreachableError, download, patiently
+from mdm_models.data.locations import UnreachableError, download, patiently, store_of
 from mdm_models.errors import DataError
-from mdm_models.storage import write_whole
+from mdm_models.storage import check_local, naming, write_whole
 
 ABANDONED = 3600  # seconds after which half a copy is not one that is being written
 
@@ -35,6 +37,7 @@ class ShardCache:
     @classmethod
     def of(cls, folder: str, gigabytes: float) -> "ShardCache":
         """folder: "" for mdm_models/shards in the user's cache directory; gigabytes: 10⁹ bytes."""
+        check_local(folder, "--cache")
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         return cls(Path(folder) if folder else home / "mdm_models" / "shards", gigabytes * 1e9)
 
@@ -47,17 +50,17 @@ class ShardCache:
         if not os.access(self.folder, os.W_OK | os.X_OK):
             raise DataError(f"cache: the folder {self.folder} cannot be written to; choose another --cache")
 
-    def open(self, name: str, size: int | None, version: str) -> BinaryIO:
+    def open(self, name: str, size: int | None, version: str, waits: Sequence[float] | None = None) -> BinaryIO:
         """The copy of a shard, made first if need be; it is in use until the file is closed.
 
-        size: in bytes, if known. Raises UnreachableError.
+        size: in bytes, if known; waits: as for `patiently`. Raises UnreachableError.
         """
         path = self._path(name, version)
         while True:
             try:
                 file = path.open("rb")
             except FileNotFoundError:
-                self.fetch(name, size, version)
+                self.fetch(name, size, version, waits)
                 continue
             fcntl.flock(file, fcntl.LOCK_SH)
             if os.fstat(file.fileno()).st_nlink:
@@ -65,7 +68,7 @@ class ShardCache:
                 return file
             file.close()  # it was removed between opening and locking
 
-    def fetch(self, name: str, size: int | None, version: str) -> None:
+    def fetch(self, name: str, size: int | None, version: str, waits: Sequence[float] | None = None) -> None:
         """Have a copy of the shard in the folder. Raises UnreachableError after a few attempts."""
         path = self._path(name, version)
         with FileLock(f"{path}.lock"):  # several processes may want it at once: one copies, the others wait
@@ -73,7 +76,8 @@ class ShardCache:
                 return
             partial = path.with_name(f"{path.name}.partial")
             try:
-                patiently(lambda: self._copy(name, size, partial))
+                with naming(partial):
+                    patiently(lambda: self._copy(name, size, partial), store_of(name), waits)
                 partial.replace(path)
             except FileNotFoundError:
                 raise UnreachableError("it is not there any more") from None
@@ -109,6 +113,21 @@ class ShardCache:
 
     def remember(self, name: str, version: str, index: bytes) -> None:
         write_whole(self._path(name, version).with_suffix(".index"), lambda path: path.write_bytes(index))
+
+    def note(self, name: str, size: int | None, version: str) -> None:
+        """Keep what the store says of a shard, for `last_seen`."""
+        told = json.dumps([size, version])
+        path = self._path(name, "").with_suffix(".seen")
+        if not path.exists() or path.read_text() != told:
+            write_whole(path, lambda partial: partial.write_text(told))
+
+    def last_seen(self, name: str) -> tuple[int | None, str] | None:
+        """Size and version of the shard as the store last said, if there is a copy of that; else None."""
+        try:
+            size, version = json.loads(self._path(name, "").with_suffix(".seen").read_text())
+        except (OSError, ValueError, TypeError):
+            return None
+        return (size, version) if self._path(name, version).exists() else None
 
     def _path(self, name: str, version: str) -> Path:
         digest = hashlib.blake2b(f"{name}\n{version}".encode(), digest_size=8).hexdigest()

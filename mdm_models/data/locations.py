@@ -4,13 +4,16 @@ A name with "://" is a URL (s3, gs, hf, http, memory, … each needs the package
 where that package looks for them), a name that begins with "pipe:" is a shell command, any other name is a local path.
 """
 
+import errno
 import glob
+import math
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import braceexpand
 import fsspec
@@ -20,6 +23,11 @@ from mdm_models.storage import write_whole
 
 PIPE = "pipe:"
 WAITS = (1, 4, 16)  # seconds between the attempts to reach a store
+OUTAGE = 60  # seconds for which a store that was given up is not waited for
+MISSING = (404, 410)  # statuses of HTTP: there is no such thing
+BUSY = (408, 425, 429)  # ask again later
+FULL = (errno.ENOSPC, errno.EDQUOT)
+_given_up: dict[str, float] = {}  # store → when
 T = TypeVar("T")
 
 # What tells one version of a file from the next, under the names that object stores give it; other facts of a file,
@@ -98,40 +106,72 @@ def _matches(folder: str, pattern: str) -> list[str]:
         raise DataError(f"data: {pattern} cannot be listed: {one_line(error)}") from None
 
 
-def patiently(attempt: Callable[[], T]) -> T:
+def patiently(attempt: Callable[[], T], store: str = "", waits: Sequence[float] | None = None) -> T:
     """What `attempt()` returns, which is tried again after a while if it raises.
 
-    Raises FileNotFoundError at once if that is what it found, UnreachableError when it has failed too often.
+    store: whom it asks: where one has just been given up, the next attempt is not waited for. waits: seconds between
+    attempts, WAITS if None. Raises FileNotFoundError at once if that is what it found, OSError if a local disk is full,
+    UnreachableError when it has failed too often, or where trying again is of no use.
     """
-    waits = iter(WAITS)
+    remaining = iter(WAITS if waits is None else waits)
     while True:
         try:
-            return attempt()
+            found = attempt()
         except Exception as error:  # each store has exceptions of its own
             if _is_missing(error):
+                raise FileNotFoundError(one_line(error)) from None
+            if isinstance(error, OSError) and error.errno in FULL:
                 raise
-            wait = None if isinstance(error, PermissionError) else next(waits, None)
+            hopeless = isinstance(error, PermissionError) or (_status(error) // 100 == 4 and _status(error) not in BUSY)
+            wait = None if hopeless or is_out(store) else next(remaining, None)
             if wait is None:
+                if store and not hopeless:
+                    _given_up[store] = time.monotonic()
                 raise UnreachableError(one_line(error)) from None
+        else:
+            _given_up.pop(store, None)
+            return found
         time.sleep(wait)
 
 
+def is_out(store: str) -> bool:
+    """Whether a store was given up a moment ago."""
+    return time.monotonic() - _given_up.get(store, -math.inf) < OUTAGE
+
+
+def store_of(name: str) -> str:
+    """Whom a URL asks: its protocol and host or bucket; "" for a command, each of which is its own."""
+    return "" if name.startswith(PIPE) else "://".join(urlsplit(name)[:2])
+
+
 def _is_missing(error: Exception) -> bool:
-    """Whether there is no such file; fsspec's http says so too of a server that does not answer."""
-    status = getattr(error.__cause__, "status", None) if error.__cause__ else 404
-    return isinstance(error, FileNotFoundError) and status == 404
+    """Whether there is no such file or bucket; fsspec's http says so too of a server that does not answer."""
+    if isinstance(error, FileNotFoundError):
+        of_http = type(error.__cause__).__module__.partition(".")[0] == "aiohttp"
+        return not of_http or _status(error.__cause__) in MISSING
+    return _status(error) in MISSING
 
 
-def look_up(name: str) -> tuple[int | None, str]:
+def _status(error: Exception) -> int:
+    """The HTTP status that an error of a store tells of; 0 if it tells of none."""
+    response = getattr(error, "response", None)
+    told = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}  # as botocore has it
+    found = [getattr(error, name, None) for name in ("status", "status_code", "code")]
+    found += [getattr(response, "status_code", None), told.get("HTTPStatusCode")]
+    return next((status for status in found if isinstance(status, int) and status), 0)
+
+
+def look_up(name: str, waits: Sequence[float] | None = None) -> tuple[int | None, str]:
     """Size in bytes of a shard that is not local, None if unknown, and what tells this version of it from others.
 
+    waits: seconds between attempts, as for `patiently`.
     Raises DataError if there is no such file, UnreachableError if that cannot be found out.
     """
     if name.startswith(PIPE):
         return None, ""
     try:
         system, path = fsspec.url_to_fs(name)
-        info = patiently(lambda: system.info(path))
+        info = patiently(lambda: system.info(path), store_of(name), waits)
     except FileNotFoundError:
         raise DataError(f"data: there is no shard {name}") from None
     except (ImportError, ValueError) as error:  # a package that is missing, a protocol that is unknown

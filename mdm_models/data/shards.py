@@ -15,6 +15,7 @@ import math
 import os
 import tarfile
 import time
+import warnings
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
@@ -25,12 +26,13 @@ from tqdm import tqdm
 from mdm_models.data.cache import ShardCache
 from mdm_models.data.config import DataConfig
 from mdm_models.data.layout import in_roles, split_name
-from mdm_models.data.locations import UnreachableError, expand, is_local, look_up, read_beside
+from mdm_models.data.locations import UnreachableError, expand, is_local, is_out, look_up, read_beside, store_of
 from mdm_models.data.media import BadSample
 from mdm_models.data.shard_index import INDEX, Shard, from_bytes, hash_of, scan, to_bytes
 from mdm_models.errors import DataError
 from mdm_models.processes import ALONE, Processes
 
+WAITS_AT_START = (1, 2)  # seconds between the attempts to ask for a shard when a run begins
 AT_ONCE = 8  # shards that a process looks at, and copies, at the same time
 OPEN_COPIES = 8  # copies that a process keeps open
 TRY_AGAIN = 600  # seconds until a shard that could not be reached is asked for again
@@ -72,17 +74,33 @@ def open_shard(name: str, cache: ShardCache) -> Shard:
     cache.prepare()
     version = ""
     try:
-        size, version = look_up(name)
+        size, version = _looked_up(name, cache)
         index = cache.recall(name, version) or read_beside(name, INDEX)
         shard = from_bytes(index, name, size) if index else None
         if shard is None:
-            with cache.open(name, size, version) as file:
+            with cache.open(name, size, version, WAITS_AT_START) as file:
                 shard = scan(file.name, name, may_be_empty=True)
             cache.remember(name, version, to_bytes(shard))
     except UnreachableError as error:
         nothing = np.zeros(0, np.uint64)
         shard = Shard(name, np.zeros(1, np.int64), nothing, 0, damage=f"cannot be reached: {error}")
     return dataclasses.replace(shard, version=version, cache=cache)
+
+
+def _looked_up(name: str, cache: ShardCache) -> tuple[int | None, str]:
+    """`look_up`; where a store cannot be asked, the copy that there is. Soon, as a run waits for it to begin."""
+    known, store = cache.last_seen(name), store_of(name)
+    try:
+        if known and is_out(store):
+            return known
+        size, version = look_up(name, waits=() if known else WAITS_AT_START)
+    except UnreachableError:
+        if known is None:
+            raise
+        warnings.warn(f"{store or name} cannot be asked; copies of its shards are used as they are", stacklevel=2)
+        return known
+    cache.note(name, size, version)
+    return size, version
 
 
 def _check(shards: list[Shard], config: DataConfig) -> None:

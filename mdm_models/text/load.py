@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from mdm_models.plain_text import read_lines
+from mdm_models.storage import check_local
 from mdm_models.text import clip, precomputed, trained
 from mdm_models.text.classes import ClassLabels
 from mdm_models.text.clip import OpenClipTextEncoder
@@ -69,6 +70,7 @@ def _count(classes: str) -> int:
 def _kind(path: str) -> str:
     if path.startswith(NUMBERED):
         return "classes"
+    check_local(path, "text encoder")
     if os.path.isdir(path):
         signs = {
             clip.CONFIG: "open_clip",

@@ -12,7 +12,6 @@ the one key "".
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from mdm_models.storage import write_whole
 from mdm_models.text.interface import EncoderIdentity, check_prompts
 
 UNCONDITIONAL = "unconditional.safetensors"
@@ -73,12 +73,7 @@ def write_features(path: Path, features: dict[str, Tensor], identity: EncoderIde
         "keys": torch.from_numpy(keys.view(np.uint8).reshape(len(order), longest)),
     }
     made_of = {"encoder": dataclasses.asdict(identity), "captions": captions}
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, {METADATA: json.dumps(made_of)})
-    partial.chmod(path.parent.stat().st_mode & 0o666)  # whoever may read the folder: save_file lets its owner only
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_whole(path, lambda partial: save_file(tensors, partial, {METADATA: json.dumps(made_of)}))
 
 
 def file_of(shard: str | Path) -> str:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mdm_models.layers import TextSelfAttention
-from mdm_models.storage import write_whole
+from mdm_models.storage import check_local, write_whole
 from mdm_models.text.frozen import loading
 from mdm_models.text.interface import check_prompts, up_to_end
 
@@ -137,6 +137,7 @@ class TransformerTextEncoder(nn.Module):
 
     def save(self, directory: Path) -> None:
         """Write the encoder for `load`."""
+        check_local(directory)
         directory.mkdir(parents=True, exist_ok=True)
         sizes = self.sizes if self.vocabulary is None else self.sizes | {"vocabulary": self.vocabulary}
         weights = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}

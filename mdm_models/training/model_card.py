@@ -7,7 +7,7 @@ from typing import Any
 
 from mdm_models.config import UNetConfig
 from mdm_models.pipeline import Pipeline
-from mdm_models.training.monitor.logbook import EVALUATION, TRAINING
+from mdm_models.training.monitor.logbook import EVALUATION, TRAINING, records_of
 
 EVALUATION_FILE = "evaluation.json"
 """in a run directory: what `mdm evaluate RUN --json RUN/evaluation.json` wrote"""
@@ -28,7 +28,7 @@ class Told:
 def model_card(name: str, run: Path, pipeline: Pipeline, told: Told) -> str:
     """Raises OSError or ValueError if the run's files cannot be read."""
     config = json.loads((run / "config.json").read_text())
-    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    records = records_of(run / "log.jsonl", "step", "kind")
     sections = [
         f"# {name}\n\n{told.about.strip()}",
         f"## Architecture\n\n{_architecture(pipeline)}",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mdm_models.data.fingerprint import ShardRecord, changes
 from mdm_models.errors import CheckpointError, TrainingError, one_line
-from mdm_models.storage import write_whole
+from mdm_models.storage import check_local, write_whole
 from mdm_models.text import ClassLabels, TextEncoder
 from mdm_models.training.config import TrainConfig
 
@@ -31,6 +31,16 @@ DECIDING = {
     "system": ("seed",),
 }
 TOLD = {"data": ("split_shards",), "optimizer": ("micro_batch",), "system": ("precision",)}  # which change it a little
+
+
+def check_paths(config: TrainConfig) -> None:
+    """Raises TrainingError for a URL where a path on a local disk is meant."""
+    named = {"out": config.out, "init-from": config.model.init_from, "cache": config.data.cache}
+    try:
+        for name, path in named.items():
+            check_local(path, f"--{name}")
+    except ValueError as error:
+        raise TrainingError(str(error)) from None
 
 
 def write_settings(run: Path, config: TrainConfig) -> None:

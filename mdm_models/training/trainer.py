@@ -31,7 +31,7 @@ from mdm_models.training.monitor.run_lock import locked
 from mdm_models.training.monitor.throughput import Throughput
 from mdm_models.training.monitor.watchdog import watched
 from mdm_models.training.parallel import set_determinism
-from mdm_models.training.settings import compare_records, record_of_run, write_settings
+from mdm_models.training.settings import check_paths, compare_records, record_of_run, write_settings
 
 
 def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
@@ -40,6 +40,7 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
     architecture: a UNet other than the one that the settings name; its context_dim must be the text encoder's width.
     Raises TrainingError for what the user can mend.
     """
+    check_paths(config)
     run, output, steps = Path(config.out), config.output, config.optimizer.steps
     set_determinism(config.system.deterministic)
     with init_process_group(config.system.device) as processes, StopRequest() as stop, contextlib.ExitStack() as files:

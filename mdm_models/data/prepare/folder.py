@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from mdm_models.data.media import BadSample
-from mdm_models.storage import SETTINGS_FILE, begin, write_whole
+from mdm_models.storage import SETTINGS_FILE, begin, naming, write_whole
 
 REPORT = "report.json"
 Item = TypeVar("Item")
@@ -42,6 +42,7 @@ class ShardFolder:
         self.out = out
         self.reports = out / "reports"
         self.settings = settings
+        self.written = 0  # samples, by the last summary
         if not (out / SETTINGS_FILE).exists() and any(out.glob("*.tar")):
             raise ValueError(f"{out} holds shards of unknown origin; choose another --out")
         begin(out, settings)
@@ -67,7 +68,7 @@ class ShardFolder:
         pool = ThreadPoolExecutor(workers)
         pending: dict[Future, tuple[_OpenShard, int]] = {}
         try:
-            with self._alone(), tqdm(total=total, unit=f" {unit}", dynamic_ncols=True) as bar:
+            with naming(self.out), self._alone(), tqdm(total=total, unit=f" {unit}", dynamic_ncols=True) as bar:
                 for number, group in enumerate(_groups(items, per_shard)):
                     name = f"{prefix}{number:05d}"
                     if self._is_done(name):
@@ -97,19 +98,21 @@ class ShardFolder:
 
     def _is_done(self, name: str) -> bool:
         report = self.reports / f"{name}.json"
-        if not report.exists():
-            return False
-        return (self.out / f"{name}.tar").exists() or json.loads(report.read_text())["written"] == 0
+        told = _read_json(report)
+        return _is_report(told) and ((self.out / f"{name}.tar").exists() or told["written"] == 0)
 
     def summary(self) -> str:
         """What all shards hold, for the eye; also written to report.json."""
         shards = written = 0
         skipped: Counter[str] = Counter()
         for path in sorted(self.reports.glob("*.json")):
-            report = json.loads(path.read_text())
+            report = _read_json(path)
+            if not _is_report(report):
+                continue  # a foreign file
             shards += report["written"] > 0
             written += report["written"]
             skipped.update({reason: len(named) for reason, named in report["skipped"].items()})
+        self.written = written
         counts = dict(skipped.most_common())
         _write_json(
             self.out / REPORT,
@@ -186,3 +189,15 @@ def _groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 def _write_json(path: Path, value: object) -> None:
     write_whole(path, lambda partial: partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n"))
+
+
+def _read_json(path: Path) -> object:
+    """None if there is no such file, or none of JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+
+
+def _is_report(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("written"), int) and isinstance(value.get("skipped"), dict)

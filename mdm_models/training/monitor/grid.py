@@ -6,6 +6,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mdm_models.pictures import save_animation, to_pixels
+from mdm_models.storage import write_whole
 
 CELL = 128  # pixels; small clips are magnified to about this
 MARGIN = 6
@@ -24,9 +25,7 @@ def save_grid(path: Path, rows: dict[str, Tensor], captions: list[str], frame_ra
         _sheet({label: [clip[t] for clip in clips] for label, clips in pictures.items()}, captions)
         for t in range(frames)
     ]
-    partial = path.with_name(path.name + ".partial")
-    save_animation(partial, sheets, frame_rate, "webp", quality=90)
-    partial.replace(path)
+    write_whole(path, lambda partial: save_animation(partial, sheets, frame_rate, "webp", quality=90))
 
 
 def _pictures(clips: Tensor) -> list[list[Image.Image]]:

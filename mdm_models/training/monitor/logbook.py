@@ -4,18 +4,23 @@ import json
 import math
 import sys
 import time
+import warnings
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from mdm_models.data.reader import Skip
+from mdm_models.storage import naming, write_whole
 from mdm_models.training.config import TrainConfig
 from mdm_models.training.monitor.interval import Interval
 from mdm_models.training.monitor.weights_and_biases import WeightsAndBiases
 
 TRAINING, EVALUATION = "training", "evaluation"  # kinds of records
+SKIP = ("shard", "key", "reason")  # what every line of skipped.jsonl has
 
 
 class Logbook:
@@ -29,9 +34,10 @@ class Logbook:
     def __init__(self, config: TrainConfig, step: int):
         run, steps = Path(config.out), config.optimizer.steps
         self._wandb = WeightsAndBiases(config) if config.output.wandb else None
-        _rewrite(run / "log.jsonl", [record for record in _records(run / "log.jsonl") if record["step"] <= step])
+        logged = _parsed(run / "log.jsonl")
+        _rewrite(run / "log.jsonl", [r for r in logged if not _is_ours(r, ["step"]) or r["step"] <= step])
         self._log = (run / "log.jsonl").open("a")
-        self._named = {_identity(record): record for record in _records(run / "skipped.jsonl")}
+        self._named = {_identity(record): record for record in records_of(run / "skipped.jsonl", *SKIP)}
         _rewrite(run / "skipped.jsonl", list(self._named.values()))
         self._skipped = (run / "skipped.jsonl").open("a")
         self.skips = Counter(record["reason"] for record in self._named.values())
@@ -59,8 +65,7 @@ class Logbook:
         if kind == TRAINING:
             values["skipped"] = dict(self.skips)
             curves |= {f"skipped/{reason.replace(' ', '_')}": count for reason, count in self.skips.items()}
-        self._log.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-        self._log.flush()
+        _append(self._log, {"step": step, "kind": kind, **values})
         for name, value in curves.items():
             self._tensorboard.add_scalar(name, value, step)
         if self._wandb:
@@ -85,8 +90,7 @@ class Logbook:
                 continue
             self._named[_identity(record)] = record
             self.skips[skip.reason] += 1
-            self._skipped.write(json.dumps(record) + "\n")
-            self._skipped.flush()
+            _append(self._skipped, record)
             detail = f" ({skip.detail})" if skip.detail else ""
             self.say(f"skipped {skip.key} in {skip.shard}: {skip.reason}{detail}")
 
@@ -123,7 +127,7 @@ class Remaining:
 
 def is_logged(run: Path, step: int, kind: str) -> bool:
     """Whether the run's log has a record of this kind at this step."""
-    return any(record["step"] == step and record["kind"] == kind for record in _records(run / "log.jsonl"))
+    return any(r["step"] == step and r["kind"] == kind for r in records_of(run / "log.jsonl", "step", "kind"))
 
 
 def _json_number(value: float | list[float]) -> float | list | None:
@@ -136,18 +140,39 @@ def _identity(record: dict) -> tuple[str, str]:
     return record["shard"], record["key"]
 
 
-def _records(path: Path) -> list[dict]:
-    """The whole lines of a JSON-lines file; a last line cut short by a crash is left out."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+def records_of(path: Path, *names: str) -> list[dict]:
+    """The records of a JSON-lines file that have entries of these names, of the types that ours have."""
+    return [record for record in _parsed(path) if _is_ours(record, names)]
+
+
+def _is_ours(record: object, names: Sequence[str]) -> bool:
+    types = {name: int if name == "step" else str for name in names}
+    return isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in types.items())
+
+
+def _parsed(path: Path) -> list:
+    """What the lines of a JSON-lines file say. Lines that say nothing are left out, with a warning unless it is the
+    last one, cut short by a crash."""
+    records, garbled = [], []
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            if line.strip():
+                records.append(json.loads(line))
+        except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+            if number < len(lines):
+                garbled.append(number)
+    if garbled:
+        which = f"line {garbled[0]}" + (f" and {len(garbled) - 1} more" if garbled[1:] else "")
+        warnings.warn(f"{path}: {which} cannot be read and is left out", stacklevel=3)
     return records
 
 
-def _rewrite(path: Path, records: list[dict]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in records))
-    partial.replace(path)
+def _append(file: TextIO, record: dict) -> None:
+    with naming(file.name):
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+
+
+def _rewrite(path: Path, records: list) -> None:
+    write_whole(path, lambda partial: partial.write_text("".join(json.dumps(record) + "\n" for record in records)))
