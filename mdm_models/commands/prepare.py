@@ -10,48 +10,65 @@ The same command again goes on where it was stopped, at any instant: shards that
 used is skipped; DIR/report.json counts why, DIR/reports names each. `mdm prepare SOURCE --help` tells more.
 """
 
-import argparse
 import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
 from PIL import Image
+from tyro.conf import Positional, arg, subcommand
 
-from mdm_models.commands.line import checked, exit_code
+from mdm_models.commands.line import command
 from mdm_models.data.prepare import captioned_folder, captions, emoji, fluent_emoji, imagenet
 
-SOURCES = {
-    "folder": captioned_folder,
-    "captions": captions,
-    "imagenet": imagenet,
-    "emoji": emoji,
-    "fluent-emoji": fluent_emoji,
-}
-MAY_BE_0 = ("retries", "held_out")
+
+@dataclass(frozen=True)
+class Folder(captioned_folder.Options):
+    source = captioned_folder
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    return exit_code("mdm prepare", lambda: prepare(checked(parse_arguments(arguments))))
+@dataclass(frozen=True)
+class Captions(captions.Options):
+    source = captions
+    index: Annotated[Positional[Path], arg(metavar="INDEX")]
 
 
-def prepare(options: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class ImageNet(imagenet.Options):
+    source = imagenet
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER")]
+
+
+@dataclass(frozen=True)
+class Emoji(emoji.Options):
+    source = emoji
+    tarballs: Annotated[Positional[tuple[Path, ...]], arg(metavar="TARBALL")]
+
+
+@dataclass(frozen=True)
+class FluentEmoji(fluent_emoji.Options):
+    source = fluent_emoji
+    tarballs: Annotated[Positional[tuple[Path, ...]], arg(metavar="TARBALL")]
+
+
+Options = (
+    Annotated[Folder, subcommand("folder", description=captioned_folder.__doc__)]
+    | Annotated[Captions, subcommand("captions", description=captions.__doc__)]
+    | Annotated[ImageNet, subcommand("imagenet", description=imagenet.__doc__)]
+    | Annotated[Emoji, subcommand("emoji", description=emoji.__doc__)]
+    | Annotated[FluentEmoji, subcommand("fluent-emoji", description=fluent_emoji.__doc__)]
+)
+
+
+def prepare(options: Options) -> None:
     """Raises OSError or ValueError in one line."""
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are skipped by their size
-    folders = SOURCES[options.source].prepare(options)
+    folders = options.source.prepare(options)
     for folder in folders:
         print(folder.summary())
     if not any(folder.written for folder in folders):
         raise ValueError(f"nothing was written to {folders[0].out}; {folders[0].reports} says why of each sample")
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="mdm prepare", description=__doc__, formatter_class=form)
-    sources = parser.add_subparsers(dest="source", metavar="SOURCE", required=True, help=", ".join(SOURCES))
-    for name, source in SOURCES.items():
-        source.add_arguments(sources.add_parser(name, description=source.__doc__, formatter_class=form))
-    options = parser.parse_args(arguments)
-    for name, value in vars(options).items():
-        if isinstance(value, int) and value < (least := 0 if name in MAY_BE_0 else 1):
-            parser.error(f"--{name.replace('_', '-')} {value}: must be at least {least}")
-        if isinstance(value, float) and value <= 0 and not (value == 0 and name in MAY_BE_0):
-            parser.error(f"--{name.replace('_', '-')} {value:g}: must be above 0")
-    return options
+main = command("prepare", __doc__, Options, prepare)

@@ -52,7 +52,7 @@ def check(config, names: Iterable[str], holds, rule: str) -> None:
 
 
 def check_above_0(config, *names: str) -> None:
-    check(config, names, lambda value: value > 0, "be above 0")
+    check(config, names, lambda value: value is None or value > 0, "be above 0")
 
 
 def check_not_negative(config, *names: str) -> None:

@@ -14,18 +14,18 @@ A folder with .parquet or .arrow files, a data set of Hugging Face's `datasets`,
 shuffled over the shards, in the same way in every run.
 """
 
-import argparse
 import json
 import os
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 
 from mdm_models.data.cache import ShardCache
-from mdm_models.data.config import DataConfig
+from mdm_models.data.config import DataConfig, check_above_0
 from mdm_models.data.media import BadSample
 from mdm_models.data.prepare.captioned_files import (
     Captioned,
@@ -47,17 +47,26 @@ PER_SHARD = 1000
 LEAST_SIZE = 512  # pixels that a picture keeps in the cache, enough for every stage of a small model
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("folder", metavar="FOLDER", type=Path, help="has pictures or clips, at any depth")
-    add("--out", metavar="DIR", type=Path, required=True, help="folder for the shards")
-    add("--size", type=int, metavar="PIXELS", help="shrink what is larger to this shorter side (default: keep it)")
-    add("--caption", default="", metavar="TEXT", help="of pictures that have none (default: they are skipped)")
-    add("--per-shard", type=int, default=PER_SHARD, metavar="N", help="pictures in a shard (default: %(default)s)")
-    add("--threads", type=int, default=os.cpu_count(), metavar="N", help="default: as many as processors")
+@dataclass(frozen=True)
+class Options:
+    folder: Path
+    """has pictures or clips, at any depth"""
+    out: Path
+    """folder for the shards"""
+    size: int | None = None
+    """shrink what is larger to this shorter side, in pixels; default: keep it"""
+    caption: str = ""
+    """of pictures that have none; empty: they are skipped"""
+    per_shard: int = PER_SHARD
+    """pictures in a shard"""
+    threads: int = os.cpu_count() or 1
+    """how many work at a time; default: as many as processors"""
+
+    def __post_init__(self):
+        check_above_0(self, "size", "per_shard", "threads")
 
 
-def prepare(options: argparse.Namespace) -> list[ShardFolder]:
+def prepare(options: Options) -> list[ShardFolder]:
     """Raises ValueError or OSError in one line."""
     given = (options.folder, options.out, options.size, options.caption, options.per_shard, options.threads)
     return [shards_of_folder(*given)]

@@ -8,12 +8,13 @@ It is read as a stream; row R becomes the sample R.jpg (or .png, .webp, .mp4, â€
 the same key in every run. What cannot be downloaded or decoded is skipped and counted by reason.
 """
 
-import argparse
 import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from mdm_models.data.config import check_above_0, check_not_negative
 from mdm_models.data.media import BadSample
 from mdm_models.data.prepare.clips import checked_clip, clip_suffix
 from mdm_models.data.prepare.fetch import Downloader
@@ -25,24 +26,41 @@ USER_AGENT = "Mozilla/5.0 (compatible; mdm-prepare; dataset download)"
 CaptionedUrl = tuple[str, str]  # URL, caption
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("index", metavar="INDEX", type=Path, help="a .tsv, .csv (also .gz) or .parquet file")
-    add("--out", metavar="DIR", type=Path, required=True, help="folder for the shards")
-    add("--size", type=int, metavar="PIXELS", help="shrink what is larger to this shorter side (default: keep it)")
-    add("--seconds", type=float, metavar="S", help="cut longer clips (default: keep them whole)")
-    add("--rows-per-shard", type=int, default=1000, metavar="N", help="of the index (default: %(default)s)")
-    add("--url-column", metavar="NAME", help="default: url, contentUrl, image_url or video_url, whichever is there")
-    add("--caption-column", metavar="NAME", help="default: caption, text or name, whichever is there")
-    add("--threads", type=int, default=64, metavar="N", help="downloads at a time (default: %(default)s)")
-    add("--per-host", type=int, default=8, metavar="N", help="of them from one host (default: %(default)s)")
-    add("--timeout", type=float, default=60, metavar="S", help="longest download in seconds (default: %(default)s)")
-    add("--max-mb", type=float, default=50, metavar="MB", help="largest download (default: %(default)s)")
-    add("--retries", type=int, default=2, metavar="N", help="attempts after one that failed (default: %(default)s)")
-    add("--user-agent", default=USER_AGENT, metavar="TEXT", help="what servers are told (default: %(default)s)")
+@dataclass(frozen=True)
+class Options:
+    index: Path
+    """a .tsv, .csv (also .gz) or .parquet file"""
+    out: Path
+    """folder for the shards"""
+    size: int | None = None
+    """shrink what is larger to this shorter side, in pixels; default: keep it"""
+    seconds: float | None = None
+    """cut longer clips; default: keep them whole"""
+    rows_per_shard: int = 1000
+    """rows of the index in a shard"""
+    url_column: str | None = None
+    """default: url, contentUrl, image_url or video_url, whichever is there"""
+    caption_column: str | None = None
+    """default: caption, text or name, whichever is there"""
+    threads: int = 64
+    """downloads at a time"""
+    per_host: int = 8
+    """of them from one host"""
+    timeout: float = 60
+    """longest download in seconds"""
+    max_mb: float = 50
+    """largest download in 10â¶ bytes"""
+    retries: int = 2
+    """attempts after one that failed"""
+    user_agent: str = USER_AGENT
+    """what servers are told"""
+
+    def __post_init__(self):
+        check_above_0(self, "size", "seconds", "rows_per_shard", "threads", "per_host", "timeout", "max_mb")
+        check_not_negative(self, "retries")
 
 
-def prepare(options: argparse.Namespace) -> list[ShardFolder]:
+def prepare(options: Options) -> list[ShardFolder]:
     """Raises ValueError or OSError in one line."""
     url_list = UrlList(options.index, options.url_column, options.caption_column)
     settings = {

@@ -10,7 +10,6 @@ style", KEY.json the name, the style and the group: face, nature, food, place, a
 and clock faces are left out. EMOJI/NOTICE names whose the drawings are and under which licence.
 """
 
-import argparse
 import functools
 import hashlib
 import io
@@ -25,6 +24,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from mdm_models.data.config import check_above_0, check_share
 from mdm_models.data.media import BadSample
 from mdm_models.data.prepare import fluent_emoji
 from mdm_models.data.prepare.folder import Files, ShardFolder
@@ -108,18 +108,24 @@ class Drawing:
         return int.from_bytes(hashlib.sha256(self.key.encode()).digest()[:8]) / 2**64
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("tarballs", metavar="TARBALL", nargs="*", type=Path, help="npm tarballs to take in place of downloading them")
-    add("--out", metavar="DIR", type=Path, required=True, help="folder for the shards")
-    add("--held-out", type=float, default=0.03, metavar="SHARE", help="of those pairs (default: %(default)s)")
-    add("--threads", type=int, default=os.cpu_count(), metavar="N", help="default: as many as processors")
+@dataclass(frozen=True)
+class Options:
+    tarballs: tuple[Path, ...]
+    """npm tarballs to take in place of downloading them"""
+    out: Path
+    """folder for the shards"""
+    held_out: float = 0.03
+    """share of those pairs that are held out"""
+    threads: int = os.cpu_count() or 1
+    """how many work at a time; default: as many as processors"""
+
+    def __post_init__(self):
+        check_share(self, "held_out")
+        check_above_0(self, "threads")
 
 
-def prepare(options: argparse.Namespace) -> list[ShardFolder]:
+def prepare(options: Options) -> list[ShardFolder]:
     """Raises ValueError or OSError in one line."""
-    if options.held_out >= 1:
-        raise ValueError(f"--held-out {options.held_out:g}: must be below 1")
     tarballs = options.tarballs or [download(package, options.out / "tarballs") for package in (*ICONS, RENDERED)]
     by_name = {name_of(path): path for path in tarballs}
     for name, path in by_name.items():

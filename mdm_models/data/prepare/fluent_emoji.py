@@ -8,17 +8,18 @@ animated ones as KEY.mp4 on white, without those that differ in skin tone only. 
 its English name. The art is under the MIT licence, which is written to DIR/LICENSE.
 """
 
-import argparse
 import io
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageSequence
 
+from mdm_models.data.config import check_above_0
 from mdm_models.data.media import BadSample
 from mdm_models.data.prepare.clips import CRF
 from mdm_models.data.prepare.folder import Files, ShardFolder
@@ -73,14 +74,20 @@ SOFTWARE.
 Art = tuple[str, bytes]  # key, the file's content
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("tarballs", metavar="TARBALL", nargs="*", type=Path, help="npm tarballs to take in place of downloading them")
-    add("--out", metavar="DIR", type=Path, required=True, help="folder for the shards")
-    add("--threads", type=int, default=os.cpu_count(), metavar="N", help="default: as many as processors")
+@dataclass(frozen=True)
+class Options:
+    tarballs: tuple[Path, ...]
+    """npm tarballs to take in place of downloading them"""
+    out: Path
+    """folder for the shards"""
+    threads: int = os.cpu_count() or 1
+    """how many work at a time; default: as many as processors"""
+
+    def __post_init__(self):
+        check_above_0(self, "threads")
 
 
-def prepare(options: argparse.Namespace) -> list[ShardFolder]:
+def prepare(options: Options) -> list[ShardFolder]:
     """Raises ValueError or OSError in one line."""
     tarballs = options.tarballs or [download(package, options.out / "tarballs") for package in PACKAGES]
     named = sorted((name_of(path), path) for path in tarballs)

@@ -8,16 +8,17 @@ order of their folders' names, as in torchvision's ImageFolder. DIR/classes.txt 
 to training as --text-encoder. Images are shuffled over the shards, in the same way in every run.
 """
 
-import argparse
 import hashlib
 import itertools
 import os
 import re
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from mdm_models.data.config import check_above_0
 from mdm_models.data.prepare.captioned_files import IMAGES, contents, walk
 from mdm_models.data.prepare.folder import Files, ShardFolder
 from mdm_models.data.prepare.images import checked_image
@@ -26,22 +27,30 @@ from mdm_models.storage import write_whole
 
 SYNSET = re.compile(r"n\d{8}")
 IMAGENET_CLASSES = 1000
-NAMES_HELP = """a line `FOLDER NAME` for each class, such as ImageNet's LOC_synset_mapping.txt; of several names with
-commas between them the first counts (default: ImageNet's own for its 1000 classes, else the folders' names)"""
 Picture = tuple[Path, int]  # file, class number
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("folder", metavar="FOLDER", type=Path, help="has a folder for each class (or a folder `train` that has)")
-    add("--out", metavar="DIR", type=Path, required=True, help="folder for the shards")
-    add("--size", type=int, metavar="PIXELS", help="shrink what is larger to this shorter side (default: keep it)")
-    add("--names", type=Path, metavar="FILE", help=NAMES_HELP)
-    add("--images-per-shard", type=int, default=2000, metavar="N", help="(default: %(default)s)")
-    add("--threads", type=int, default=os.cpu_count(), metavar="N", help="default: as many as processors")
+@dataclass(frozen=True)
+class Options:
+    folder: Path
+    """has a folder for each class, or a folder `train` that has"""
+    out: Path
+    """folder for the shards"""
+    size: int | None = None
+    """shrink what is larger to this shorter side, in pixels; default: keep it"""
+    names: Path | None = None
+    """a file with a line `FOLDER NAME` for each class, such as ImageNet's LOC_synset_mapping.txt; of several names with
+    commas between them the first counts; default: ImageNet's own for its 1000 classes, else the folders' names"""
+    images_per_shard: int = 2000
+    """images in a shard"""
+    threads: int = os.cpu_count() or 1
+    """how many work at a time; default: as many as processors"""
+
+    def __post_init__(self):
+        check_above_0(self, "size", "images_per_shard", "threads")
 
 
-def prepare(options: argparse.Namespace) -> list[ShardFolder]:
+def prepare(options: Options) -> list[ShardFolder]:
     """Raises ValueError or OSError in one line."""
     root = options.folder
     if not root.is_dir():

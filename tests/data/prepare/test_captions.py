@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mdm_models import cli
-from mdm_models.commands.prepare import parse_arguments
+from mdm_models.commands.line import parse
+from mdm_models.commands.prepare import Options
 from mdm_models.data.config import DataConfig
 from mdm_models.data.reader import SampleReader, caption_of
 from mdm_models.data.shards import ShardedSamples, open_shards
@@ -125,13 +126,13 @@ def test_another_index_in_the_same_folder_is_refused(site, tmp_path, capsys):
 def test_a_number_below_1_is_refused(tmp_path, option, capsys):
     with pytest.raises(SystemExit):
         cli.main(arguments(tmp_path / "index.tsv", tmp_path / "out", option, 0))
-    assert f"{option} 0: must be at least 1" in capsys.readouterr().err
+    assert f"{option.removeprefix('--').replace('-', '_')} is 0; it must be above 0" in capsys.readouterr().err
 
 
 def test_half_a_second_and_half_a_megabyte_are_taken_and_none_is_refused(capsys):
     needed = ["captions", "index.tsv", "--out", "out"]
-    taken = parse_arguments([*needed, "--seconds", "0.5", "--max-mb", "0.5"])
+    taken = parse("mdm prepare", None, Options, [*needed, "--seconds", "0.5", "--max-mb", "0.5"])
     assert (taken.seconds, taken.max_mb) == (0.5, 0.5)
     with pytest.raises(SystemExit):
-        parse_arguments([*needed, "--seconds", "0"])
-    assert "--seconds 0: must be above 0" in capsys.readouterr().err
+        parse("mdm prepare", None, Options, [*needed, "--seconds", "0"])
+    assert "seconds is 0.0; it must be above 0" in capsys.readouterr().err
