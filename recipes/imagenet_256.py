@@ -7,13 +7,15 @@
 A sample's class is the number in KEY.cls. --text-encoder IMAGENET/classes.txt gives the classes names, to sample by,
 and tells how many there are; --preset tiny takes any such folder of shards on a CPU. The same command again continues a
 run. Every option after --preset replaces a value of the preset. The batch size is that of all processes together;
-micro_batch is what goes through one of them at once, chosen for 80 GB.
+micro_batch is what goes through one of them at once, chosen for 80 GB; --preset 64-40gb and 256-40gb take less of it,
+for an A100 of 40 GB.
 """
 
 import sys
 
 from mdm_models.commands.train import run_recipe
 from mdm_models.data.config import DataConfig
+from mdm_models.recipes.t2i_cc12m import on_40_gb
 from mdm_models.training.config import (
     EvaluationConfig,
     ModelConfig,
@@ -53,7 +55,13 @@ def tiny(shards: tuple[str, ...], out: str) -> TrainConfig:
     )
 
 
-PRESETS = {"64": stage_64, "256": stage_256, "tiny": tiny}
+PRESETS = {
+    "64": stage_64,
+    "256": stage_256,
+    "tiny": tiny,
+    "64-40gb": on_40_gb(stage_64, 32),
+    "256-40gb": on_40_gb(stage_256, 16),
+}
 
 if __name__ == "__main__":
     sys.exit(run_recipe(PRESETS, __doc__))

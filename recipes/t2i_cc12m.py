@@ -10,12 +10,13 @@
 CC12M becomes shards by `mdm prepare captions` or img2dataset. The captions can be encoded once, by `mdm precompute
 CC12M --encoder google/flan-t5-xl --out FEATURES`; --text-encoder FEATURES then takes the place of the encoder. The same
 command again continues a run. Every option after --preset replaces a value of the preset. The batch size is that of all
-processes together; micro_batch is what goes through one of them at once, chosen for 80 GB.
+processes together; micro_batch is what goes through one of them at once, chosen for 80 GB; --preset 64-40gb and so on
+take less of it, for an A100 of 40 GB.
 """
 
 import sys
 
-from mdm_models.commands.train import run_recipe
+from mdm_models.commands.train import Preset, run_recipe
 from mdm_models.data.config import DataConfig
 from mdm_models.training.config import (
     EvaluationConfig,
@@ -69,7 +70,26 @@ def stage_1024(shards: tuple[str, ...], out: str) -> TrainConfig:
     return changed(stage, steps=100_000, objective=objective)
 
 
-PRESETS = {"tiny-32": tiny_32, "tiny-64": tiny_64, "64": stage_64, "256": stage_256, "1024": stage_1024}
+def on_40_gb(preset: Preset, micro_batch: int) -> Preset:
+    """The preset with fewer samples going through a process at once, which is all that its memory depends on."""
+
+    def smaller(shards: tuple[str, ...], out: str) -> TrainConfig:
+        return changed(preset(shards, out), micro_batch=micro_batch)
+
+    smaller.__doc__ = f"{preset.__doc__.rstrip('.')}, for GPUs of 40 GB: {micro_batch} samples at once."
+    return smaller
+
+
+PRESETS = {
+    "tiny-32": tiny_32,
+    "tiny-64": tiny_64,
+    "64": stage_64,
+    "256": stage_256,
+    "1024": stage_1024,
+    "64-40gb": on_40_gb(stage_64, 32),
+    "256-40gb": on_40_gb(stage_256, 16),
+    "1024-40gb": on_40_gb(stage_1024, 4),
+}
 
 if __name__ == "__main__":
     sys.exit(run_recipe(PRESETS, __doc__))

@@ -6,14 +6,15 @@
     torchrun --nproc-per-node=8 recipes/t2v_webvid.py --preset 16x256 --data CLIPS --out runs/c --init-from runs/b
 
 The same command again continues a run. Every option after --preset replaces a value of the preset. The batch size is
-that of all processes together; micro_batch is what goes through one of them at once, chosen for 80 GB.
+that of all processes together; micro_batch is what goes through one of them at once, chosen for 80 GB; --preset
+16x64-40gb and so on take less of it, for an A100 of 40 GB.
 """
 
 import sys
 
 from mdm_models.commands.train import run_recipe
 from mdm_models.data.config import DataConfig
-from mdm_models.recipes.t2i_cc12m import stage_64  # the innermost model, on images or single frames
+from mdm_models.recipes.t2i_cc12m import on_40_gb, stage_64  # the innermost model, on images or single frames
 from mdm_models.training.config import (
     ModelConfig,
     OptimizerConfig,
@@ -45,7 +46,15 @@ def clips_16x256(shards: tuple[str, ...], out: str) -> TrainConfig:
     return changed(stage_two, model="mdm_t2v_256", size=256, batch_size=128, micro_batch=4, steps=300_000)
 
 
-PRESETS = {"tiny": tiny, "64": stage_64, "16x64": clips_16x64, "16x256": clips_16x256}
+PRESETS = {
+    "tiny": tiny,
+    "64": stage_64,
+    "16x64": clips_16x64,
+    "16x256": clips_16x256,
+    "64-40gb": on_40_gb(stage_64, 32),
+    "16x64-40gb": on_40_gb(clips_16x64, 4),
+    "16x256-40gb": on_40_gb(clips_16x256, 1),
+}
 
 if __name__ == "__main__":
     sys.exit(run_recipe(PRESETS, __doc__))

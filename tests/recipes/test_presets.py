@@ -11,6 +11,7 @@ from mdm_models.processes import Processes
 from mdm_models.text import ClassLabels
 from mdm_models.training.config import TrainConfig, changed, chunks_of, plan
 from mdm_models.training.denoiser import open_encoder
+from mdm_models.training.dry_run.estimate import estimate_memory
 from mdm_models.training.learner import Learner
 
 PRESETS = [  # recipe, preset, model, frames, size, batch, steps
@@ -23,6 +24,7 @@ PRESETS = [  # recipe, preset, model, frames, size, batch, steps
     ("t2v_webvid", "16x64", "mdm_t2v_64", 16, 64, 512, 500_000),
     ("t2v_webvid", "16x256", "mdm_t2v_256", 16, 256, 128, 300_000),
 ]
+FULL_SIZE = [(name, which) for name, which, *_ in PRESETS]
 PAPERS_GPUS = {"imagenet_256": 8, "t2i_cc12m": 32, "t2v_webvid": 32}
 
 
@@ -53,12 +55,36 @@ def test_the_full_size_presets_are_the_papers(recipe, name, which, model, frames
     assert config.objective.times == "discrete"
 
 
-@pytest.mark.parametrize(("name", "which"), [(name, which) for name, which, *_ in PRESETS])
+@pytest.mark.parametrize(("name", "which"), FULL_SIZE)
 def test_the_batch_can_be_shared_by_the_papers_processes_and_by_one(recipe, name, which):
     adam = preset(recipe, name, which).optimizer
     for world_size in (1, 8, PAPERS_GPUS[name]):
         size, rounds = chunks_of(adam, world_size)
         assert size * rounds * world_size == adam.batch_size
+
+
+@pytest.mark.parametrize(("name", "which"), FULL_SIZE)
+def test_a_preset_for_40_gb_differs_in_its_micro_batch_alone(recipe, name, which):
+    large, small = preset(recipe, name, which), preset(recipe, name, f"{which}-40gb")
+    assert changed(small, micro_batch=large.optimizer.micro_batch) == large
+    for world_size in (1, 8, PAPERS_GPUS[name]):
+        chunks_of(small.optimizer, world_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "which", "gigabytes"),
+    [
+        ("t2i_cc12m", "64-40gb", 40),
+        *(pytest.param(name, which, 80, marks=pytest.mark.slow) for name, which in FULL_SIZE),
+        *(pytest.param(name, f"{which}-40gb", 40, marks=pytest.mark.slow) for name, which in FULL_SIZE),
+    ],
+)
+def test_a_preset_fits_the_memory_that_it_is_meant_for(recipe, name, which, gigabytes):
+    """With flan-t5-xl's encoder in bfloat16, and a tenth left to libraries and to what lies between tensors."""
+    config = preset(recipe, name, which)
+    encoder = 0 if name == "imagenet_256" else 2 * 1.22e9
+    memory = estimate_memory(config, plan(config, context_dim=2048 if encoder else 1000), 1, "cuda")
+    assert memory.total + encoder < 0.9 * gigabytes * 1e9
 
 
 def test_stage_two_of_text_to_image_trains_two_thirds_of_a_batch_at_256(recipe):
