@@ -38,7 +38,7 @@ lint: $(STAMP) ## Style
 	$(BIN)/ruff check .
 
 types: $(STAMP) ## Types, of the packages that pyproject.toml lists
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(STAMP) ## The site, in build/site
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

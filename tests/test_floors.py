@@ -125,6 +125,13 @@ def test_no_files_import_each_other():
     assert circle(between({module: module for module in MODULES})) is None
 
 
+def test_data_knows_no_model_loss_or_command_line():
+    """It gives uint8 clips and captions to whoever asks; that a text encoder reads names or classes it may know."""
+    known = {unit(found) for module in MODULES if unit(module) == "data" for found in imports(module)}
+    models = {"unet", "layers", "inputs", "zoo", "pretrained", "official", "pipeline", "engine", "diffusion"}
+    assert not known & (models | {"evaluation", "training", "commands"})
+
+
 def test_no_floor_needs_a_library_of_a_higher_one():
     allowed, strays = set(sys.stdlib_module_names) | {"mdm_kernels", "mdm_models"}, []
     for floor in FLOORS:
