@@ -37,7 +37,7 @@ check: $(STAMP) lint types ## The fast loop: style, types, quick tests (TESTS=te
 lint: $(STAMP) ## Style
 	$(BIN)/ruff check .
 
-types: $(STAMP) ## Types, of the packages that pyproject.toml lists
+types: $(STAMP) ## Types, of the files that pyproject.toml lists as clean
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(STAMP) ## The site, in build/site
