@@ -5,11 +5,12 @@
 
 writes mdm_models/weights/NAME, or --out DIR/NAME: what `Pipeline.from_pretrained` reads, and README.md, the model card.
 Of an encoder that was trained along, the embeddings of tokens that no caption of the run's data has are left out. What
-`mdm evaluate RUN --json RUN/evaluation.json` measured before stands in the card.
+`mdm evaluate RUN --json RUN/evaluation.json` or recipes/emoji_report.py measured and drew before stands in the card.
 """
 
 import dataclasses
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +27,7 @@ from mdm_models.pipeline import Pipeline, model_directory
 from mdm_models.shipped import CARD, FOLDER
 from mdm_models.storage import write_whole
 from mdm_models.text import TransformerTextEncoder
-from mdm_models.training.model_card import Told, model_card
+from mdm_models.training.model_card import GRIDS, Told, model_card
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,9 @@ def ship(options: Options) -> None:
     folder = options.out / options.name
     pipeline.to(dtype=torch.bfloat16).save_pretrained(folder)
     write_whole(folder / CARD, lambda path: path.write_text(card))
+    for name in GRIDS:
+        if (options.run / name).is_file():
+            shutil.copy(options.run / name, folder / name)
     megabytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
     print(f"{folder}: {megabytes:.1f} MB")
 

@@ -12,6 +12,12 @@ from mdm_models.training.monitor.logbook import EVALUATION, TRAINING, records_of
 EVALUATION_FILE = "evaluation.json"
 """in a run directory: what `mdm evaluate RUN --json RUN/evaluation.json` wrote"""
 
+GRIDS = {
+    "held_out.webp": "Real pictures that were held out, left, and uncurated samples for their captions, right",
+    "trained.webp": "The same for pictures that were trained on",
+}
+"""in a run directory, as recipes/emoji_report.py draws them: file → what it shows"""
+
 
 @dataclasses.dataclass(frozen=True)
 class Told:
@@ -28,12 +34,11 @@ class Told:
 def model_card(name: str, run: Path, pipeline: Pipeline, told: Told) -> str:
     """Raises OSError or ValueError if the run's files cannot be read."""
     config = json.loads((run / "config.json").read_text())
-    records = records_of(run / "log.jsonl", "step", "kind")
     sections = [
-        f"# {name}\n\n{told.about.strip()}",
+        f"# {name}\n\n{told.about.strip()}\n\n    mdm web {name}",
         f"## Architecture\n\n{_architecture(pipeline)}",
-        f"## Training\n\n{_training(config, records, told)}",
-        f"## Evaluation\n\n{_evaluation(run, records)}",
+        f"## Training\n\n{_training(run, config, told)}",
+        f"## Evaluation\n\n{_evaluation(run)}",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -59,34 +64,50 @@ def _level(level: UNetConfig) -> str:
     return f"channels {level.channels}, blocks {level.blocks}{attention}{frames}"
 
 
-def _training(config: dict[str, Any], records: list[dict[str, Any]], told: Told) -> str:
-    training = [record for record in records if record["kind"] == TRAINING]
-    last = training[-1]
+def _training(run: Path, config: dict[str, Any], told: Told) -> str:
+    settings = {**config["objective"], **config["optimizer"]}
+    shown = ("prediction", "loss_target", "times", "shift_power", "batch_size", "lr", "warmup", "ema_decay")
+    stage = Path(config["model"]["init_from"])
+    before = f"It began as {stage.name}" + (f" had become in {_amount(stage)}." if _amount(stage) else ".")
+    return (
+        f"{_amount(run)} on {told.machine}, seed {config['system']['seed']}:\n\n    {told.command}\n\n"
+        + (f"{before}\n\n" if stage.name else "")
+        + ", ".join(f"{name} {settings[name]}" for name in shown)
+        + ". The averaged weights, rounded to bfloat16; of the embeddings of tokens those that the captions use."
+    )
+
+
+def _amount(run: Path) -> str:
+    """How much a run has learned; "" if its log is not there."""
+    if not (run / "log.jsonl").is_file():
+        return ""
+    training = [record for record in _records(run) if record["kind"] == TRAINING]
     seconds, before = 0.0, 0
     for record in training:
         seconds += record["step_seconds"] * (record["step"] - before)
         before = record["step"]
-    began = f", beginning from {config['model']['init_from']}" if config["model"]["init_from"] else ""
-    settings = {**config["objective"], **config["optimizer"]}
-    shown = ("prediction", "loss_target", "times", "shift_power", "batch_size", "lr", "warmup", "ema_decay")
-    return (
-        f"{last['step']:,} steps, {last['samples_seen']:,} samples ({last['epoch']:.1f} epochs), seed "
-        f"{config['system']['seed']}, in {seconds / 3600:.1f} hours on {told.machine}{began}:\n\n"
-        f"    {told.command}\n\n" + ", ".join(f"{name} {settings[name]}" for name in shown) + ". Weights are averaged, "
-        "rounded to bfloat16; of the text encoder's embeddings only those of tokens in the captions are kept."
-    )
+    last = training[-1]
+    samples = f"{last['samples_seen']:,} samples ({last['epoch']:.1f} epochs)"
+    return f"{last['step']:,} steps, {samples}, in {seconds / 3600:.1f} hours"
 
 
-def _evaluation(run: Path, records: list[dict[str, Any]]) -> str:
+def _records(run: Path) -> list[dict[str, Any]]:
+    return records_of(run / "log.jsonl", "step", "kind")
+
+
+def _evaluation(run: Path) -> str:
     found: dict[str, Any] = {}
-    for record in records:
+    for record in _records(run):
         if record["kind"] == EVALUATION:
             found = {f"{name}, in training": value for name, value in record.items() if name != "kind"}
     measured = run / EVALUATION_FILE
     if measured.is_file():
         found |= json.loads(measured.read_text())["results"]
     rows = [f"| {name.replace('_', ' ')} | {_shown(value)} |" for name, value in found.items()]
-    return "\n".join(["| on held-out samples | |", "|---|---|", *rows]) if rows else "Not evaluated."
+    table = ["| on held-out samples | |", "|---|---|", *rows] if rows else ["Not evaluated."]
+    return "\n".join(
+        table + [f"\n{text}\n\n![{text}]({name})" for name, text in GRIDS.items() if (run / name).is_file()]
+    )
 
 
 def _shown(value: Any) -> str:

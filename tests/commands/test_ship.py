@@ -6,12 +6,15 @@ import pytest
 import torch
 
 from mdm_models import Pipeline, cli
+from mdm_models.config import UNetConfig
 from mdm_models.errors import CheckpointError
 from mdm_models.storage import opened
 from mdm_models.training.config import changed
 from mdm_models.training.trainer import train
 from tests.made_data import encode_image, write_shard
 from tests.training.models import IMAGE_MODEL, NESTED_MODEL, settings
+
+NESTED_AROUND = UNetConfig(channels=(32, 32), blocks=(1, 1), embed_dim=32, inner=NESTED_MODEL)
 
 CAPTIONS = {"a": "red apple, noto style", "b": "penguin, flat style"}
 
@@ -47,6 +50,7 @@ def test_a_run_becomes_a_folder_in_bfloat16_with_the_captions_words_alone(run, t
 
 def test_the_card_tells_data_architecture_command_seed_hours_machine_evaluation_and_limits(run, tmp_path):
     (run / "evaluation.json").write_text(json.dumps({"settings": {}, "results": {"nearest_is_right": 0.71}}))
+    (run / "held_out.webp").write_bytes(b"pictures")
     assert ship(run, tmp_path / "weights") == 0
     card = (tmp_path / "weights" / "mdm_small" / "README.md").read_text()
     for told in (
@@ -55,11 +59,19 @@ def test_the_card_tells_data_architecture_command_seed_hours_machine_evaluation_
         "2 nested resolutions",
         "* 16 × 16: channels (32, 32)",
         "2 steps, 4 samples",
-        "seed 0, in 0.0 hours on an abacus",
+        "in 0.0 hours on an abacus, seed 0",
         "    python recipe.py --seed 0\n",
         "| nearest is right | 0.71 |",
+        "(held_out.webp)",
     ):
         assert told in card
+
+
+def test_the_card_of_a_second_stage_tells_what_the_first_one_learned(run, tmp_path):
+    config = changed(settings(run.parent / "a.tar", tmp_path / "second"), frames=1, steps=1, init_from=str(run))
+    ship(train(config, NESTED_AROUND), tmp_path / "weights")
+    card = (tmp_path / "weights" / "mdm_small" / "README.md").read_text()
+    assert "It began as run had become in 2 steps, 4 samples (2.0 epochs)" in card
 
 
 def test_guidance_may_be_another_than_the_previews(run, tmp_path):
