@@ -144,11 +144,11 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
         if processes.any(failure is not None) and learner.step > begun_at:
             learner.save(checkpoints)
         checkpoints.finish()
-        processes.agree(lambda: _raise(failure))
         if learner.step > begun_at or processes.any(processes.is_main and not (run / "model" / PIPELINE_FILE).exists()):
             learner.export(run / "model")
         processes.any(False)  # all leave together: who started them may end the others when the first has gone
         files.close()  # the progress bar among them, which would be drawn over what is printed
+        processes.agree(lambda: _raise(failure))
         if heartbeat:
             heartbeat.end(learner.step)
         if processes.is_main:

@@ -156,10 +156,10 @@ def test_other_names_of_classes_are_other_settings(config):
 def test_data_that_change_under_a_run_end_it_with_a_checkpoint(config, tmp_path, monkeypatch, change, said):
     learn = trainer.Learner.learn
 
-    def learn_and_change(learner, *chunks):
+    def learn_and_change(learner, *chunks, **how):
         if learner.step == 2:
             change(tmp_path / "data" / "1.tar")
-        return learn(learner, *chunks)
+        return learn(learner, *chunks, **how)
 
     monkeypatch.setattr(trainer.Learner, "learn", learn_and_change)
     with pytest.raises(DataError, match=said):
@@ -221,10 +221,10 @@ def test_a_disk_that_fails_ends_the_run_with_a_checkpoint(config, monkeypatch, w
 def test_a_lost_mount_ends_the_run_with_a_checkpoint(config, tmp_path, monkeypatch):
     learn = trainer.Learner.learn
 
-    def learn_and_lose(learner, *chunks):
+    def learn_and_lose(learner, *chunks, **how):
         if learner.step == 2:
             (tmp_path / "data").rename(tmp_path / "away")
-        return learn(learner, *chunks)
+        return learn(learner, *chunks, **how)
 
     monkeypatch.setattr(trainer.Learner, "learn", learn_and_lose)
     with pytest.raises(DataError, match=r"shards are gone|samples in a row cannot be used"):
