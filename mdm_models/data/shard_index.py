@@ -124,10 +124,14 @@ def from_bytes(data: bytes, path: str, size: int | None) -> Shard | None:
     """The inverse of `to_bytes`; None if `data` are no such thing or of a shard of another size than `size` bytes."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            form, length, *counts = file["facts"].tolist()
-            if form != INDEX_FORMAT or (size is not None and size != length):
+            form, length, without_media, *rest = file["facts"].tolist()
+            if size is not None and size != length:
                 return None
-            without_media, apart = counts
+            if form == 1 and not without_media:  # it knew fewer layouts, but here it missed nothing
+                rest = [0]
+            elif form != INDEX_FORMAT:
+                return None
+            (apart,) = rest
             return Shard(path, file["bounds"], file["keys"], length, without_media, str(file["damage"]), apart)
     except (ValueError, KeyError, OSError, zipfile.BadZipFile):
         return None

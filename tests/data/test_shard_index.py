@@ -1,5 +1,6 @@
 import dataclasses
 import gzip
+import io
 
 import numpy as np
 import pytest
@@ -99,3 +100,16 @@ def test_what_was_kept_of_a_shard_of_another_size_is_not_used(pictures_of):
     assert from_bytes(to_bytes(shard), shard.path, shard.size + 512) is None
     assert from_bytes(to_bytes(shard)[:-9], shard.path, shard.size) is None
     assert from_bytes(b"something else", shard.path, shard.size) is None
+
+
+def test_an_index_of_format_1_is_used_where_it_missed_nothing(pictures_of):
+    shard = scan(str(pictures_of("a.tar", 3)))
+
+    def older(without_media: int) -> bytes:
+        file = io.BytesIO()
+        facts = np.array([1, shard.size, without_media])
+        np.savez(file, facts=facts, bounds=shard.bounds, keys=shard.keys, damage=np.array(""))
+        return file.getvalue()
+
+    assert from_bytes(older(0), shard.path, shard.size).keys.tolist() == shard.keys.tolist()
+    assert from_bytes(older(2), shard.path, shard.size) is None
