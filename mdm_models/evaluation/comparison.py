@@ -12,30 +12,42 @@ from mdm_models.evaluation.features import needing
 if TYPE_CHECKING:  # seconds to import, which a run without them need not wait for
     from mdm_models.evaluation.clip_score import ClipScore
     from mdm_models.evaluation.frechet import FrechetDistance
+    from mdm_models.evaluation.kernel_distance import KernelDistance
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """frechet, clip: each may be None; without either nothing need be sampled."""
+    """frechet, clip, kernel: each may be None; without the first two nothing need be sampled. kernel: of the features
+    of `frechet`."""
 
     frechet: "FrechetDistance | None"
     clip: "ClipScore | None"
+    kernel: "KernelDistance | None" = None
 
     @classmethod
     def of(
-        cls, feature_extractor: str, clip_model: str, image_size: int, is_video: bool, device: torch.device
+        cls,
+        feature_extractor: str,
+        clip_model: str,
+        image_size: int,
+        is_video: bool,
+        device: torch.device,
+        with_kernel: bool = False,
     ) -> "Comparison":
         """"" leaves one out. Raises ValueError in one line that names the option and the remedy."""
-        frechet = clip = None
+        frechet = clip = kernel = None
         if feature_extractor or clip_model:
             with needing("torchmetrics", "torchvision"):
                 from mdm_models.evaluation.clip_score import ClipScore
                 from mdm_models.evaluation.frechet import FrechetDistance
+                from mdm_models.evaluation.kernel_distance import KernelDistance
         if feature_extractor:
-            frechet = FrechetDistance(load_extractor(feature_extractor, image_size), is_video, device)
+            extractor = load_extractor(feature_extractor, image_size)
+            frechet = FrechetDistance(extractor, is_video, device)
+            kernel = KernelDistance(extractor, is_video, device) if with_kernel else None
         if clip_model:
             clip = ClipScore(clip_model, device)
-        return cls(frechet, clip)
+        return cls(frechet, clip, kernel)
 
     @property
     def needs_samples(self) -> bool:
@@ -45,8 +57,12 @@ class Comparison:
         """Images (N, 3, H, W) or clips (N, 3, T, H, W) uint8 and their captions; N may be 0."""
         if self.frechet is not None:
             if not self.frechet.has_reference:
-                self.frechet.add_real(real)
-            self.frechet.add_sampled(sampled)
+                features = self.frechet.add_real(real)
+                if self.kernel is not None:
+                    self.kernel.add_real(features)
+            features = self.frechet.add_sampled(sampled)
+            if self.kernel is not None:
+                self.kernel.add_sampled(features)
         if self.clip is not None:
             self.clip.add(sampled, captions)
 
@@ -55,6 +71,8 @@ class Comparison:
         found = {}
         if self.frechet is not None:
             found[self.frechet.name] = self.frechet.compute()
+        if self.kernel is not None:
+            found[self.kernel.name] = self.kernel.compute()
         if self.clip is not None:
             found[self.clip.name] = self.clip.compute()
         return found

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mdm_models.errors import one_line
 from mdm_models.evaluation.features import FeatureExtractor, needing
 from mdm_models.evaluation.inception import InceptionV3, ScriptedInceptionV3
+from mdm_models.evaluation.vision_models import VisionModel
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
 
@@ -76,6 +77,7 @@ def load_extractor(source: str, image_size: int) -> FeatureExtractor:
     source: "efficientnet-lite0"; or the path of
     * InceptionV3's state dict as pytorch-fid and torch-fidelity publish it, *inception-2015-12-05-6726825d.pth;
     * NVIDIA's TorchScript of the same network, inception-2015-12-05.pt;
+    * a directory of DINOv2 or CLIP, see `VisionModel`;
     * any other TorchScript file, or a torch.export .pt2, that fits `ExportedExtractor`. Either is a program: give only
       one that you trust. A state dict runs no code.
     image_size: side of the images that it will be given.
@@ -85,10 +87,13 @@ def load_extractor(source: str, image_size: int) -> FeatureExtractor:
     if source == EFFICIENTNET_LITE0:
         return EfficientNetLite0()
     path = Path(source)
+    if path.is_dir():
+        with _reading(path):
+            return VisionModel(path)
     if not path.is_file():
         raise ValueError(
             f"feature extractor {source}: there is no such file; give the path of InceptionV3's weights, of a "
-            f"TorchScript or .pt2 file, or {EFFICIENTNET_LITE0}"
+            f"directory of DINOv2 or CLIP, of a TorchScript or .pt2 file, or {EFFICIENTNET_LITE0}"
         )
     with _reading(path), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)  # TorchScript is deprecated; NVIDIA's file is in it

@@ -38,6 +38,14 @@ class ClipFeatures(nn.Module):
         return torch.cat([features.mean(dim=1), features.diff(dim=1).abs().mean(dim=1)], dim=1)
 
 
+class _Features(nn.Identity):
+    """Stands for the network where features are given in place of images."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features
+
+
 class FrechetDistance:
     """Between real and sampled images (N, 3, H, W), or clips (N, 3, T, H, W), uint8, which are added in any order.
 
@@ -51,13 +59,20 @@ class FrechetDistance:
         self.name = network.metric
         self.width = network.num_features
         self.has_reference = False
-        self._statistics = FrechetInceptionDistance(network, reset_real_features=False).to(device)
+        self._network = network.to(device)
+        self._statistics = FrechetInceptionDistance(_Features(self.width), reset_real_features=False).to(device)
 
-    def add_real(self, images: Tensor) -> None:
-        self._statistics.update(images, real=True)
+    def add_real(self, images: Tensor) -> Tensor:
+        """→ their features (N, D)."""
+        features = self._network(images)
+        self._statistics.update(features, real=True)
+        return features
 
-    def add_sampled(self, images: Tensor) -> None:
-        self._statistics.update(images, real=False)
+    def add_sampled(self, images: Tensor) -> Tensor:
+        """→ their features (N, D)."""
+        features = self._network(images)
+        self._statistics.update(features, real=False)
+        return features
 
     def compute(self) -> float:
         """Over what has been added, at least 2 real and 2 sampled; sampled ones are forgotten."""

@@ -145,11 +145,15 @@ def test_the_report_says_what_must_be_equal(results, folder):
 def test_two_processes_give_the_numbers_of_one(results, folder, tmp_path):
     """Of 5 samples: one of the two has a row that does not count."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "mdm_models.cli", "evaluate", *arguments(folder, "--json", f"{tmp_path}/two.json")]
+    with_kernel = arguments(folder, "--kernel-distance")
+    command += ["-m", "mdm_models.cli", "evaluate", *with_kernel, "--json", f"{tmp_path}/two.json"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "two.json").read_text())["results"]
+    assert main([*with_kernel, "--json", f"{tmp_path}/one.json"]) == 0
+    kernel = json.loads((tmp_path / "one.json").read_text())["results"]["kid_colours"]
+    assert found.pop("kid_colours") == pytest.approx(kernel, rel=1e-4, abs=1e-6)
     assert found == pytest.approx(results, rel=1e-5)  # float32: batches are composed in another way
     assert done.stdout.count("clip_score") == 1
 
