@@ -102,7 +102,7 @@ def load_extractor(source: str, image_size: int) -> FeatureExtractor:
         if not _is_torchscript(path):
             return InceptionV3(torch.load(path, "cpu", weights_only=True))
         network = torch.jit.load(path, "cpu").eval()
-        if ScriptedInceptionV3.fits(network):
+        if ScriptedInceptionV3.recognises(network):
             return ScriptedInceptionV3(network)
         return ExportedExtractor(path, network, image_size)
 

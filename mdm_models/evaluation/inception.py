@@ -46,7 +46,7 @@ class ScriptedInceptionV3(FeatureExtractor):
         super().__init__("inception", network, POOLED, metric="fid")
 
     @staticmethod
-    def fits(network: torch.jit.ScriptModule) -> bool:
+    def recognises(network: torch.jit.ScriptModule) -> bool:
         """Whether it can return features rather than classes, by which it is told from other programs."""
         return any(argument.name == "return_features" for argument in network.forward.schema.arguments)
 
