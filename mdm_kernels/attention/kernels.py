@@ -142,7 +142,7 @@ def attend(
         top = new_top
     found = total > 0
     total = tl.where(found, total, 1.0)
-    share = tl.where(found, 1.0 / total, 0.0)
+    share = tl.where(found, tl.div_rn(1.0, total), 0.0)
     lse = tl.where(found, top * scale + tl.log2(total), float("inf"))
     out_a = out_a * share[:, None]
     if DB > 0:

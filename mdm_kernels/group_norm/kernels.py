@@ -46,6 +46,12 @@ def channel_transform(weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, 
 
 
 @triton.jit
+def reciprocal_root(x):
+    """1/√x of a scalar, rounded: rsqrt errs by two units in the last place on a GPU, and a group shares the error."""
+    return tl.div_rn(1.0, tl.sqrt_rn(x))
+
+
+@triton.jit
 def activated(u, SILU: tl.constexpr):
     if SILU:
         u = u * tl.sigmoid(u)
@@ -54,10 +60,12 @@ def activated(u, SILU: tl.constexpr):
 
 @triton.jit
 def activation_gradient(dy, u, SILU: tl.constexpr):
-    """d(activated(u))/du · dy."""
+    """d(activated(u))/du · dy. Of a large u, 1 − sigmoid(u) as a difference would be nothing but rounding, times u; as
+    exp(−u)·sigmoid(u) it is right, and no infinity times 0 as long as the exponential is finite."""
     if SILU:
-        sigmoid = tl.sigmoid(u)
-        dy = dy * sigmoid * (1.0 + u * (1.0 - sigmoid))
+        e = tl.exp(tl.minimum(-u, 60.0))
+        sigmoid = 1.0 / (1.0 + e)
+        dy = dy * sigmoid * (1.0 + u * (e * sigmoid))
     return dy
 
 
@@ -130,9 +138,9 @@ def group_forward(
         deviations += difference * (x - means)
     count = tl.cast(S, tl.float32) * CHANNELS
     counts = tl.where(mine, (S - s + BLOCK_S - 1) // BLOCK_S, 0).to(tl.float32)  # [BLOCK_C, BLOCK_S]
-    mean = tl.sum(tl.sum(counts * means, 1), 0) / count
+    mean = tl.div_rn(tl.sum(tl.sum(counts * means, 1), 0), count)
     deviations += counts * (means - mean) * (means - mean)
-    rstd = tl.rsqrt(tl.sum(tl.sum(deviations, 1), 0) / count + tl.cast(eps, tl.float32))
+    rstd = reciprocal_root(tl.div_rn(tl.sum(tl.sum(deviations, 1), 0), count) + tl.cast(eps, tl.float32))
 
     gain, offset = channel_transform(
         weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride, n // frames, c, mine
@@ -184,8 +192,8 @@ def group_backward(
     tl.store(sum_du_ptr + n * C + c, sum_du, mine)
     tl.store(sum_du_xhat_ptr + n * C + c, sum_du_xhat, mine)
     count = tl.cast(S, tl.float32) * CHANNELS
-    mean_dz = rstd * tl.sum(tl.sum(gain * sum_du, 1), 0) / count  # dz = gain·du, and both means times rstd
-    mean_dz_xhat = rstd * tl.sum(tl.sum(gain * sum_du_xhat, 1), 0) / count
+    mean_dz = tl.div_rn(rstd * tl.sum(tl.sum(gain * sum_du, 1), 0), count)  # dz = gain·du, and both means times rstd
+    mean_dz_xhat = tl.div_rn(rstd * tl.sum(tl.sum(gain * sum_du_xhat, 1), 0), count)
 
     for start in tl.range(0, S, BLOCK_S, num_stages=2):
         inside = mine & (start + s < S)

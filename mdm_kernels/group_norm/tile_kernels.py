@@ -27,7 +27,7 @@ A100's 108 multiprocessors fill its cache.
 import triton
 import triton.language as tl
 
-from .kernels import activated, activation_gradient, channel_transform, elements, offsets
+from .kernels import activated, activation_gradient, channel_transform, elements, offsets, reciprocal_root
 
 
 @triton.jit
@@ -87,7 +87,7 @@ def combine_statistics(
         mean = tl.load(means_ptr + row + tile * C + i % CHANNELS, inside, other=0.0)
         elements = tl.minimum(S - tile * TILE_S, TILE_S).to(tl.float32)
         total += tl.where(inside, mean * elements, 0.0)
-    group_mean = tl.sum(total, 0) / count
+    group_mean = tl.div_rn(tl.sum(total, 0), count)
     total = tl.zeros([BLOCK], tl.float32)
     for start in range(0, tiles * CHANNELS, BLOCK):
         i = start + tl.arange(0, BLOCK)
@@ -98,7 +98,7 @@ def combine_statistics(
         deviation = tl.load(deviations_ptr + at, inside, other=0.0) + elements * difference * difference
         total += tl.where(inside, deviation, 0.0)
     tl.store(mean_ptr + group, group_mean)
-    tl.store(rstd_ptr + group, tl.rsqrt(tl.sum(total, 0) / count + tl.cast(eps, tl.float32)))
+    tl.store(rstd_ptr + group, reciprocal_root(tl.div_rn(tl.sum(total, 0), count) + tl.cast(eps, tl.float32)))
 
 
 @triton.jit
@@ -198,8 +198,8 @@ def combine_gradient_sums(
         gain, _ = channel_transform(weight_ptr, None, scale_ptr, None, scale_stride, 0, n // frames, c, k < CHANNELS)
         total_dz += gain * sum_du
         total_dz_xhat += gain * sum_du_xhat
-    tl.store(mean_dz_ptr + group, tl.sum(tl.sum(total_dz, 1), 0) / count)
-    tl.store(mean_dz_xhat_ptr + group, tl.sum(tl.sum(total_dz_xhat, 1), 0) / count)
+    tl.store(mean_dz_ptr + group, tl.div_rn(tl.sum(tl.sum(total_dz, 1), 0), count))
+    tl.store(mean_dz_xhat_ptr + group, tl.div_rn(tl.sum(tl.sum(total_dz_xhat, 1), 0), count))
 
 
 @triton.jit

@@ -84,7 +84,7 @@ def noise_level(
     inside = (h < H) & (w < W)
     key_low, key_high = philox_key(seed_ptr, key_low, key_high)
     alpha_bar = tl.load(alpha_bar_ptr + sample)
-    signal, sigma = tl.sqrt(alpha_bar), tl.sqrt(1.0 - alpha_bar)
+    signal, sigma = tl.sqrt_rn(alpha_bar), tl.sqrt_rn(1.0 - alpha_bar)
     for c in range(C):
         offset = element(sample, c, t, h, w, C, T, H, W, CHANNELS_LAST)
         x = tl.load(image_ptr + offset, inside, other=0.0).to(tl.float32)
@@ -113,9 +113,8 @@ def loss_factor(alpha_bar, PREDICTION: tl.constexpr, LOSS_TARGET: tl.constexpr, 
     if PREDICTION == LOSS_TARGET:
         factor = alpha_bar * 0.0 + 1.0
     else:
-        factor = squared_size(alpha_bar, LOSS_TARGET) / tl.maximum(
-            squared_size(alpha_bar, PREDICTION), SMALLEST_DENOMINATOR
-        )
+        denominator = tl.maximum(squared_size(alpha_bar, PREDICTION), SMALLEST_DENOMINATOR)
+        factor = tl.div_rn(squared_size(alpha_bar, LOSS_TARGET), denominator)
     return factor
 
 
@@ -164,7 +163,7 @@ def loss_level(
     key_low, key_high = philox_key(seed_ptr, key_low, key_high)
     alpha_bar = tl.load(alpha_bar_ptr + sample)
     if sample < rows:
-        signal, sigma = tl.sqrt(alpha_bar), tl.sqrt(1.0 - alpha_bar)
+        signal, sigma = tl.sqrt_rn(alpha_bar), tl.sqrt_rn(1.0 - alpha_bar)
         squared_error = tl.zeros((BLOCK_H, BLOCK_W), tl.float32)
         if PRED_PIXELS:
             place, exist = pixel_offsets(top, left, H, W, BLOCK_H, BLOCK_W)

@@ -50,7 +50,7 @@ def softmax(q, k, local, scale):
     s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
     s = tl.where(local[:, None] == local[None, :], s, -float("inf"))
     p = tl.exp2(s - tl.max(s, 1)[:, None])
-    return p / tl.sum(p, 1)[:, None]
+    return p * tl.div_rn(1.0, tl.sum(p, 1))[:, None]
 
 
 @triton.jit

@@ -265,8 +265,11 @@ def test_sdpa_leaves_to_torch_what_the_kernel_has_not(qkv, options, flash_calls)
     torch.testing.assert_close(actual, F.scaled_dot_product_attention(*qkv, **options), rtol=0, atol=0)
 
 
-def test_sdpa_leaves_dropout_to_torch(flash_calls):
+def test_sdpa_leaves_dropout_to_torch(flash_calls, monkeypatch):
+    """Not by what comes out: on CUDA a fused kernel may answer NaN where everything is dropped."""
+    given = []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **options: given.append(args) or "torch's")
     with use_backend("triton"):
-        out = scaled_dot_product_attention(*make_qkv(), dropout_p=1.0)
+        assert scaled_dot_product_attention(*make_qkv(), dropout_p=0.5) == "torch's"
     assert not flash_calls
-    assert (out == 0).all()
+    assert given[0][4] == 0.5

@@ -11,6 +11,7 @@ import torch
 
 from tests.kernels import calls
 from tests.kernels.accuracy import inaccuracies
+from tests.kernels.calls import EVERY_OP
 from tests.kernels.zoo_calls import describe, thinned, zoo_calls
 
 OPS = (calls.group_norm, calls.self_cross, calls.temporal, calls.multires_noise, calls.multires_loss)
@@ -54,3 +55,9 @@ def test_float16_errs_at_most_twice_as_much_as_pytorch(op):
 @pytest.mark.parametrize("op", [op for op in OPS if op is not calls.temporal], ids=lambda op: op.__name__)
 def test_float32_of_large_maps_errs_at_most_twice_as_much_as_pytorch(op):
     check([maker for maker in thin_calls(op) if is_heavy(maker)], torch.float32)
+
+
+@pytest.mark.parametrize("name", EVERY_OP)
+def test_odd_sizes_err_in_float32_at_most_twice_as_much_as_pytorch(name):
+    """As `test_on_gpu` asks in every dtype; here of the emulated functions of a GPU."""
+    assert not inaccuracies(EVERY_OP[name]())

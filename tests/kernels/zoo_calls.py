@@ -12,8 +12,20 @@ from mdm_models import create_model, list_models
 from tests.kernels import calls
 
 TEXT_TOKENS = 128
-FRAMES = {"t2v_64": 16, "t2v_256": 16, "t2v_tiny": 8}
-SIZES = {"tiny": 32, "tiny_64": 64, "64": 64, "256": 256, "1024": 1024}
+TINY = 32  # height and width of the models whose names do not end in theirs
+
+
+def frames_of(name: str) -> int | None:
+    """Frames of a clip; None for a model of images."""
+    if not name.startswith("mdm_t2v"):
+        return None
+    return 8 if name.endswith("tiny") else 16
+
+
+def side_of(name: str) -> int:
+    """Height and width of the highest level."""
+    *_, size = name.split("_")
+    return int(size) if size.isdigit() else TINY
 
 
 class Recorder(TorchDispatchMode):
@@ -103,12 +115,11 @@ def zoo_calls() -> dict[str, functools.partial]:
     for name in list_models():
         with torch.device("meta"), torch.no_grad(), mk.use_backend("triton"):
             model = create_model(name)
-            kind, size = name.removeprefix("mdm_").split("_", 1)
-            frames = FRAMES.get(f"{kind}_{size}")
-            images = torch.empty(1, 3, *([frames] if frames else []), SIZES[size], SIZES[size])
+            frames, side = frames_of(name), side_of(name)
+            images = torch.empty(1, 3, *([frames] if frames else []), side, side)
             strides = checked_strides(images, model.config.strides)
             x = [torch.empty(level_shape(images, stride)) for stride in strides]
-            tokens = 1 if kind == "c2i" else TEXT_TOKENS
+            tokens = 1 if name.startswith("mdm_c2i") else TEXT_TOKENS
             context = torch.empty(1, tokens, model.config.innermost.context_dim)
             with recorder:
                 mk.multires_noise(images, torch.empty(len(x), 1), strides, seed=0)
