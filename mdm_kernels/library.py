@@ -67,11 +67,14 @@ class Derivative(private_torch.SingleLevelFunction):
 
     _compiled_autograd_key = private_torch.compiled_autograd_key
 
-    @staticmethod
-    def jvp(ctx, *tangents):
+    instead = "mdm_kernels.set_backend('torch')"
+    """what to call to have a forward-mode derivative"""
+
+    @classmethod
+    def jvp(cls, ctx, *tangents):
         raise NotImplementedError(
             "the ops of mdm_kernels have no forward-mode derivative: use reverse mode (torch.func.vjp, jacrev), or "
-            "mdm_kernels.set_backend('torch')"
+            f"{cls.instead}"
         )
 
 

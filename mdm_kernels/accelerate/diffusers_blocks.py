@@ -1,12 +1,10 @@
 """diffusers' residual block and attention on the fused ops. Imports diffusers: only for models that come from it.
 
-The block is a subclass that adds nothing to its base but a forward, so that an instance can change between the two.
+Both are subclasses that add nothing to their base but a forward, so that an instance can change between the two.
 Written for diffusers 0.42.
 """
 
-from dataclasses import dataclass
-
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 
@@ -47,56 +45,64 @@ class FusedResnetBlock2D(ResnetBlock2D):
         return x, h
 
 
-@dataclass(frozen=True)
-class FlashAttnProcessor:
-    """Attention as AttnProcessor2_0 and AttnProcessor compute it, by `scaled_dot_product_attention` of this library.
+class FlashAttention(Attention):
+    """Attention whose standard processors' work is done by `scaled_dot_product_attention` of this library: the fused
+    kernel without a mask, and torch's function with one, as diffusers' masks are added to the logits.
 
-    That is the fused kernel without a mask, and torch's function with one: diffusers' masks are added to the logits.
+    The processor stays diffusers' own: what makes a processor from another's class, or asks for its class, as
+    `load_ip_adapter` and `set_default_attn_processor` do, finds one that it knows. Any other processor that is set
+    later does its own work.
     """
 
-    scale: float | None
-    """factor of the logits; None: 1/√(head width)"""
-
-    def __call__(
+    def forward(
         self,
-        attn: Attention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        temb: Tensor | None = None,
+        **cross_attention_kwargs,
     ) -> Tensor:
         """hidden_states (B, L, C) or (B, C, H, W) → the same shape; encoder_hidden_states (B, S, C_text) are the keys
         if given; attention_mask (B or B·heads, 1 or L, S) is added to the logits; temb goes to a spatial norm."""
+        if not is_standard(self) or cross_attention_kwargs.keys() - {"temb"}:
+            return super().forward(hidden_states, encoder_hidden_states, attention_mask, **cross_attention_kwargs)
         residual = hidden_states
-        if attn.spatial_norm is not None:
-            hidden_states = attn.spatial_norm(hidden_states, temb)
+        if self.spatial_norm is not None:
+            hidden_states = self.spatial_norm(hidden_states, cross_attention_kwargs.get("temb"))
         image_shape = hidden_states.shape if hidden_states.ndim == 4 else None
         if image_shape is not None:
             hidden_states = hidden_states.flatten(2).transpose(1, 2)
         keys_from = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         batch, keys, _ = keys_from.shape
         if attention_mask is not None:
-            attention_mask = attn.prepare_attention_mask(attention_mask, keys, batch)
-            attention_mask = attention_mask.unflatten(0, (batch, attn.heads))  # (B, heads, 1 or L, S)
+            attention_mask = self.prepare_attention_mask(attention_mask, keys, batch)
+            attention_mask = attention_mask.unflatten(0, (batch, self.heads))  # (B, heads, 1 or L, S)
 
-        if attn.group_norm is not None:
-            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        if self.group_norm is not None:
+            hidden_states = self.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
         if encoder_hidden_states is None:
             keys_from = hidden_states
-        elif attn.norm_cross:
-            keys_from = attn.norm_encoder_hidden_states(encoder_hidden_states)
+        elif self.norm_cross:
+            keys_from = self.norm_encoder_hidden_states(encoder_hidden_states)
 
-        projections = attn.to_q(hidden_states), attn.to_k(keys_from), attn.to_v(keys_from)
-        query, key, value = (x.unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in projections)
-        query = query if attn.norm_q is None else attn.norm_q(query)
-        key = key if attn.norm_k is None else attn.norm_k(key)
-        h = scaled_dot_product_attention(query, key, value, attention_mask, scale=self.scale)
+        projections = self.to_q(hidden_states), self.to_k(keys_from), self.to_v(keys_from)
+        query, key, value = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in projections)
+        query = query if self.norm_q is None else self.norm_q(query)
+        key = key if self.norm_k is None else self.norm_k(key)
+        scale = self.scale if type(self.processor) is AttnProcessor else None  # None: 1/√(head width)
+        h = scaled_dot_product_attention(query, key, value, attention_mask, scale=scale)
         h = h.transpose(1, 2).flatten(2).to(query.dtype)
 
-        project, dropout = attn.to_out
+        project, dropout = self.to_out
         h = dropout(project(h))
         if image_shape is not None:
             h = h.transpose(1, 2).reshape(image_shape)
-        if attn.residual_connection:
+        if self.residual_connection:
             h = h + residual
-        return h / attn.rescale_output_factor
+        return h / self.rescale_output_factor
+
+
+def is_standard(attention: Attention) -> bool:
+    """Whether `FlashAttention` computes what the processor of `attention` does; AttnProcessor leaves out the norms of
+    queries and keys."""
+    kind = type(attention.processor)
+    return kind is AttnProcessor2_0 or (kind is AttnProcessor and attention.norm_q is None)

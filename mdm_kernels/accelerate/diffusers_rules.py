@@ -5,7 +5,7 @@ from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
 from torch import nn
 
 from ..attention.checks import MAX_HEAD_WIDTH
-from .diffusers_blocks import FlashAttnProcessor, FusedResnetBlock2D
+from .diffusers_blocks import FlashAttention, FusedResnetBlock2D, is_standard
 from .fused import runs_as_one
 from .report import Entry, Report
 
@@ -48,19 +48,19 @@ def _swap_resnet_block(path: str, block: ResnetBlock2D, report: Report) -> dict[
 
 
 def _swap_attention(path: str, attention: Attention, report: Report) -> None:
-    processor = attention.processor
-    if isinstance(processor, FlashAttnProcessor):
+    if isinstance(attention, FlashAttention):
         return
-    width = attention.inner_dim // attention.heads
-    if type(processor) not in (AttnProcessor, AttnProcessor2_0):
+    processor, width = attention.processor, attention.inner_dim // attention.heads
+    if type(attention) is not Attention or "forward" in vars(attention):
+        reason = "is a subclass of Attention or has a forward of its own"
+    elif type(processor) not in (AttnProcessor, AttnProcessor2_0):
         reason = f"its processor is {type(processor).__name__}, not one of AttnProcessor2_0, AttnProcessor"
     elif width > MAX_HEAD_WIDTH:
         reason = f"its heads are {width} wide; the kernel takes at most {MAX_HEAD_WIDTH}"
-    elif type(processor) is AttnProcessor and attention.norm_q is not None:
+    elif not is_standard(attention):
         reason = "AttnProcessor does not apply the norms of queries and keys that it has"
     else:
-        scale = attention.scale if type(processor) is AttnProcessor else None
-        report.changes.set_attribute(attention, "processor", FlashAttnProcessor(scale))
+        report.changes.set_class(attention, FlashAttention)
         report.swapped.append(Entry(path, "Attention", "mk.scaled_dot_product_attention"))
         return
     report.left.append(Entry(path, type(attention).__name__, reason))

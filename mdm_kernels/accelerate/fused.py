@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .. import private_torch
 from ..group_norm import GroupNormSiLU, group_norm_silu
+from ..group_norm.checks import check_channels
 
 
 def is_bare(module: nn.Module) -> bool:
@@ -28,6 +29,7 @@ def runs_as_one(norm: nn.Module, activation: nn.Module) -> bool:
 
 def norm_silu(norm: GroupNormSiLU, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
     """silu(norm(x)·(1 + scale) + shift) for a norm that has no activation of its own."""
+    check_channels(x, None, norm.num_channels)
     return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps, scale=scale, shift=shift)
 
 

@@ -105,9 +105,10 @@ def _swap_sequential(path: str, module: nn.Module, report: Report) -> dict[int, 
 
 def _report_torch_attention(path: str, module: nn.Module, report: Report) -> None:
     """Report a module one of whose methods calls torch's attention: only its author can swap that."""
-    methods = [value for base in type(module).__mro__ if base not in nn.Module.__mro__ for value in vars(base).values()]
+    values = [value for base in type(module).__mro__ if base not in nn.Module.__mro__ for value in vars(base).values()]
+    methods = [inspect.unwrap(value) for value in values if inspect.isfunction(value)]
     for function, remedy in REMEDIES.items():
-        if any(inspect.isfunction(method) and _calls(inspect.unwrap(method), function) for method in methods):
+        if any(_calls(method, function) for method in methods if inspect.isfunction(method)):  # not one that wraps C's
             report.left.append(Entry(path, type(module).__name__, f"its code calls F.{function.__name__}; {remedy}"))
 
 

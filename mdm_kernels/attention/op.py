@@ -35,7 +35,13 @@ def _flash_backward(
     return dq, dk, dv
 
 
+FORWARD_MODE = "mdm_kernels.set_backend('torch') inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+"""torch's fused attention has no forward-mode derivative either."""
+
+
 class _FlashAttention(Derivative):
+    instead = FORWARD_MODE
+
     @staticmethod
     def forward(ctx, q, k, v, key_mask, scale):
         out, lse = below_autograd(_flash_forward, q, k, v, key_mask, scale)
@@ -140,6 +146,8 @@ def _self_cross_backward(
 
 
 class _SelfCrossAttention(Derivative):
+    instead = FORWARD_MODE
+
     @staticmethod
     def forward(ctx, qkv, context_kv, key_mask, num_heads):
         out, lse = below_autograd(_self_cross_forward, qkv, context_kv, key_mask, num_heads)

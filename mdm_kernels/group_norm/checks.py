@@ -49,6 +49,15 @@ def check_arguments(x, skip, num_groups, weight, bias, eps, scale, shift, activa
         raise ValueError(f"scale {tuple(scale.shape)} and shift {tuple(shift.shape)} must have one shape")
 
 
+def check_channels(x, skip, num_channels: int) -> None:
+    """x and the skip have the channels of a module; what else they must be, `check_arguments` says."""
+    tensors = [tensor for tensor in (x, skip) if isinstance(tensor, Tensor) and tensor.dim() >= 2]
+    channels = sum(tensor.shape[1] for tensor in tensors)
+    if tensors and channels != num_channels:
+        shapes = " and skip ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        raise ValueError(f"x {shapes} has {channels} channels; this norm was made for num_channels = {num_channels}")
+
+
 def _check_skip(skip, x: Tensor) -> None:
     _check_dtype("skip", skip)
     if skip.dtype != x.dtype:

@@ -7,7 +7,7 @@ from .. import arguments, backend
 from ..layouts import concatenated, dense, empty, is_channels_last
 from ..library import Derivative, below_autograd, define, register_derivative
 from . import launch, reference
-from .checks import check_arguments, check_options
+from .checks import check_arguments, check_channels, check_options
 
 
 @define(
@@ -141,6 +141,7 @@ class GroupNormSiLU(nn.GroupNorm):
     def forward(
         self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, skip: Tensor | None = None
     ) -> Tensor:
+        check_channels(x, skip, self.num_channels)
         return group_norm_silu(
             x, self.num_groups, self.weight, self.bias, self.eps,
             skip=skip, scale=scale, shift=shift, activation=self.activation,

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mdm_kernels.layouts import concatenated, is_channels_last
-from mdm_kernels.private_torch import is_fake, torch_func_is_active
+from ..layouts import concatenated, dense, is_channels_last
+from ..private_torch import is_fake, torch_func_is_active
 
 CENTRED = 1
 """|mean| in standard deviations up to which torch's own group norm is exact to the last bits of x's dtype"""
@@ -49,15 +49,19 @@ def group_norm_silu(
     gain, offset = _channel_transform(x, weight, bias, scale, shift)
     if x.numel() == 0:
         return x * gain.sum().to(x.dtype) + offset.sum().to(x.dtype)  # as empty, and every gradient is zero
-    frames = x.shape[0] // gain.shape[0]
-    if len(gain) > 1 and x[:frames].numel() <= SMALL:
+    film_rows = gain.shape[0]
+    frames = x.shape[0] // film_rows
+    if film_rows == 1:
+        y = _group_norm(x, num_groups, gain[0], offset[0], eps)
+    elif _is_traced(x) or x[:frames].numel() <= SMALL:  # a graph with a call for each row would be one for this batch
         y = _modulated(_group_norm(x.to(gain.dtype), num_groups, None, None, eps), gain, offset, frames)
     else:
         y = [
             _group_norm(rows, num_groups, row_gain, row_offset, eps)
             for rows, row_gain, row_offset in zip(x.split(frames), gain, offset, strict=True)
         ]
-        y = torch.cat(y) if len(y) > 1 else y[0]
+        y = torch.cat(y)
+    y = dense(y, is_channels_last(x))  # on CUDA, torch's group norm may answer contiguous for channels last
     if activation == "silu":
         y = F.silu(y, inplace=not torch.is_grad_enabled())
     return y.to(x.dtype)
@@ -82,13 +86,13 @@ def _channel_transform(x: Tensor, weight, bias, scale, shift) -> tuple[Tensor, T
 def _modulated(x: Tensor, gain: Tensor, offset: Tensor, frames: int) -> Tensor:
     """x·gain + offset, each row of gain and offset (N / frames, C) serving so many rows of x in turn."""
     gain, offset = (
-        each.repeat_interleave(frames, 0).view(*x.shape[:2], *[1] * (x.dim() - 2)) for each in (gain, offset)
+        each[:, None].expand(-1, frames, -1).reshape(-1, x.shape[1], *[1] * (x.dim() - 2)) for each in (gain, offset)
     )
     return torch.addcmul(offset, x, gain)
 
 
 def _group_norm(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """F.group_norm, exact for any mean; weight and bias (C,) in float32 or float64, in which the result may come."""
+    """torch.group_norm, exact for any mean; weight, bias (C,) in float32 or float64, in which the result may come."""
     rows, channels, positions = x.shape[0], x.shape[1], math.prod(x.shape[2:])
     dtype = x.dtype if weight is None else weight.dtype
     long_sums = is_channels_last(x) and positions * channels // num_groups > RUNNING_TOTAL
@@ -106,7 +110,7 @@ def _group_norm(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor 
         return torch.addcmul(bias, centred, rstd * weight)
     with torch.no_grad():
         mean = _group_means(x, num_groups)
-    return F.group_norm(x - mean, num_groups, weight, bias, eps)
+    return torch.group_norm(x - mean, num_groups, weight, bias, eps)  # F.group_norm refuses one value a group
 
 
 def _group_means(x: Tensor, num_groups: int) -> Tensor:
@@ -118,5 +122,8 @@ def _group_means(x: Tensor, num_groups: int) -> Tensor:
 
 def _holds_cpu_data(x: Tensor) -> bool:
     """Whether a decision may depend on x's values: not on another device, nor while shapes or graphs are traced."""
-    traced = is_fake(x) or torch_func_is_active() or torch.compiler.is_compiling()
-    return x.device.type == "cpu" and not traced
+    return x.device.type == "cpu" and not _is_traced(x)
+
+
+def _is_traced(x: Tensor) -> bool:
+    return is_fake(x) or torch_func_is_active() or torch.compiler.is_compiling()

@@ -1,6 +1,7 @@
 """accelerate on plain PyTorch modules: same results, same state dict, nothing fused that must not be, undo."""
 
 import copy
+import functools
 import pickle
 import subprocess
 import sys
@@ -278,6 +279,38 @@ def test_the_report_is_a_table():
 
 def test_the_report_of_nothing_is_one_line():
     assert str(mk.accelerate(nn.Linear(2, 2))) == "Linear: 0 parts swapped, 0 left"
+
+
+def test_a_forward_that_wraps_a_builtin_is_left_alone():
+    class Joined(nn.Module):
+        @functools.wraps(torch.cat)
+        def forward(self, x):
+            return torch.cat([x, x], 1)
+
+    model, x = nn.Sequential(Joined(), nn.GroupNorm(2, 8)), torch.randn(2, 4, 3)
+    before = model(x)
+    assert [entry.part for entry in mk.accelerate(model).swapped] == ["GroupNorm"]
+    torch.testing.assert_close(model(x), before)
+
+
+@pytest.mark.parametrize("film", [False, True])
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_a_model_is_exported_with_a_named_dynamic_batch(backend, film):
+    class Film(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = mk.GroupNormSiLU(2, 8)
+
+        def forward(self, x):
+            scale = x.mean((2, 3)) if film else None
+            return self.norm(x, scale, scale)
+
+    model, batch = Film(), torch.export.Dim("batch")
+    with mk.use_backend(backend):
+        program = torch.export.export(model, (torch.randn(3, 8, 4, 5),), dynamic_shapes={"x": {0: batch}})
+        for rows in (1, 2, 7):
+            x = torch.randn(rows, 8, 4, 5)
+            torch.testing.assert_close(program.module()(x), model(x))
 
 
 def test_what_is_no_module_is_refused():

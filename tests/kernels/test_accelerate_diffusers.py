@@ -213,6 +213,40 @@ def test_copies_are_accelerated_too(copied):
     assert_same(output_and_gradients(again, *inputs), output_and_gradients(unet, *inputs, **masks))
 
 
+def test_processors_can_be_set_to_the_default_on_an_accelerated_unet():
+    """diffusers looks their classes up in a list of its own."""
+    unet = unet_2d_condition()
+    inputs, masks = arguments(unet)
+    before = unet(*inputs, **masks).sample
+    mk.accelerate(unet)
+    unet.set_default_attn_processor()
+    assert {type(processor) for processor in unet.attn_processors.values()} == {AttnProcessor}
+    assert_same({"output": unet(*inputs, **masks).sample}, {"output": before})
+
+
+def test_an_image_prompt_adapter_loads_into_an_accelerated_unet():
+    """diffusers makes new processors of self-attention from the classes of those that it finds."""
+    adapter = {"image_proj": {}, "ip_adapter": {}}
+    plain = unet_2d_condition()
+    for i, name in enumerate(name for name in plain.attn_processors if name.endswith("attn2.processor")):
+        width = plain.get_submodule(name.removesuffix(".processor")).inner_dim
+        for part in ("k", "v"):
+            adapter["ip_adapter"][f"{2 * i + 1}.to_{part}_ip.weight"] = torch.randn(width, 12)
+    adapter["image_proj"] = {
+        "proj.weight": torch.randn(4 * 12, 6), "proj.bias": torch.randn(48),
+        "norm.weight": torch.ones(12), "norm.bias": torch.zeros(12),
+    }  # fmt: skip
+    inputs, masks = arguments(plain)
+    image = {"added_cond_kwargs": {"image_embeds": [torch.randn(2, 1, 6)]}}
+    accelerated = copy.deepcopy(plain)
+    mk.accelerate(accelerated)
+    outputs = []
+    for unet in (plain, accelerated):
+        unet._load_ip_adapter_weights([copy.deepcopy(adapter)])
+        outputs.append({"output": unet(*inputs, **masks, **image).sample})
+    assert_same(*outputs)
+
+
 def test_undo_restores_modules_processors_and_bits():
     unet = unet_2d_condition(**FILM)
     inputs, masks = arguments(unet)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mdm_kernels import GroupNormSiLU, group_norm_silu
+from mdm_kernels.accelerate.fused import norm_silu
 from mdm_kernels.backend import recording, use_backend
 from tests.kernels.group_norm_accuracy import PATHS, check, definition, inputs, result_and_gradients, triton
 
@@ -226,6 +227,49 @@ def test_module_modulates():
     x, _, _, scale, shift = inputs((2, 8, 5, 5), film_rows=2)
     expected = F.group_norm(x, 4) * (1 + scale[..., None, None]) + shift[..., None, None]
     torch.testing.assert_close(module(x, scale, shift), expected)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_one_value_a_group_is_normalised_to_zero(backend, rows):
+    """It is its own mean, so that the bias alone is left; torch's own function refuses one row of such."""
+    tensors = inputs((rows, 4, 1, 1))
+    with use_backend(backend):
+        y, dx, dweight, dbias = result_and_gradients(
+            lambda x, weight, bias, *_: group_norm_silu(x, 4, weight, bias), tensors[:3], torch.ones(rows, 4, 1, 1)
+        )
+    bias = tensors[2].clone().requires_grad_()
+    expected = F.silu(bias)
+    torch.testing.assert_close(y, expected.detach().view(1, 4, 1, 1).expand(rows, -1, -1, -1))
+    torch.testing.assert_close(dbias, rows * torch.autograd.grad(expected.sum(), bias)[0])
+    assert dx.abs().max() < 1e-4  # roundings, over the root of eps
+    assert not dweight.any()
+
+
+@pytest.mark.parametrize("skip_channels", [0, 2])
+def test_a_module_given_too_few_channels_says_so_of_x(skip_channels):
+    x = torch.ones(2, 4, 3, 3)
+    skip = torch.ones(2, skip_channels, 3, 3) if skip_channels else None
+    with pytest.raises(ValueError, match=rf"has {4 + skip_channels} channels; this norm was made for num_channels = 8"):
+        GroupNormSiLU(4, 8)(x, skip=skip)
+    with pytest.raises(ValueError, match=r"x \(2, 4, 3, 3\) has 4 channels"):
+        norm_silu(GroupNormSiLU(4, 8, activation=None), x)
+
+
+def test_the_reference_keeps_channels_last_where_torch_answers_contiguous(monkeypatch):
+    """As its native CUDA group norm does."""
+    native = torch.native_group_norm
+
+    def contiguous(*args):
+        y, *statistics = native(*args)
+        return y.contiguous(), *statistics
+
+    x = torch.randn(2, 6, 4, 5).contiguous(memory_format=torch.channels_last)
+    expected = group_norm_silu(x, 2)
+    monkeypatch.setattr(torch, "native_group_norm", contiguous)
+    y = group_norm_silu(x, 2)
+    assert y.stride() == expected.stride() == x.stride()
+    torch.testing.assert_close(y, expected)
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])

@@ -3,6 +3,7 @@
 The cases are the public functions, each as a function of the tensors that it differentiates.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch._dynamo import compiled_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mdm_kernels as mk
 from mdm_kernels import backend
@@ -257,6 +259,23 @@ def test_forward_mode_is_refused(case):
     inputs = tuple(x.detach() for x in case.inputs())
     with mk.use_backend("triton"), pytest.raises(NotImplementedError, match="no forward-mode derivative"):
         torch.func.jvp(case.function, inputs, inputs)
+
+
+@each_op
+def test_forward_mode_is_had_by_following_the_advice(case):
+    """By torch's reference, and for attention by its unfused kernel: the error says so."""
+    inputs = tuple(x.detach() for x in case.inputs())
+    with mk.use_backend("triton"), pytest.raises(NotImplementedError) as refusal:
+        torch.func.jvp(case.function, inputs, inputs)
+    assert "mdm_kernels.set_backend('torch')" in str(refusal.value)
+    advised = "sdpa_kernel(SDPBackend.MATH)" in str(refusal.value)
+    with mk.use_backend("torch"), sdpa_kernel(SDPBackend.MATH) if advised else contextlib.nullcontext():
+        value, derivative = torch.func.jvp(case.function, inputs, inputs)
+    assert_close(value, case.function(*inputs))
+    leaves = [x.requires_grad_() for x in inputs]
+    gradients = torch.autograd.grad(case.function(*leaves).sum(), leaves)
+    directional = sum((gradient * x).sum() for gradient, x in zip(gradients, inputs, strict=True))
+    torch.testing.assert_close(derivative.sum(), directional, rtol=1e-3, atol=1e-3)
 
 
 # Inference, streams of work, devices
