@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import _SingleLevelFunction
+from torch.utils import _python_dispatch
 
 SingleLevelFunction = _SingleLevelFunction
 """Base of an autograd.Function that is called below torch.func's interpreters, one level of differentiation at a time.
@@ -24,6 +25,10 @@ torch_func_is_active = torch._C._are_functorch_transforms_active
 
 compiled_autograd_key = staticmethod(torch.autograd.Function._compiled_autograd_key)
 """What compiled autograd asks a function's context for; only torch.autograd.Function has one."""
+
+
+TorchDispatchMode = _python_dispatch.TorchDispatchMode
+"""Base of a context that sees every operator before it runs."""
 
 
 def is_fake(x: Tensor) -> bool:

@@ -27,12 +27,13 @@ class Target(NamedTuple):
 
 TARGETS = {
     "sm_80": Target("cuda", 80, 32, 163 * 1024, 164 * 1024, 64),
+    "sm_89": Target("cuda", 89, 32, 99 * 1024, 100 * 1024, 48),
     "sm_90": Target("cuda", 90, 32, 227 * 1024, 228 * 1024, 64),
     "sm_100": Target("cuda", 100, 32, 227 * 1024, 228 * 1024, 64),
+    "sm_120": Target("cuda", 120, 32, 99 * 1024, 100 * 1024, 48),
     "gfx942": Target("hip", "gfx942", 64, 64 * 1024, 64 * 1024, 32),
 }
 
-CONSUMER_SHARED_LIMIT = 99 * 1024  # of sm_86, sm_89 and sm_120, which compile to what sm_80 does
 REGISTERS = 512  # for each thread of a warp that a scheduler holds, on every target
 TENSOR_MEMORY = 512  # columns of a multiprocessor of sm_100
 
@@ -50,14 +51,22 @@ def occupancy(target: Target, registers: int, shared: int, tensor_memory: int, w
 def measure(compiled) -> dict[str, int]:
     """Of a kernel that Triton compiled: registers a thread, bytes of stack, spilled registers, bytes of shared memory,
     columns of tensor memory, warps; instructions, and of them loads from global memory, stores to it, those of both
-    that move 16 bytes a thread, and those for the matrix units."""
+    that move 16 bytes a thread, those for the matrix units, and those of these that round float32 to tf32 (of which a
+    product of `input_precision="ieee"` has none)."""
     cost = nvidia_code(compiled.asm["cubin"]) if "cubin" in compiled.asm else amd_code(compiled.asm["amdgcn"])
     metadata = compiled.metadata
     return cost | {
+        "tf32": rounding_products(compiled.asm.get("ptx", compiled.asm.get("amdgcn", ""))),
         "shared": metadata.shared,
         "tensor_memory": getattr(metadata, "tmem_size", 0),
         "warps": metadata.num_warps,
     }
+
+
+def rounding_products(assembly: str) -> int:
+    """How many products of matrices read float32 as tf32: mma.sync.….tf32, wgmma.….tf32, tcgen05.mma.….kind::tf32 in
+    PTX, v_mfma_….xf32 on AMD."""
+    return len(re.findall(r"mma[\w.:]*tf32|v_mfma_\w*xf32", assembly))
 
 
 def nvidia_code(cubin: bytes) -> dict[str, int]:

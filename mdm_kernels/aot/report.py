@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .machine_code import CONSUMER_SHARED_LIMIT, TARGETS, occupancy
+from .machine_code import TARGETS, occupancy
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Result:
     stores: int = 0
     wide_stores: int = 0
     matrix: int = 0
+    tf32: int = 0
     error: str = ""
 
     @property
@@ -46,6 +47,8 @@ class Result:
             return f"spills {self.spills} registers ({self.stack} bytes of stack)"
         if self.shared > (limit := TARGETS[self.target].shared_limit):
             return f"needs {self.shared} bytes of shared memory; there are {limit}"
+        if self.tf32:
+            return f"rounds the inputs of {self.tf32} float32 products to tf32"
         return ""
 
     @property
@@ -164,23 +167,16 @@ def _cells(row: list[Result]) -> tuple[str, ...]:
 
 
 def _notes(row: list[Result]) -> list[str]:
-    faults = [f"**{result.target}: {result.fault}**" for result in row if result.fault]
-    return faults + (["no consumer GPU"] if any(map(_is_too_large_for_consumers, row)) else [])
-
-
-def _is_too_large_for_consumers(result: Result) -> bool:
-    return result.target == "sm_80" and result.shared > CONSUMER_SHARED_LIMIT
+    return [f"**{result.target}: {result.fault}**" for result in row if result.fault]
 
 
 def _summary(results: list[Result], targets: list[str]) -> str:
     """The answers that a reader looks for first."""
     faults = sum(bool(result.fault) for result in results)
-    large = sum(map(_is_too_large_for_consumers, results))
     shared = {name: max(result.shared for result in results if result.target == name) / 1024 for name in targets}
     limits = ", ".join(f"{shared[name]:.0f} of {TARGETS[name].shared_limit // 1024} KB on {name}" for name in targets)
     return (
-        f"* {len(results)} compilations, of which {faults} failed, spill registers or need too much shared memory.\n"
-        f"* Most shared memory of a program: {limits}.\n"
-        f"* {large} need more than the {CONSUMER_SHARED_LIMIT // 1024} KB that a program has on a consumer GPU (sm_86, "
-        "sm_89,\n  sm_120), going by sm_80's figure: the note says which."
+        f"* {len(results)} compilations, of which {faults} failed, spill registers, need too much shared memory,\n"
+        "  or round float32 products to tf32.\n"
+        f"* Most shared memory of a program: {limits}. sm_86 has\n  what sm_89 has."
     )

@@ -146,6 +146,38 @@ def test_a_spill_and_an_error_are_named_in_one_line_each(tmp_path):
     assert "unknown_name" in error
 
 
+ROUGH = """
+import sys
+import torch, triton, triton.language as tl
+from mdm_kernels import backend
+from mdm_kernels.aot import __main__ as aot
+from mdm_kernels.aot.shape_classes import meta
+
+@triton.jit
+def product(x_ptr, BLOCK: tl.constexpr, PRECISION: tl.constexpr):
+    at = x_ptr + tl.arange(0, BLOCK)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    x = tl.load(at)
+    tl.store(at, tl.dot(x, x, input_precision=PRECISION))
+
+def call():
+    for precision in ("ieee", "tf32"):
+        backend.launch(product, (1,), x_ptr=meta(1, dtype=torch.float32), BLOCK=32, PRECISION=precision)
+
+aot.SHAPE_CLASSES.clear()
+aot.SHAPE_CLASSES["rough"] = call
+sys.exit(aot.main(["--targets", "sm_80,sm_90"]))
+"""
+
+
+def test_a_float32_product_that_became_tf32_is_a_fault(tmp_path):
+    script = tmp_path / "rough.py"
+    script.write_text(ROUGH)
+    process = compiling(str(script))
+    assert process.returncode == 1
+    faults = [line for line in process.stderr.splitlines() if "tf32" in line]
+    assert [line.split(":")[0] for line in faults] == ["product #2 (rough) on sm_80", "product #2 (rough) on sm_90"]
+
+
 def test_interpreted_kernels_are_refused():
     process = compiling("-m", "mdm_kernels.aot", TRITON_INTERPRET="1")
     assert process.returncode == 2
@@ -155,7 +187,7 @@ def test_interpreted_kernels_are_refused():
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--targets=sm_70", "unknown targets: sm_70; known: sm_80, sm_90, sm_100, gfx942"),
+        ("--targets=sm_70", "unknown targets: sm_70; known: sm_80, sm_89, sm_90, sm_100, sm_120, gfx942"),
         ("--filter=nothing", "no shape class contains 'nothing'"),
     ],
 )

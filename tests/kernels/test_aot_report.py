@@ -42,18 +42,18 @@ def test_specializations_of_one_kernel_have_rows_of_their_own():
 
 
 def test_notes_name_faults_and_what_no_consumer_gpu_can_run():
-    page = markdown(
-        "3.9.0",
-        [
-            Result("op class", "broken", "sm_80", error="CompilationError: no"),
-            Result("op class", "large", "sm_80", registers=32, shared=100 * 1024),
-            Result("op class", "large on sm_90 alone", "sm_90", registers=32, shared=100 * 1024),
-        ],
-    )
+    results = [
+        Result("op class", "broken", "sm_80", error="CompilationError: no"),
+        Result("op class", "large", "sm_80", registers=32, shared=100 * 1024),
+        Result("op class", "too large", "sm_120", registers=32, shared=100 * 1024),
+        Result("op class", "rough", "sm_90", registers=32, matrix=4, tf32=4),
+    ]
+    page = markdown("3.9.0", results)
     assert row_of(page, "broken")[-1] == "**sm_80: CompilationError: no**"
-    assert row_of(page, "large")[-1] == "no consumer GPU"
-    assert row_of(page, "large on sm_90 alone")[-1] == ""
-    assert "* 3 compilations, of which 1 failed" in page
+    assert row_of(page, "large")[-1] == ""
+    assert row_of(page, "too large")[-1] == "**sm_120: needs 102400 bytes of shared memory; there are 101376**"
+    assert row_of(page, "rough")[-1] == "**sm_90: rounds the inputs of 4 float32 products to tf32**"
+    assert "* 4 compilations, of which 3 failed" in page
 
 
 def test_json_gives_back_what_was_written(tmp_path):
@@ -74,11 +74,13 @@ def test_committed_page_says_what_the_committed_figures_say(committed):
 
 def test_committed_report_covers_every_kernel_and_shape_class(committed):
     _, results = committed
+    targets = {result.target for result in results}
+    assert {"sm_80", "sm_90", "sm_100", "gfx942"} <= targets <= TARGETS.keys(), REMEDY
     reported = {(result.shape_class, result.kernel, result.variant, result.target) for result in results}
     launched = {
         (launch.shape_class, launch.name, launch.variant, target)
         for launch in record(SHAPE_CLASSES)
-        for target in TARGETS
+        for target in targets
     }
     assert reported == launched, REMEDY
 

@@ -2,7 +2,13 @@
 
 import pytest
 
-from mdm_kernels.aot.machine_code import TARGETS, amd_instructions, nvidia_instructions, occupancy
+from mdm_kernels.aot.machine_code import (
+    TARGETS,
+    amd_instructions,
+    nvidia_instructions,
+    occupancy,
+    rounding_products,
+)
 
 SASS = """
 .section .text.kernel
@@ -60,3 +66,15 @@ def test_amd_instructions_are_counted():
 )
 def test_occupancy_is_bound_by_the_scarcest_resource(target, registers, shared, tensor_memory, warps, expected):
     assert occupancy(TARGETS[target], registers, shared, tensor_memory, warps) == expected
+
+
+def test_products_that_round_float32_to_tf32_are_counted():
+    ptx = """
+        mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 { %r1, %r2 }, { %r3 };
+        mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 { %r1, %r2 }, { %r3 };
+        wgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32 {%r1};
+        tcgen05.mma.cta_group::1.kind::tf32 [ %r1 + 0 ], %rd1;
+        fma.rn.f32 %r1, %r2, %r3, %r4;
+    """
+    assert rounding_products(ptx) == 3
+    assert rounding_products("v_mfma_f32_16x16x8_xf32 a[0:3]\n v_mfma_f32_16x16x16_bf16 a[0:3]") == 1
