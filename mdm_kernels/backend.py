@@ -5,9 +5,11 @@ tensors works under TRITON_INTERPRET=1 only; `torch` is the reference everywhere
 MDM_KERNELS_BACKEND says which one a process starts with; `set_backend` and `use_backend` change it.
 """
 
+import collections
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,6 +23,8 @@ BACKENDS = ("auto", "triton", "torch")
 _backend = os.environ.get("MDM_KERNELS_BACKEND", "auto")
 arguments.check_choice("MDM_KERNELS_BACKEND", _backend, BACKENDS)
 _recorder: Callable | None = None
+_ran: "Ran | None" = None
+_launches_on_cpu = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def set_backend(name: str) -> None:
@@ -43,15 +47,30 @@ def use_backend(name: str) -> Iterator[None]:
 
 def runs_triton(x: Tensor) -> bool:
     """Whether an op called on `x` runs its Triton kernels (True) or its PyTorch reference (False)."""
+    runs = _runs_triton(x)
+    if _ran is not None and not runs:
+        _ran.references[str(x.device)] += 1
+    return runs
+
+
+def _runs_triton(x: Tensor) -> bool:
     if _backend == "auto":
         return x.device.type == "cuda"  # ROCm devices are "cuda" in torch too
-    if _backend == "triton" and x.device.type == "cpu" and _recorder is None and not _interpreting():
+    if _backend == "triton" and x.device.type == "cpu" and _recorder is None and not _launches_on_cpu:
         raise RuntimeError("backend 'triton' on a CPU tensor needs TRITON_INTERPRET=1 set before triton is imported")
     return _backend == "triton"
 
 
-def _interpreting() -> bool:
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+@contextlib.contextmanager
+def launching_on_cpu() -> Iterator[None]:
+    """Inside the block kernels may be launched on CPU tensors without Triton's interpreter: what stands in for a GPU,
+    such as a sanitizer, has replaced the launch."""
+    global _launches_on_cpu
+    before, _launches_on_cpu = _launches_on_cpu, True
+    try:
+        yield
+    finally:
+        _launches_on_cpu = before
 
 
 def shapes_only(x: Tensor) -> bool:
@@ -80,8 +99,38 @@ def launch(kernel, grid: tuple[int, ...], /, **arguments) -> None:
         arguments = wavefront_options(arguments) if torch.version.hip else arguments
         device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
         elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+        if _ran is not None:
+            _ran.kernels[kernel.fn.__name__, str(device)] += 1
         with torch.cuda.device(device) if elsewhere else contextlib.nullcontext():  # entering it costs microseconds
             kernel[grid](**arguments)
+
+
+@dataclass
+class Ran:
+    """What ran where, for `print`: launches of each kernel on each device, and calls that a reference computed."""
+
+    kernels: collections.Counter[tuple[str, str]] = field(default_factory=collections.Counter)
+    references: collections.Counter[str] = field(default_factory=collections.Counter)
+
+    def __str__(self) -> str:
+        lines = [f"{count:6}  {name} on {device}" for (name, device), count in sorted(self.kernels.items())]
+        lines += [f"{count:6}  PyTorch references on {device}" for device, count in sorted(self.references.items())]
+        return "\n".join(lines) or "nothing of mdm_kernels ran"
+
+
+@contextlib.contextmanager
+def what_ran() -> Iterator[Ran]:
+    """Count, until the end of a `with` block, which kernels ran on which device, and how often a reference did instead.
+
+    Calls that do not come to this package while the block runs are not counted: the replay of a CUDA graph, and what a
+    function compiled before decided then.
+    """
+    global _ran
+    before, _ran = _ran, Ran()
+    try:
+        yield _ran
+    finally:
+        _ran = before
 
 
 def wavefront_options(arguments: dict) -> dict:

@@ -63,13 +63,29 @@ def key_tiles(head_width: int, itemsize: int) -> dict[str, int]:
     return {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
 
 
+def tile_key(kernel: str, itemsize: int, head_width: int, queries: int) -> str:
+    """By what the tiles of a kernel are told apart in `tiles.tuned`."""
+    return f"{kernel}, {8 * itemsize} bits, {head_width} wide, {'few' if queries < FEW_QUERIES else 'many'} queries"
+
+
+def _tile(kernel: str, x: Tensor, head_width: int, queries: int) -> dict[str, int]:
+    """Of one of the six kernels, measured or by rule."""
+    itemsize = x.element_size()
+    measured = tiles.tuned(x.device, tile_key(kernel, itemsize, head_width, queries))
+    if measured:
+        return measured
+    if kernel.endswith("forward"):
+        return forward_tiles(itemsize, queries)
+    return query_tiles(itemsize, queries) if "query" in kernel else key_tiles(head_width, itemsize)
+
+
 def flash_forward(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, out, lse, scale: float) -> None:
     """Write out and lse."""
     from . import flash_kernels
 
     batch, heads, queries, width = q.shape
     keys = k.shape[2]
-    tile = forward_tiles(q.element_size(), batch * heads * queries)
+    tile = _tile("flash_forward", q, width, batch * heads * queries)
     backend.launch(
         flash_kernels.flash_forward,
         (tiles.count(queries, tile["BLOCK_M"]) * batch * heads,),
@@ -102,7 +118,7 @@ def flash_backward(
         **width_constants(width),
         "MASKED": key_mask is not None,
     }
-    tile = query_tiles(q.element_size(), batch * heads * queries)
+    tile = _tile("flash_query_gradient", q, width, batch * heads * queries)
     backend.launch(
         flash_kernels.flash_query_gradient,
         (tiles.count(queries, tile["BLOCK_M"]) * batch * heads,),
@@ -112,7 +128,7 @@ def flash_backward(
         EVEN=keys % tile["BLOCK_N"] == 0,
         **tile,
     )
-    tile = key_tiles(width, q.element_size())
+    tile = _tile("flash_key_gradient", q, width, batch * heads * queries)
     backend.launch(
         flash_kernels.flash_key_gradient,
         (tiles.count(keys, tile["BLOCK_N"]) * batch * heads,),
@@ -132,7 +148,7 @@ def self_cross_forward(
 
     batch, tokens, channels = out.shape
     width, context_tokens = channels // num_heads, context_kv.shape[1]
-    tile = forward_tiles(qkv.element_size(), batch * num_heads * tokens)
+    tile = _tile("self_cross_forward", qkv, width, batch * num_heads * tokens)
     context = context_tile(tile["BLOCK_M"])
     backend.launch(
         self_cross_kernels.self_cross_forward,
@@ -168,7 +184,7 @@ def self_cross_backward(
         **width_constants(width),
         "MASKED": key_mask is not None,
     }
-    tile = query_tiles(qkv.element_size(), batch * num_heads * tokens)
+    tile = _tile("self_cross_query_gradient", qkv, width, batch * num_heads * tokens)
     backend.launch(
         self_cross_kernels.self_cross_query_gradient,
         (tiles.count(tokens, tile["BLOCK_M"]) * batch * num_heads,),
@@ -179,7 +195,7 @@ def self_cross_backward(
         EVEN_CONTEXT=context_tokens % tile["BLOCK_N"] == 0,
         **tile,
     )
-    tile = key_tiles(width, qkv.element_size())
+    tile = _tile("self_cross_key_gradient", qkv, width, batch * num_heads * tokens)
     key_tile_count = tiles.count(tokens, tile["BLOCK_N"]) + tiles.count(context_tokens, tile["BLOCK_N"])
     backend.launch(
         self_cross_kernels.self_cross_key_gradient,

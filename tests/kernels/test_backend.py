@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mdm_kernels import backend
-from mdm_kernels.backend import launch, recording, runs_triton, set_backend, shapes_only, use_backend
+from mdm_kernels import backend, group_norm_silu
+from mdm_kernels.backend import launch, recording, runs_triton, set_backend, shapes_only, use_backend, what_ran
 
 
 class Kernel:
@@ -72,10 +72,13 @@ def test_the_environment_chooses_the_backend():
     assert python(code, MDM_KERNELS_BACKEND="triton", TRITON_INTERPRET="1").stdout.strip() == "True"
 
 
-def test_triton_on_cpu_needs_the_interpreter(monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with use_backend("triton"), pytest.raises(RuntimeError, match="needs TRITON_INTERPRET=1"):
-        runs_triton(torch.ones(1, device="cpu"))
+def test_triton_on_cpu_needs_the_interpreter_or_a_stand_in_for_the_gpu(monkeypatch):
+    monkeypatch.setattr(backend, "_launches_on_cpu", False)
+    with use_backend("triton"):
+        with pytest.raises(RuntimeError, match="needs TRITON_INTERPRET=1"):
+            runs_triton(torch.ones(1, device="cpu"))
+        with backend.launching_on_cpu():
+            assert runs_triton(torch.ones(1, device="cpu"))
 
 
 def test_launch_passes_arguments_and_constants():
@@ -136,3 +139,23 @@ def test_a_launch_enters_the_device_of_its_tensors_unless_it_is_there(monkeypatc
 def test_amd_gets_half_the_warps_and_two_stages():
     options = backend.wavefront_options({"num_warps": 8, "num_stages": 4, "BLOCK": 16})
     assert options == {"num_warps": 4, "num_stages": 2, "BLOCK": 16}
+
+
+def test_what_ran_counts_kernels_and_references_by_device():
+    x = torch.ones(2, 4, 3, 3)
+    with what_ran() as ran:
+        group_norm_silu(x, 2)
+        with use_backend("triton"):
+            group_norm_silu(x, 2)
+            group_norm_silu(x, 2)
+    group_norm_silu(x, 2)
+    device = str(x.device)
+    assert ran.kernels == {("group_forward", device): 2}
+    assert ran.references == {device: 1}
+    assert str(ran).splitlines() == [f"     2  group_forward on {device}", f"     1  PyTorch references on {device}"]
+
+
+def test_what_ran_of_nothing_says_so():
+    with what_ran() as ran:
+        pass
+    assert str(ran) == "nothing of mdm_kernels ran"

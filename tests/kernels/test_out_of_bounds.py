@@ -2,6 +2,7 @@
 must still be there afterwards. The interpreter, which reads and writes real memory, also shows every address."""
 
 import contextlib
+import dataclasses
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from triton.runtime import interpreter
 
 from mdm_kernels import backend
 from mdm_kernels.group_norm import launch as group_norm_launch
+from tests.kernels import calls
 from tests.kernels.calls import EVERY_OP
 
 GUARD = 2**15  # elements on each side of a tensor: more than a tile
@@ -60,35 +62,58 @@ class Guards:
             assert (memory.view(len(outside), -1)[outside] == NAN).all()
 
 
+class Watch:
+    """Sees every address that interpreted kernels read or write."""
+
+    def __init__(self):
+        self.builder = interpreter.interpreter_builder
+        self.launch, self.load, self.store = (
+            backend.launch,
+            self.builder.create_masked_load,
+            self.builder.create_masked_store,
+        )
+        self.allowed: list[tuple[int, int]] = []
+        self.written: dict[tuple, list[np.ndarray]] = {}  # by program
+
+    def watched_launch(self, kernel, grid, **arguments) -> None:
+        tensors = [x for x in arguments.values() if isinstance(x, Tensor) and x.numel()]
+        self.allowed = [(x.data_ptr(), x.data_ptr() + x.itemsize * span(x)) for x in tensors]
+        self.written = {}
+        self.launch(kernel, grid, **arguments)
+        by_program = [np.unique(np.concatenate(addresses)) for addresses in self.written.values()]
+        if by_program:
+            written = np.concatenate(by_program)
+            assert len(np.unique(written)) == len(written), "two programs write the same element"
+
+    def watched_load(self, pointers, mask, other, *options):
+        self.addresses(pointers, mask)
+        assert other is not None or mask.data.all(), "a masked load says nothing of the elements that it leaves out"
+        return self.load(pointers, mask, other, *options)
+
+    def watched_store(self, pointers, value, mask, *options):
+        self.written.setdefault(tuple(self.builder.grid_idx), []).append(self.addresses(pointers, mask))
+        return self.store(pointers, value, mask, *options)
+
+    def addresses(self, pointers, mask) -> np.ndarray:
+        addresses = np.broadcast_to(pointers.data, mask.data.shape)[mask.data].astype(np.uint64)
+        inside = np.zeros(addresses.shape, bool)
+        for first, end in self.allowed:
+            inside |= (addresses >= first) & (addresses < end)
+        assert inside.all(), "a kernel reads or writes outside its tensors"
+        return addresses
+
+
 @pytest.fixture
 def watched_addresses(monkeypatch):
     """Under the interpreter, a load or store outside the tensors that its kernel was given fails the test, even if what
-    was read is dropped later."""
+    was read is dropped later; and so do an element that two programs write, and a masked load without `other`, whose
+    other elements are undefined on a GPU and 0 in the interpreter."""
     if torch.get_default_device().type != "cpu":
         return
-    launch, builder = backend.launch, interpreter.interpreter_builder
-    allowed: list[tuple[int, int]] = []
-
-    def watched_launch(kernel, grid, **arguments):
-        tensors = [x for x in arguments.values() if isinstance(x, Tensor) and x.numel()]
-        allowed[:] = [(x.data_ptr(), x.data_ptr() + x.itemsize * span(x)) for x in tensors]
-        launch(kernel, grid, **arguments)
-
-    def watched(access, position_of_mask: int):
-        def checked(pointers, *args):
-            mask = args[position_of_mask].data
-            addresses = np.broadcast_to(pointers.data, mask.shape)[mask].astype(np.uint64)
-            inside = np.zeros(addresses.shape, bool)
-            for first, end in allowed:
-                inside |= (addresses >= first) & (addresses < end)
-            assert inside.all(), "a kernel reads or writes outside its tensors"
-            return access(pointers, *args)
-
-        return checked
-
-    monkeypatch.setattr(backend, "launch", watched_launch)
-    monkeypatch.setattr(builder, "create_masked_load", watched(builder.create_masked_load, 0))
-    monkeypatch.setattr(builder, "create_masked_store", watched(builder.create_masked_store, 1))
+    watch = Watch()
+    monkeypatch.setattr(backend, "launch", watch.watched_launch)
+    monkeypatch.setattr(watch.builder, "create_masked_load", watch.watched_load)
+    monkeypatch.setattr(watch.builder, "create_masked_store", watch.watched_store)
 
 
 @pytest.fixture(params=["whole group", "tiles"])
@@ -150,3 +175,73 @@ def test_the_watch_notices_an_element_too_many(loaded, stored):
     else:
         with pytest.raises(Exception, match="outside its tensors"):
             backend.launch(copy_tile, (1,), **arguments)
+
+
+@triton.jit
+def write_same(y_ptr, step, BLOCK: tl.constexpr):
+    tl.store(y_ptr + tl.program_id(0) * step + tl.arange(0, BLOCK), tl.program_id(0).to(tl.float32))
+
+
+@triton.jit
+def load_some(x_ptr, y_ptr, loaded, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    tl.store(y_ptr + i, tl.load(x_ptr + i, i < loaded))
+
+
+only_the_interpreter = pytest.mark.skipif(
+    torch.get_default_device().type != "cpu", reason="only the interpreter shows addresses"
+)
+
+
+@only_the_interpreter
+@pytest.mark.usefixtures("watched_addresses")
+@pytest.mark.parametrize("step", [4, 3])
+def test_the_watch_notices_a_store_written_by_two_programs(step):
+    arguments = {"y_ptr": torch.zeros(8), "step": step, "BLOCK": 4}
+    if step == 4:
+        backend.launch(write_same, (2,), **arguments)
+    else:
+        with pytest.raises(AssertionError, match="two programs write the same element"):
+            backend.launch(write_same, (2,), **arguments)
+
+
+@only_the_interpreter
+@pytest.mark.usefixtures("watched_addresses")
+@pytest.mark.parametrize("loaded", [8, 5])
+def test_the_watch_notices_a_masked_load_without_other(loaded):
+    arguments = {"x_ptr": torch.zeros(8), "y_ptr": torch.zeros(8), "loaded": loaded, "BLOCK": 8}
+    if loaded == 8:
+        backend.launch(load_some, (1,), **arguments)
+    else:
+        with pytest.raises(Exception, match="says nothing of the elements"):
+            backend.launch(load_some, (1,), **arguments)
+
+
+def masks_of_wide_strides() -> dict[str, Tensor]:
+    """Key masks (batch, 17) in 2 GB of zeros, of which a system hands out the few pages that are touched. Their last
+    element, or their second row, lies 2³¹ bytes after the first, where an offset in 32 bits would be negative."""
+    memory = torch.from_numpy(np.zeros(2**31 + 64, dtype=bool)).to(torch.get_default_device())
+    return {
+        "keys": memory.as_strided((1, 17), (0, 2**27)),
+        "samples": memory.as_strided((2, 17), (2**31, 1)),
+    }
+
+
+@pytest.mark.usefixtures("watched_addresses")
+@pytest.mark.parametrize("wide", ["keys", "samples"])
+@pytest.mark.parametrize("op", ["flash", "self_cross"])
+def test_a_key_mask_may_have_strides_of_2_to_the_31(op, wide):
+    mask = masks_of_wide_strides()[wide]
+    batch = len(mask)
+    mask[:, 1::5], mask[-1, -1] = True, True
+    make = {
+        "flash": lambda: calls.flash(batch=batch, heads=1, queries=5, keys=17, width=16),
+        "self_cross": lambda: calls.self_cross(batch=batch, tokens=5, context=17, heads=1, width=16, masked=True),
+    }[op]
+    results = []
+    for key_mask in (mask, mask.clone(memory_format=torch.contiguous_format)):
+        torch.manual_seed(0)
+        call = make()
+        results.append(dataclasses.replace(call, arguments=call.arguments | {"key_mask": key_mask}).run("triton"))
+    for of_wide, of_dense in zip(*results, strict=True):
+        assert torch.equal(of_wide, of_dense)

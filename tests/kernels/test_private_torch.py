@@ -24,7 +24,7 @@ def private_names(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names if alias.name.startswith("torch")}
         elif isinstance(node, ast.Attribute) and ast.unparse(node).startswith("torch."):
             names.add(ast.unparse(node))
-    return {name for name in names if any(part.startswith("_") for part in name.split("."))}
+    return {name for name in names if any(part.startswith("_") and part[:2] != "__" for part in name.split("."))}
 
 
 def test_private_names_of_torch_stand_in_one_file():

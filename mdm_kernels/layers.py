@@ -1,0 +1,33 @@
+"""Layers in the form of Hugging Face's `kernels` library: a forward and nothing else, for modules made elsewhere.
+
+`kernels.kernelize` gives such a forward to the modules of a model, which keep their own parameters and attributes.
+"""
+
+from torch import Tensor, nn
+
+from .group_norm import group_norm_silu
+
+
+class GroupNorm(nn.Module):
+    """The forward of an nn.GroupNorm."""
+
+    has_backward = True
+    can_torch_compile = True
+
+    def forward(self, input: Tensor) -> Tensor:
+        return group_norm_silu(input, self.num_groups, self.weight, self.bias, self.eps, activation=None)
+
+
+class GroupNormSiLU(nn.Module):
+    """The forward of a `mdm_kernels.GroupNormSiLU`."""
+
+    has_backward = True
+    can_torch_compile = True
+
+    def forward(
+        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, skip: Tensor | None = None
+    ) -> Tensor:
+        return group_norm_silu(
+            x, self.num_groups, self.weight, self.bias, self.eps,
+            skip=skip, scale=scale, shift=shift, activation=self.activation,
+        )  # fmt: skip

@@ -1,0 +1,91 @@
+"""Every op under a sanitizer, without a GPU: python -m tests.kernels.sanitize
+
+ttsem runs what Triton's own front end compiles, bfloat16 included, and stops at an access outside a tensor, at a value
+without meaning, and at two programs of one launch that touch an element which one of them writes. Every op runs forward
+and backward, in float32 and bfloat16, group_norm along both its paths and in one pass, every kernel with at least two
+programs. Exit status: 0 if nothing was found or ttsem is not installed, 1 otherwise.
+"""
+
+import collections
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+
+from mdm_kernels import backend
+from mdm_kernels.group_norm import launch as group_norm_launch
+from tests.kernels import calls
+from tests.kernels.calls import EVERY_OP, Call
+
+DTYPES = (torch.float32, torch.bfloat16)
+CALLS: dict[str, Callable[[], Call]] = EVERY_OP | {
+    "group_norm of many channels": lambda: calls.group_norm(4, 136, 3, 3, groups=4, film_rows=2),
+}
+"""Sizes that fill no tile, and such that no kernel has one program alone."""
+
+
+@contextlib.contextmanager
+def groups_by_tiles() -> Iterator[None]:
+    limit, group_norm_launch.WHOLE_GROUP_BYTES = group_norm_launch.WHOLE_GROUP_BYTES, 0
+    try:
+        yield
+    finally:
+        group_norm_launch.WHOLE_GROUP_BYTES = limit
+
+
+PATHS = {"": contextlib.nullcontext, " by tiles": groups_by_tiles}
+
+
+@contextlib.contextmanager
+def counted_programs() -> Iterator[collections.Counter]:
+    """The most programs that each kernel was launched with."""
+    most, launch = collections.Counter(), backend.launch
+
+    def counted(kernel, grid, **arguments):
+        name = kernel.fn.__name__
+        most[name] = max(most[name], torch.Size(grid).numel())
+        launch(kernel, grid, **arguments)
+
+    backend.launch = counted
+    try:
+        yield most
+    finally:
+        backend.launch = launch
+
+
+def main() -> int:
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+        print("TRITON_INTERPRET=1 is set: interpreted kernels cannot be sanitized; unset it", file=sys.stderr)
+        return 1
+    try:
+        from ttsem import sanitize
+    except ImportError:
+        print("sanitize: skipped, as ttsem is not installed (the Makefile says how)", file=sys.stderr)
+        return 0
+    with sanitize.session(cuda_is_cpu=False) as session, backend.launching_on_cpu(), counted_programs() as programs:
+        for name, make in CALLS.items():
+            for path, taking_it in PATHS.items():
+                if path and not name.startswith("group_norm"):
+                    continue
+                before = session.launches
+                for dtype in DTYPES:
+                    torch.manual_seed(0)
+                    with taking_it():
+                        make().to(dtype).run("triton")
+                print(f"{name + path}: {session.launches - before} launches", flush=True)
+                if session.launches == before:
+                    print(f"{name + path} launched nothing", file=sys.stderr)
+                    return 1
+    alone = [kernel for kernel, count in programs.items() if count < 2]
+    if alone:
+        print(f"these kernels ran as one program, whose races nobody sees: {', '.join(alone)}", file=sys.stderr)
+    if session.races_unchecked:
+        print(f"{session.races_unchecked} launches were too large to be checked for races", file=sys.stderr)
+    print(f"{session.launches} launches of {len(programs)} kernels, {session.races_unchecked} unchecked")
+    return 1 if alone or session.races_unchecked else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
