@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU: the tests, then the benchmarks of the ops and of the models. `make gpu` runs it.
+# What needs a GPU, in four parts, each of less than ten minutes on an H100 with 16 cores and useful alone:
 #
-#   benchmarks/gpu.sh PYTHON [--quick …]   with an interpreter that has torch; further options are kernels.py's
-#   benchmarks/gpu.sh --check              only whether this machine has a GPU
+#   benchmarks/gpu.sh tests   PYTHON    versions, kernels compiled on all cores, a first look, all tests of the kernels
+#   benchmarks/gpu.sh kernels PYTHON    the ops beside PyTorch's and libraries', float32 attention
+#   benchmarks/gpu.sh models  PYTHON    calls captured as graphs, throughput at batches that fill a GPU, > 2³¹ elements
+#   benchmarks/gpu.sh memory  PYTHON    memcheck and racecheck of every op, ncu of the ops' kernels
+#   benchmarks/gpu.sh --check           only whether this machine has a GPU
 #
-# Results go to benchmarks/results/<device>, or to $RESULTS. Every part runs, whatever became of those before it; the exit
-# status is 1 if one failed.
+# PYTHON needs torch, triton, pytest, hypothesis, einops, safetensors, numpy and tqdm; with pytest-xdist tests run beside
+# each other, with pytest-timeout none hangs, with matplotlib there are pictures. Each part leaves at most eight small
+# files in $OUT (default: benchmarks/results/<device>). What a part runs, it runs whatever became of what came before; the
+# exit status is 1 if something failed. REHEARSE=1 runs, without a GPU, as much of a part as a processor can.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,24 +20,124 @@ if [[ ${1:---check} == --check ]]; then
     exit 1
 fi
 
-python=$1
-shift
-"$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
-    echo "make gpu: the torch of $python sees no GPU; nothing was run" >&2
-    exit 1
-}
-out=${RESULTS:-benchmarks/results/$("$python" -c 'import torch; from benchmarks.machine import slug; print(slug(torch.device("cuda")))')}
+part=$1
+python=${2:?which Python: benchmarks/gpu.sh $1 PYTHON}
+rehearse=${REHEARSE:-}
+export CI=1 PYTHONUNBUFFERED=1 PYTHONPATH=$PWD OMP_NUM_THREADS=1
+if [[ -z $rehearse ]]; then
+    "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
+        echo "make gpu: the torch of $python sees no GPU; nothing was run" >&2
+        exit 1
+    }
+    slug='import torch; from benchmarks.machine import slug; print(slug(torch.device("cuda")))'
+    out=${OUT:-benchmarks/results/$("$python" -c "$slug")}
+else
+    out=${OUT:?a rehearsal needs a folder: REHEARSE=1 OUT=…}
+fi
 mkdir -p "$out"
+processes=$(($(nproc) > 3 ? $(nproc) - 2 : 1))
 
 failed=()
+# run SECONDS LOG COMMAND…: at most so long, its output in $out/LOG too, or nowhere else if LOG is -
 run() {
+    local limit=$1 log=$2
+    shift 2
     echo "== $*"
-    "$@" || failed+=("$*")
+    if [[ $log == - ]]; then
+        timeout "$limit" "$@" || failed+=("$*")
+    else
+        timeout "$limit" "$@" 2>&1 | tee "$out/$log" || failed+=("$*")
+    fi
 }
-run "$python" -m pytest -q tests/kernels --device cuda -m "not slow" -n 4 --dist loadgroup
-run "$python" benchmarks/kernels.py --out "$out" "$@"
-run "$python" benchmarks/throughput.py --json "$out/throughput.json"
+has() { "$python" -c "import $1" 2>/dev/null; }
 
+warm_up() {
+    if [[ $rehearse ]]; then
+        run 900 - "$python" -m benchmarks.warm_up --target sm_90 --processes 1 --most 2 "$@"
+    else
+        run 120 - "$python" -m benchmarks.warm_up --processes "$processes" "$@"
+    fi
+}
+
+tests() {
+    local options=(-q -p no:cacheprovider --device cuda)
+    has xdist && options+=(-n "$processes" --dist loadgroup)
+    has pytest_timeout && options+=(--timeout 120)
+    nvidia-smi -L 2>/dev/null
+    "$python" -c 'import torch, triton; print("torch", torch.__version__, "triton", triton.__version__)'
+    warm_up --cases quick --models mdm_t2i_tiny
+    if [[ $rehearse ]]; then
+        run 900 tests.log "$python" -m pytest -q -p no:cacheprovider --collect-only tests/kernels/test_on_gpu.py
+        return
+    fi
+    run 100 first.log "$python" -m pytest "${options[@]}" -m gpu -k "odd_sizes or small or graph" \
+        tests/kernels/test_on_gpu.py
+    run 340 tests.log "$python" -m pytest "${options[@]}" -m "not slow" --junitxml "$out/tests.xml" tests/kernels \
+        --ignore tests/kernels/test_beyond_int32.py --ignore tests/kernels/test_aot.py \
+        --ignore tests/kernels/test_sanitize.py
+}
+
+kernels() {
+    warm_up --cases quick
+    if [[ $rehearse ]]; then
+        run 900 - "$python" benchmarks/kernels.py --device cpu --filter temporal --seconds 0 --plot --out "$out"
+        return
+    fi
+    run 430 - "$python" benchmarks/kernels.py --quick --plot --out "$out"
+    run 80 - "$python" benchmarks/kernels.py --quick --no-compile --dtype fp32 --filter attention --seconds 0.1 \
+        --out "$out/float32"
+}
+
+models() {
+    if [[ $rehearse ]]; then
+        warm_up --cases none --models mdm_t2i_tiny
+        run 900 graphs.log "$python" -m benchmarks.graphs --device cpu --models mdm_t2i_tiny --seconds 0
+        run 900 - "$python" benchmarks/throughput.py --device cpu --models mdm_t2i_tiny --seconds 0 --json "$out/tiny.json"
+        return
+    fi
+    warm_up --cases none --models mdm_t2i_64,mdm_t2i_256,mdm_t2i_1024
+    run 130 graphs.log "$python" -m benchmarks.graphs --models mdm_t2i_64,mdm_t2i_256,mdm_t2i_1024
+    run 100 - "$python" benchmarks/throughput.py --models mdm_t2i_64 --batch 32 --json "$out/mdm_t2i_64.json"
+    run 100 - "$python" benchmarks/throughput.py --models mdm_t2i_256 --batch 16 --json "$out/mdm_t2i_256.json"
+    if [[ ${REFERENCE:-} ]]; then # a checkout of apple/ml-mdm
+        run 100 - "$python" benchmarks/throughput.py --models mdm_t2i_64 --batch 8 --reference "$REFERENCE" \
+            --json "$out/official.json"
+    fi
+    run 100 int32.log "$python" -m pytest -q -p no:cacheprovider --device cuda -m gpu tests/kernels/test_beyond_int32.py
+}
+
+memory() {
+    local device=cuda every_op
+    [[ $rehearse ]] && device=cpu
+    every_op="
+import torch
+torch.set_default_device('$device')
+from tests.kernels.calls import EVERY_OP
+for name, make in EVERY_OP.items():
+    make().run('auto')
+    if '$device' == 'cuda':
+        torch.cuda.synchronize()
+    print(name, flush=True)
+"
+    if [[ $rehearse ]]; then
+        run 900 memcheck.log "$python" -c "$every_op"
+        return
+    fi
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 run 150 memcheck.log \
+        compute-sanitizer --tool memcheck --error-exitcode 1 "$python" -c "$every_op"
+    run 120 racecheck.log compute-sanitizer --tool racecheck --error-exitcode 1 "$python" -c "$every_op"
+    run 120 ncu.csv ncu --clock-control none --section SpeedOfLight --section MemoryWorkloadAnalysis \
+        -k 'regex:group_|tile_|apply_|flash_|self_cross|loss_level' -c 24 --csv \
+        "$python" benchmarks/kernels.py --quick --no-compile --filter 64×256×64² --seconds 0.01 --out "$(mktemp -d)"
+}
+
+case $part in
+    tests | kernels | models | memory) "$part" ;;
+    *)
+        echo "benchmarks/gpu.sh: no part $part; there are tests, kernels, models, memory" >&2
+        exit 2
+        ;;
+esac
 echo "results: $out"
 [[ ${#failed[@]} == 0 ]] && exit 0
 printf 'failed: %s\n' "${failed[@]}" >&2

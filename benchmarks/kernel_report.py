@@ -1,5 +1,7 @@
 """The results of `benchmarks/kernels.py`: a page to read and JSON to keep."""
 
+import csv
+import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -26,6 +28,19 @@ def read_json(path: Path) -> tuple[dict, list[Row]]:
         for row in content["rows"]
     ]
     return content["machine"], rows
+
+
+def csv_lines(rows: list[Row]) -> str:
+    """One line for everybody in each row, for other people's tools: times in seconds, sizes in bytes."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("op", "shape", "step", "contender", "median", "fastest", "slowest", "peak", "error", "floor"))
+    for row in rows:
+        for name, outcome in row.outcomes.items():
+            times = outcome.timing and (outcome.timing.median, outcome.timing.fastest, outcome.timing.slowest)
+            measured = (*(times or ("", "", "")), outcome.peak, outcome.error, row.floor)
+            writer.writerow((row.op, row.shape, row.step, name, *measured))
+    return text.getvalue()
 
 
 def markdown(machine: dict, rows: list[Row]) -> str:

@@ -5,8 +5,8 @@
     python benchmarks/kernels.py --device cpu --out /tmp/check  # without a GPU: only that the benchmark works
 
 Rivals: plain PyTorch, the same under torch.compile, each backend of scaled_dot_product_attention, and apex, Liger,
-xformers and diffusers where they are installed. Results are written after every row: kernels.json, kernels.md, and at
-the end roofline.png and speedups.png.
+xformers and diffusers where they are installed. Results are written after every row: kernels.json, kernels.md; at the
+end, with --plot, roofline.png, speedups.png and kernels.csv.
 """
 
 import argparse
@@ -16,7 +16,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: find the packages beside benchmarks/
+if (
+    __name__ == "__main__"
+):  # run as a file: find the packages beside benchmarks/, not its files (kernels is a package too)
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import figures, kernel_report, shapes
 from benchmarks.case import Case, Place
@@ -36,6 +39,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=0.2, help="to repeat each call for (default: %(default)s)")
+    parser.add_argument("--plot", action="store_true", help="draw roofline.png and speedups.png, write kernels.csv")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: on a GPU)")
     options = parser.parse_args(arguments)
     options.device = torch.device(options.device)
@@ -66,7 +70,9 @@ def main(options: argparse.Namespace) -> None:
             rows.append(row(case, step, rates, {OURS: failed(error)}))
         write_json(options.out / "kernels.json", machine, rows)
         (options.out / "kernels.md").write_text(kernel_report.markdown(machine, rows))
-    figures.draw(options.out / "kernels.json")
+    if options.plot:
+        figures.draw(options.out / "kernels.json")
+        (options.out / "kernels.csv").write_text(kernel_report.csv_lines(rows))
     print(f"{len(rows)} rows in {options.out / 'kernels.md'}. {kernel_report.summary(machine, rows)}")
 
 

@@ -15,7 +15,10 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: find the packages beside benchmarks/
+if (
+    __name__ == "__main__"
+):  # run as a file: find the packages beside benchmarks/, not its files (kernels is a package too)
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import models, official
 from benchmarks.machine import DTYPES, Rates, describe

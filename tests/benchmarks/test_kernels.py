@@ -1,5 +1,6 @@
 """The benchmark of the ops, on a CPU at small shapes: everything but the numbers."""
 
+import csv
 import dataclasses
 import functools
 import json
@@ -31,7 +32,7 @@ def run(*arguments: str) -> None:
 
 
 def test_command_writes_figures_table_and_pictures(tmp_path, capsys):
-    run("--out", str(tmp_path), "--filter", "temporal")
+    run("--out", str(tmp_path), "--filter", "temporal", "--plot")
     _, rows = kernel_report.read_json(tmp_path / "kernels.json")
     assert [(row.op, row.step) for row in rows] == [("temporal_attention", FORWARD), ("temporal_attention", BOTH)]
     assert all(row.seconds(OURS) > 0 and row.seconds(PYTORCH) > 0 for row in rows)
@@ -41,6 +42,12 @@ def test_command_writes_figures_table_and_pictures(tmp_path, capsys):
     assert "No kernel ran" in capsys.readouterr().out
     for picture in ("roofline.png", "speedups.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    with open(tmp_path / "kernels.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["step"], line["contender"]) for line in lines] == [
+        (row.step, name) for row in rows for name in row.outcomes
+    ]
+    assert float(lines[0]["median"]) == rows[0].seconds(OURS)
 
 
 CASES = shapes.small_cases(Place(CPU, torch.float32))

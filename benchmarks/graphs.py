@@ -1,0 +1,68 @@
+"""One guided call of a model, as Python runs it and as a captured CUDA graph: python -m benchmarks.graphs --models a,b
+
+On our ops and on plain PyTorch, in bfloat16, on a batch of two; and whether a graph's results are those of Python, bit
+for bit. At such a batch the difference is what Python and the launches cost.
+"""
+
+import argparse
+import contextlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.models import SIZES, ModelCase
+from benchmarks.plain import plain_pytorch
+from benchmarks.timing import time_side_by_side
+
+WAYS = {"ours": contextlib.nullcontext, "plain": plain_pytorch}
+
+
+def capture(call: Callable[[], list[Tensor]]) -> tuple[Callable[[], None], list[Tensor]]:
+    """What replays a graph of the call, and the tensors that a replay writes to."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # compiles kernels, and makes first-time allocations
+        call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = call()
+    return graph.replay, results
+
+
+def measure(name: str, device: torch.device, seconds: float) -> None:
+    case = ModelCase(name, 2, torch.bfloat16, device)
+    model = case.model.to(torch.bfloat16).eval()
+    x, context = [level.contiguous() for level in case._clean_levels()], case.context.bfloat16()
+    calls = {}
+    for who, way in WAYS.items():
+
+        def call(way=way) -> list[Tensor]:
+            with torch.no_grad(), way():
+                return model(x, case.time, context)
+
+        calls[who] = call
+        if device.type == "cuda":
+            replay, results = capture(call)
+            expected = call()
+            replay()
+            same = all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+            print(f"{name}, {who}: the graph's results are {'' if same else 'NOT '}Python's, bit for bit", flush=True)
+            calls[f"{who}, graph"] = replay
+    times = time_side_by_side(calls, device, seconds=seconds)
+    print(f"{name}: " + ", ".join(f"{who} {1e3 * timing.median:.2f} ms" for who, timing in times.items()), flush=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default="mdm_t2i_64", metavar="NAMES", help=f"of {', '.join(SIZES)}")
+    parser.add_argument("--device", default="cuda", help="default: %(default)s; a cpu has no graphs")
+    parser.add_argument("--seconds", type=float, default=1.0, help="to repeat each call for (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    for name in options.models.split(","):
+        measure(name, torch.device(options.device), options.seconds)
+
+
+if __name__ == "__main__":
+    main()
