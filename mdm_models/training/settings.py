@@ -35,7 +35,12 @@ TOLD = {"data": ("split_shards",), "optimizer": ("micro_batch",), "system": ("pr
 
 def check_paths(config: TrainConfig) -> None:
     """Raises TrainingError for a URL where a path on a local disk is meant."""
-    named = {"out": config.out, "init-from": config.model.init_from, "cache": config.data.cache}
+    named = {
+        "out": config.out,
+        "init-from": config.model.init_from,
+        "cache": config.data.cache,
+        "prometheus": config.output.prometheus,
+    }
     try:
         for name, path in named.items():
             check_local(path, f"--{name}")

@@ -1,5 +1,7 @@
 """`mdm convert`: a checkpoint becomes a model with the official outputs, or one line of error."""
 
+import re
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -8,7 +10,7 @@ from mdm_models import create_model, from_pretrained, list_models, zoo
 from mdm_models.commands import convert
 from mdm_models.official import named_config
 from mdm_models.pipeline import Pipeline, PipelineConfig
-from mdm_models.text import load_text_encoder
+from mdm_models.text import TransformerTextEncoder, load_text_encoder
 from tests.models.golden import relative_error
 
 
@@ -128,3 +130,51 @@ def test_a_class_conditional_model_is_sampled_by_the_number_of_a_class(official_
     assert pipeline.text_encoder.width == golden.config.innermost.context_dim
     how = {"num_inference_steps": 1, "seed": 0, "output_type": "pt", "progress": False}
     assert not torch.equal(pipeline("3", **how), pipeline("4", **how))
+
+
+OFFICIAL_NAMES = [  # ours → theirs, the inverse of what conversion does, for models without clips
+    (r"\binner\.", "inner_unet."),
+    (r"\btime_embed\.fc(\d)\.", r"temb_layer\1."),
+    (r"\bmicro_embed\.(\w+)\.fc1\.", r"cond_layers.\1.0."),
+    (r"\bmicro_embed\.(\w+)\.fc2\.", r"cond_layers.\1.1."),
+    (r"\btext\.pool\.", "cond_emb."),
+    (r"\.ffn_norm\.", ".ffn.0."),
+    (r"\.ffn\.fc1\.", ".ffn.1."),
+    (r"\.ffn\.fc2\.", ".ffn.3."),
+    (r"\bmiddle_blocks\.0\.", "mid_blocks.0.resnets.0."),
+    (r"\bmiddle_blocks\.1\.", "mid_blocks.0.attn.0."),
+    (r"\bmiddle_blocks\.2\.", "mid_blocks.1.resnets.0."),
+    (r"\b(down|up)\.", r"\1_blocks."),
+    (r"\.attention\.", ".attn."),
+    (r"\.resample\.conv\.", ".resample."),
+    (r"\.film\.", ".time_layer."),
+    (r"\.skip\.", ".conv3."),
+    (r"\.context_norm\.", ".norm_cond."),
+    (r"\.context_kv\.", ".kv_cond."),
+    (r"\.proj\.", ".proj_out."),
+]
+
+
+def official_name(key: str) -> str:
+    for ours, theirs in OFFICIAL_NAMES:
+        key = re.sub(ours, theirs, key)
+    return key
+
+
+@pytest.mark.parametrize("name", ["mdm_t2i_tiny_64", "mdm_t2i_emoji_64"])
+def test_a_named_model_comes_back_as_it_was_converted(name, tmp_path):
+    model = create_model(name).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # those that start at zero too
+            parameter.normal_(std=0.05)
+    torch.save({"state_dict": {official_name(k): v for k, v in model.state_dict().items()}}, tmp_path / "vis_model.pth")
+    assert converted(tmp_path / "vis_model.pth", tmp_path / "out", "--model", name) == 0
+    text = TransformerTextEncoder(model.config.innermost.context_dim, 1, max_tokens=8)
+    pipeline = Pipeline.from_pretrained(tmp_path / "out", text_encoder=text)
+    assert pipeline.config.size == 64
+    x = [torch.randn(1, *shape) for shape in pipeline.shapes]
+    context, mask = text(["a cat"])
+    with torch.no_grad():
+        found, expected = (one(x, torch.tensor([9]), context, mask) for one in (pipeline.model, model))
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)

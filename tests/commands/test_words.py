@@ -51,6 +51,7 @@ def saved(tmp_path) -> Path:
         ("train", "emoji", "--data", "x.tar", "--out", URL),
         ("train", "emoji", "--data", "x.tar", "--out", "x", "--init-from", URL),
         ("train", "emoji", "--data", "x.tar", "--out", "x", "--cache", URL),
+        ("train", "emoji", "--data", "x.tar", "--out", "x", "--prometheus", URL),
         ("train", "emoji", "--data", "x.tar", "--out", URL, "--dry-run"),
         ("sample", "x", "a cat", "--out", URL),
         ("sample", URL, "a cat"),
