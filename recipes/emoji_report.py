@@ -35,8 +35,9 @@ from mdm_models.evaluation.comparison import Comparison
 from mdm_models.evaluation.extractors import EFFICIENTNET_LITE0, load_extractor
 from mdm_models.evaluation.retrieval import share_right
 from mdm_models.pictures import to_pictures, to_pixels
-from mdm_models.pipeline import Pipeline, model_directory
+from mdm_models.pipeline import Pipeline
 from mdm_models.storage import write_whole
+from mdm_models.training.saved import open_pipeline
 
 SIZE = 64  # of all pictures that are compared, in pixels
 STYLES = 4  # in which a name must be drawn to be asked for: what is judged is the drawing, not a word nobody knows
@@ -46,7 +47,7 @@ COLUMNS, CELL = 8, 64  # of a grid; pixels
 @dataclass(frozen=True)
 class Options:
     model: Annotated[Positional[Path], arg(metavar="MODEL")]
-    """a run, a saved model, or a name of `mdm models --pretrained`"""
+    """a run, be it over or not, a saved model, or a name of `mdm models --pretrained`"""
     data: tuple[str, ...]
     """the shards that it was trained on"""
     out: Path
@@ -100,9 +101,7 @@ class Chosen:
 def report(options: Options) -> None:
     """Raises TrainingError, OSError or ValueError in one line."""
     device = device_of(options.device)
-    pipeline = Pipeline.from_pretrained(
-        model_directory(options.model), dtype=dtype_of(options.dtype, device), device=device
-    )
+    pipeline = open_pipeline(options.model).to(device, dtype_of(options.dtype, device))
     chosen = choose(*drawings(options), options)
     comparison = Comparison.of(EFFICIENTNET_LITE0, "", SIZE, False, device)
     real = _stacked(chosen.held_out)
@@ -216,6 +215,7 @@ def _plain(value: object) -> object:
 def main(arguments: list[str] | None = None) -> int:
     program, arguments = "emoji_report.py", sys.argv[1:] if arguments is None else arguments
     return exit_code(program, lambda: report(parse(program, __doc__, Options, arguments)))
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -23,17 +23,17 @@ from mdm_models.data.config import DataConfig
 from mdm_models.data.media import BadSample
 from mdm_models.data.reader import caption_of
 from mdm_models.data.shards import ShardedSamples, open_shards
-from mdm_models.pipeline import Pipeline, model_directory
 from mdm_models.shipped import CARD, FOLDER
 from mdm_models.storage import write_whole
 from mdm_models.text import TransformerTextEncoder
 from mdm_models.training.model_card import GRIDS, Told, model_card
+from mdm_models.training.saved import open_pipeline
 
 
 @dataclass(frozen=True)
 class Options:
     run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """the directory of a run that has left a model"""
+    """the directory of a run: the model that it left, or its newest checkpoint's"""
     name: Annotated[Positional[str], arg(metavar="NAME")]
     """of the model from now on"""
     about: Path
@@ -52,7 +52,7 @@ class Options:
 
 def ship(options: Options) -> None:
     """Raises TrainingError, OSError, ValueError or TypeError in one line."""
-    pipeline = Pipeline.from_pretrained(model_directory(options.run), dtype=torch.float32)
+    pipeline = open_pipeline(options.run)
     if options.guidance_scale is not None:
         pipeline.config = dataclasses.replace(pipeline.config, guidance_scale=options.guidance_scale)
     if isinstance(pipeline.text_encoder, TransformerTextEncoder):

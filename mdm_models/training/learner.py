@@ -23,15 +23,15 @@ from mdm_models.data.stream import Batch, to_unit_range
 from mdm_models.diffusion import MatryoshkaDiffusion
 from mdm_models.diffusion.times import continuous_times, discrete_times, logit_normal_times
 from mdm_models.errors import TrainingError
-from mdm_models.pipeline import Pipeline, PipelineConfig
+from mdm_models.pipeline import Pipeline
 from mdm_models.processes import Processes
-from mdm_models.text import PrecomputedText, TextEncoder, TransformerTextEncoder
+from mdm_models.text import TextEncoder, TransformerTextEncoder
 from mdm_models.training.checkpoint.checkpoints import Checkpoints
 from mdm_models.training.config import OptimizerConfig, TrainConfig
-from mdm_models.training.denoiser import CaptionReader, initial_model, open_encoder, part_of
+from mdm_models.training.denoiser import CaptionReader, initial_model
 from mdm_models.training.ema.averages import make_averages
 from mdm_models.training.parallel import accumulating, parallelise
-from mdm_models.unet import empty_model
+from mdm_models.training.saved import pipeline_config, pipeline_of
 
 NOISE, TIME = 4, 5  # what random numbers are for, beside 0 to 3 of the data's: no two uses draw the same ones
 TIMES = {"discrete": discrete_times, "continuous": continuous_times, "logit_normal": logit_normal_times}
@@ -194,7 +194,8 @@ class Learner:
         self.model.eval()
         try:
             with self.ema.swapped_in(), torch.no_grad(), self.autocast():
-                yield Pipeline(self.model.unet, _RunsText(self), self._pipeline_config(), engine="eager")
+                settings = pipeline_config(self.config, self.encoder)
+                yield Pipeline(self.model.unet, _RunsText(self), settings, engine="eager")
         finally:
             self.model.train()
 
@@ -240,35 +241,7 @@ class Learner:
             options = StateDictOptions(full_state_dict=True, cpu_offload=True)
             weights = get_model_state_dict(self.model, options=options)  # may be the parameters themselves, not copies
             if self.processes.is_main:
-                self._write(directory, weights)
-
-    def _write(self, directory: Path, weights: dict[str, Tensor]) -> None:
-        """`weights`: those of the whole model, by name, on the CPU."""
-        unet = empty_model(self.architecture)
-        unet.load_state_dict(part_of(weights, "unet"), assign=True)
-        encoder = self.encoder
-        if isinstance(encoder, TransformerTextEncoder):  # its own tensors may be spread over processes
-            encoder = open_encoder(self.config.model, self.config.system.seed, torch.device("cpu"))
-            encoder.load_state_dict(part_of(weights, "text"))
-        Pipeline(unet, encoder, self._pipeline_config()).save_pretrained(directory)
-
-    def _pipeline_config(self) -> PipelineConfig:
-        named = self.config.model.text_encoder
-        if isinstance(self.encoder, PrecomputedText):
-            named = self.encoder.identity.name  # what the features came from, which takes any prompt
-        elif named and Path(named).exists():
-            named = str(Path(named).resolve())
-        return PipelineConfig(
-            size=self.config.data.size,
-            text_encoder=named,
-            max_tokens=self.encoder.max_tokens,
-            shift_power=self.config.objective.shift_power,
-            unshifted_size=self.config.objective.unshifted_size,
-            prediction=self.config.objective.prediction,
-            loss_target=self.config.objective.loss_target,
-            guidance_scale=self.config.output.guidance_scale,
-            frame_rate=self.config.data.frame_rate,
-        )
+                pipeline_of(self.config, self.architecture, self.encoder, weights).save_pretrained(directory)
 
 
 class _RunsText:

@@ -7,6 +7,7 @@ from typing import Any
 
 from mdm_models.config import UNetConfig
 from mdm_models.pipeline import Pipeline
+from mdm_models.training.checkpoint.checkpoints import list_steps
 from mdm_models.training.monitor.logbook import EVALUATION, TRAINING, records_of
 
 EVALUATION_FILE = "evaluation.json"
@@ -78,14 +79,17 @@ def _training(run: Path, config: dict[str, Any], told: Told) -> str:
 
 
 def _amount(run: Path) -> str:
-    """How much a run has learned; "" if its log is not there."""
+    """How much a run had learned at its newest checkpoint; "" if its log is not there."""
     if not (run / "log.jsonl").is_file():
         return ""
-    training = [record for record in _records(run) if record["kind"] == TRAINING]
+    until = max((int(path.name.removeprefix("step-")) for path in list_steps(run)), default=0)
+    training = [record for record in _records(run) if record["kind"] == TRAINING and record["step"] <= until]
     seconds, before = 0.0, 0
     for record in training:
         seconds += record["step_seconds"] * (record["step"] - before)
         before = record["step"]
+    if not training:
+        return f"{until:,} steps"
     last = training[-1]
     samples = f"{last['samples_seen']:,} samples ({last['epoch']:.1f} epochs)"
     return f"{last['step']:,} steps, {samples}, in {seconds / 3600:.1f} hours"

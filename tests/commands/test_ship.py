@@ -1,11 +1,12 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from mdm_models import Pipeline, cli
+from mdm_models import Pipeline, cli, zoo
 from mdm_models.config import UNetConfig
 from mdm_models.errors import CheckpointError
 from mdm_models.storage import opened
@@ -98,6 +99,16 @@ def test_a_shipped_model_of_another_architecture_is_no_beginning(run, tmp_path):
     config = changed(config, frames=1, init_from=str(tmp_path / "weights" / "mdm_small"))
     with pytest.raises(CheckpointError, match="neither this model nor the one nested"):
         train(config, IMAGE_MODEL)
+
+
+def test_of_a_run_that_goes_on_its_newest_checkpoint_is_shipped(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(zoo._CONFIGS, "small", lambda: NESTED_MODEL)
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("model"))
+    assert ship(tmp_path / "run", tmp_path / "a") == 0
+    assert ship(run, tmp_path / "b") == 0
+    first, second = (tmp_path / out / "mdm_small" for out in ("a", "b"))
+    for file in ("model.safetensors", "pipeline.json", "text_encoder/model.safetensors"):
+        assert (first / file).read_bytes() == (second / file).read_bytes()
 
 
 def test_a_run_without_a_model_is_named(tmp_path, capsys):
