@@ -14,11 +14,11 @@ from tests.training.models import IMAGE_MODEL
 def main() -> None:
     shard, run = map(Path, sys.argv[1:])
 
-    def learn(self: Learner, *arguments, learn=Learner.learn):
+    def learn(self: Learner, *arguments, learn=Learner.learn, **options):
         if self.step == 5 and os.environ["RANK"] == "1" and not (run / "killed").exists():
             (run / "killed").touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return learn(self, *arguments)
+        return learn(self, *arguments, **options)
 
     Learner.learn = learn
     trainer.train(often_saving(shard, run), IMAGE_MODEL)
