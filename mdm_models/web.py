@@ -260,5 +260,5 @@ header h1 { font-size: 1.4rem; margin: 0 } header p { margin: 0; opacity: .65 }
 .bar { height: 4px; border-radius: 2px; background: var(--border-color-primary); overflow: hidden }
 .bar div { height: 100%; background: var(--primary-500); transition: width .2s }
 .state { margin: .5rem 0 0; font-size: .9rem; font-variant-numeric: tabular-nums }
-.state a { text-decoration: underline }
+.state a { text-decoration: underline; margin: 0; padding: 0 }
 """
