@@ -77,18 +77,29 @@ def multires_noise(images, alpha_bars, strides, noise, *, seed=None):
 
 
 def multires_loss(
-    preds, images, alpha_bars, strides, noise, *, seed=None, prediction="v", loss_target="eps", weights=None, rows=None
+    preds,
+    images,
+    alpha_bars,
+    strides,
+    noise,
+    *,
+    seed=None,
+    prediction="v",
+    loss_target="eps",
+    weights=None,
+    rows=None,
+    per_level=False,
 ):
     if (prediction, loss_target) != ("v", "eps"):
         raise NotImplementedError("the plain version is for v-prediction with the loss in ε")
     levels = _level_images(images, strides)
-    loss = torch.zeros(images.shape[0], device=images.device)
+    losses = []
     for i, (pred, a, x, e) in enumerate(zip(preds, alpha_bars, levels, noise, strict=True)):
         a = _beside(a, x)
         v = a.sqrt() * e - (1 - a).sqrt() * x
         error = (a * (pred.float() - v).square()).flatten(1).mean(1)
-        loss = loss + (weights[i] if weights else 1.0) * error
-    return loss
+        losses.append((weights[i] if weights else 1.0) * error)
+    return torch.stack(losses) if per_level else sum(losses)
 
 
 def sampler_step(x, preds, alpha_bar_t, alpha_bar_s, guidance_scale=5.0):

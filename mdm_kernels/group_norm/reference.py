@@ -18,11 +18,8 @@ from torch import Tensor
 from ..layouts import concatenated, dense, is_channels_last
 from ..private_torch import is_fake, torch_func_is_active
 
-CENTRED = 1
-"""|mean| in standard deviations up to which torch's own group norm is exact to the last bits of x's dtype"""
-
-CENTRED_IN_HALF = 16
-"""|mean| in standard deviations up to which its float32 sums leave the last bit of a half-precision result right"""
+CENTRED = 16
+"""|mean| in standard deviations up to which torch's float32 sums leave the last bit of a half-precision result right"""
 
 SMALL = 2**15
 """elements of the rows that share a modulation up to which normalising all of them in one call, and modulating the
@@ -96,9 +93,9 @@ def _group_norm(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor 
     rows, channels, positions = x.shape[0], x.shape[1], math.prod(x.shape[2:])
     dtype = x.dtype if weight is None else weight.dtype
     long_sums = is_channels_last(x) and positions * channels // num_groups > RUNNING_TOTAL
-    if _holds_cpu_data(x) and (x.dtype != dtype or not long_sums):
+    if x.dtype != dtype and _holds_cpu_data(x):
         y, mean, rstd = torch.native_group_norm(x, weight, bias, rows, channels, positions, num_groups, eps)
-        if not (mean.abs() * rstd > (CENTRED if x.dtype == dtype else CENTRED_IN_HALF)).any():
+        if not (mean.abs() * rstd > CENTRED).any():
             return y
     x = x.to(dtype)
     if long_sums:

@@ -76,7 +76,7 @@ def exit_code(program: str, act: Callable[[], int | None]) -> int:
         print(f"{program}: error: {one_line(error)}", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
-        print(f"{program}: stopped", file=sys.stderr)
+        print(f"{program}: stopped; the same command goes on", file=sys.stderr)
         return STOPPED
 
 

@@ -158,6 +158,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Raises DataError, ValueError or OSError in one line."""
+    shards = expand(options.shards)  # before the encoder, which takes longer to load
     encoder = load_text_encoder(
         options.text_encoder,
         max_tokens=options.max_tokens,
@@ -168,7 +169,7 @@ def run(options: Options) -> None:
         raise ValueError(
             f"{options.text_encoder} is no network; --text-encoder takes a directory of T5, CLIP or another one"
         )
-    precompute(expand(options.shards), encoder, options.out, options.batch_size)
+    precompute(shards, encoder, options.out, options.batch_size)
 
 
 main = command("precompute", __doc__, Options, run)

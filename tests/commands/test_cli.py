@@ -151,7 +151,7 @@ def test_ctrl_c_has_a_code_of_its_own(monkeypatch, capsys):
 
     monkeypatch.setattr("mdm_models.commands.models.list_models", interrupted)
     assert cli.main(["models"]) == 130
-    assert capsys.readouterr().err == "mdm models: stopped\n"
+    assert capsys.readouterr().err == "mdm models: stopped; the same command goes on\n"
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch):

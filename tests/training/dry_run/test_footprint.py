@@ -1,4 +1,5 @@
 import contextlib
+import weakref
 
 import pytest
 import torch
@@ -38,18 +39,27 @@ def test_a_layer_of_a_trained_text_encoder_is_counted_with_the_innermost_level()
     assert innermost(3) - innermost(2) == layer
 
 
+class Kept:
+    """What autograd holds in place of a tensor that it keeps, as long as it does."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor = tensor
+
+
 def kept_by(model: torch.nn.Module, inputs: tuple, autocast: bool) -> int:
-    """Bytes that autograd keeps of a real forward pass."""
+    """Bytes that autograd keeps of a real forward pass, when it is over."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    found = {}  # address → tensor, which stays alive, so that no address comes twice
+    found = weakref.WeakSet()
 
     def note(tensor):
-        found[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
+        found.add(kept := Kept(tensor))
+        return kept
 
-    with saved_tensors_hooks(note, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        model(*inputs)
-    return sum(tensor.untyped_storage().nbytes() for address, tensor in found.items() if address not in weights)
+    with saved_tensors_hooks(note, lambda kept: kept.tensor), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        predictions = model(*inputs)
+    memory = {kept.tensor.untyped_storage().data_ptr(): kept.tensor.untyped_storage().nbytes() for kept in found}
+    assert predictions  # which hold all that is kept
+    return sum(size for address, size in memory.items() if address not in weights)
 
 
 def real_and_told(rows: tuple[int, ...], autocast: bool) -> tuple[int, int]:
