@@ -80,7 +80,7 @@ tests() {
 kernels() {
     warm_up --cases quick
     if [[ $rehearse ]]; then
-        run 900 - "$python" benchmarks/kernels.py --device cpu --filter temporal --seconds 0 --plot --out "$out"
+        run 900 - "$python" benchmarks/kernels.py --device cpu --dtype fp32 --filter temporal --seconds 0 --plot --out "$out"
         return
     fi
     run 430 - "$python" benchmarks/kernels.py --quick --plot --out "$out"
