@@ -67,7 +67,8 @@ tests() {
     "$python" -c 'import torch, triton; print("torch", torch.__version__, "triton", triton.__version__)'
     warm_up --cases quick --models mdm_t2i_tiny
     if [[ $rehearse ]]; then
-        run 900 tests.log "$python" -m pytest -q -p no:cacheprovider --collect-only tests/kernels/test_on_gpu.py
+        run 900 tests.log "$python" -m pytest -q -p no:cacheprovider -m gpu --collect-only \
+            tests/kernels/test_on_gpu.py
         return
     fi
     run 100 first.log "$python" -m pytest "${options[@]}" -m gpu -k "odd_sizes or small or graph" \
