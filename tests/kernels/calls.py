@@ -47,8 +47,9 @@ class Call:
         arguments = {k: mapped(lambda x, k=k: cast(k, x), v) for k, v in self.arguments.items()}
         return dataclasses.replace(self, arguments=arguments)
 
-    def run(self, backend: str) -> list[Tensor]:
-        """The results, then the gradients of every differentiable tensor under a fixed gradient of the results."""
+    def run(self, backend: str, upstream: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
+        """The results, then the gradients of every differentiable tensor under a fixed gradient of the results, or the
+        one that `upstream` gives for each of them."""
         arguments = dict(self.arguments)
         for name in self.differentiable:
             arguments[name] = mapped(lambda x: x.detach().requires_grad_(), arguments[name])
@@ -57,7 +58,7 @@ class Call:
             leaves = [x for name in self.differentiable for x in tensors_in(arguments[name])]
             if not leaves:
                 return results
-            gradients = torch.autograd.grad(results, leaves, [upstream_gradient(y) for y in results])
+            gradients = torch.autograd.grad(results, leaves, [(upstream or upstream_gradient)(y) for y in results])
         return [*(y.detach() for y in results), *gradients]
 
 

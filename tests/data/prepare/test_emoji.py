@@ -118,7 +118,7 @@ def test_a_name_that_has_gone_out_of_use_is_taken_where_three_sets_still_draw_it
 
 def test_what_cannot_be_drawn_is_skipped_and_counted(tmp_path):
     tarball = icons(tmp_path / "a.tgz", "noto", ["anchor"], {"Objects": ["anchor"]}, body="<path")
-    assert prepare(tmp_path / "out", tarball) == 0
+    assert prepare(tmp_path / "out", tarball) == 2  # nothing was written
     assert json.loads((tmp_path / "out" / "report.json").read_text())["skipped"] == {"undrawable": 1}
 
 
