@@ -9,7 +9,7 @@
 #
 # PYTHON needs torch, triton, pytest, hypothesis, einops, safetensors, numpy and tqdm; with pytest-xdist tests run beside
 # each other, with pytest-timeout none hangs, with matplotlib there are pictures. Each part leaves at most eight small
-# files in $OUT (default: benchmarks/results/<device>). What a part runs, it runs whatever became of what came before; the
+# files in the folder OUT (default: benchmarks/results/<device>). What a part runs, it runs whatever became of what came before; the
 # exit status is 1 if something failed. REHEARSE=1 runs, without a GPU, as much of a part as a processor can.
 set -uo pipefail
 cd "$(dirname "$0")/.."
