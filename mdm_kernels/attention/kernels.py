@@ -209,15 +209,21 @@ def output_dot_grad(
     D: tl.constexpr, DA: tl.constexpr, DB: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     EVEN: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """δ [BLOCK_M]: output · its gradient, per query, where that output was not stored: Σ p · (grad · v)."""
+    """δ [BLOCK_M]: output · its gradient, per query, where that output was not stored: Σ p (grad · v) / Σ p.
+
+    Σ p is 1 up to the rounding of the log-sum-exp, which grows with the logits. Left in, it would keep a query's
+    p (grad · v − δ) from adding up to 0, and dq would err by it times the mean of the keys.
+    """
     delta = tl.zeros([BLOCK_M], tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
     for start in range(0, keys, BLOCK_N):
         row = tl.cast(start, tl.int64)
         k_a, k_b = load_tile(k_ptr + row * k_row, k_row, k_column, keys - start, D, DA, DB, BLOCK_N, EVEN)
         v_a, v_b = load_tile(v_ptr + row * v_row, v_row, v_column, keys - start, D, DA, DB, BLOCK_N, EVEN)
         p = probabilities(q_a, q_b, k_a, k_b, lse, mask_ptr, mask_stride, start, keys, scale, DB, BLOCK_N, EVEN, MASKED)
         delta += tl.sum(p * dot_rows(grad_a, grad_b, v_a, v_b, DB), 1)
-    return delta
+        total += tl.sum(p, 1)
+    return delta / tl.where(total > 0, total, 1.0)
 
 
 @triton.jit
