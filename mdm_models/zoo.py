@@ -193,3 +193,34 @@ def mdm_t2i_emoji_64() -> UNetConfig:
     return UNetConfig(
         channels=(32, 48, 64), blocks=(1, 1, 1), embed_dim=384, norm_groups=16, inner=mdm_t2i_emoji_16()
     )
+
+
+@_named
+def mdm_t2v_emoji() -> UNetConfig:
+    """8 frames of 32² around 8 frames of 16² around mdm_t2i_emoji_16, one frame."""
+    clip = UNetConfig(
+        channels=(32, 32, 32, 32),
+        blocks=(1, 1, 1, 1),
+        kind="time",
+        temporal_attention=(0, 1, 1, 0),
+        temporal_head_dim=16,
+        embed_dim=384,
+        norm_groups=16,
+        inner=mdm_t2i_emoji_16(),
+    )
+    return UNetConfig(channels=(32, 32), blocks=(1, 1), kind="space", embed_dim=384, norm_groups=16, inner=clip)
+
+
+@_named
+def mdm_t2i_emoji_128() -> UNetConfig:
+    """128² around 32², for a GPU."""
+    inner = UNetConfig(
+        channels=(128, 256, 384),
+        blocks=(2, 2, 2),
+        attention=(0, 1, 2),
+        attention_ffn=True,
+        mid_blocks=True,
+        embed_dim=512,
+        context_dim=128,
+    )
+    return UNetConfig(channels=(64, 64, 128), blocks=(2, 2, 1), embed_dim=512, inner=inner)

@@ -1,8 +1,11 @@
-"""Text-to-image on drawings of things in eight styles, small enough to be trained on a CPU.
+"""Text-to-image on drawings of things in eight styles, and text-to-video on clips around it, trained on a CPU.
 
     mdm prepare emoji --out EMOJI
     torchrun --nproc-per-node=2 recipes/emoji.py --preset 16 --data EMOJI --out runs/emoji-16
     torchrun --nproc-per-node=2 recipes/emoji.py --preset 64 --data EMOJI --out runs/emoji-64 --init-from runs/emoji-16
+    mdm prepare fluent-emoji --out FLUENT
+    torchrun --nproc-per-node=2 recipes/emoji.py --preset 8x32 --data FLUENT/fluent-video-*.tar --out runs/emoji-clips \
+        --init-from runs/emoji-16
 
 Captions are "red apple, noto style". The same command again continues a run; every option after --preset replaces a
 value of the preset. On a CPU give each process one thread (OMP_NUM_THREADS=1): two such processes train as fast as one
@@ -45,7 +48,22 @@ def stage_64(shards: tuple[str, ...], out: str) -> TrainConfig:
     return changed(stage, level_shares=(0.25, 1.0), sample_every=500)
 
 
-PRESETS = {"16": stage_16, "64": stage_64}
+def stage_8x32(shards: tuple[str, ...], out: str) -> TrainConfig:
+    """8 frames of 32², 1⅓ seconds, around 8 frames of 16² around stage one: the animated drawings of one of its styles.
+    The clips are few, and each is longer than what is cut from it: from the beginning, which is what it shows at rest."""
+    stage = changed(stage_16(shards, out), model="mdm_t2v_emoji", size=32, shift_power=2.0, level_shares=(0.25, 1.0, 1.0))
+    stage = changed(stage, frames=8, frame_rate=6.0, clip_start="first", batch_size=16)
+    return changed(stage, evaluate_every=1000, evaluate_samples=18, sample_every=500, sample_count=8)
+
+
+def gpu(shards: tuple[str, ...], out: str) -> TrainConfig:
+    """128² and the 32² inside it together, ten times as many weights, 16 million samples, for a GPU."""
+    config = changed(stage_64(shards, out), model="mdm_t2i_emoji_128", size=128, batch_size=256, steps=60_000)
+    config = changed(config, lr=4e-4, warmup=1000, ema_decay=0.9995, workers=8, compile=True)
+    return changed(config, evaluate_every=5000, save_every=2000, sample_every=2000)
+
+
+PRESETS = {"16": stage_16, "64": stage_64, "8x32": stage_8x32, "gpu": gpu}
 
 if __name__ == "__main__":
     sys.exit(run_recipe(PRESETS, __doc__))

@@ -1,6 +1,6 @@
 """The network that is trained: a UNet and, unless its text encoder is a frozen one, the text encoder with it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from mdm_models.shipped import shipped_or
 from mdm_models.text import TextEncoder, TransformerTextEncoder, load_text_encoder
 from mdm_models.training.checkpoint import checkpoints
 from mdm_models.training.config import ModelConfig
-from mdm_models.unet import UNet, build_model
+from mdm_models.unet import NestedUNet, UNet, build_model
 
 
 def open_encoder(config: ModelConfig, seed: int, device: torch.device, in_bf16: bool = False) -> TextEncoder:
@@ -95,37 +95,50 @@ def is_saved_model(stage: str) -> bool:
 
 
 def _fill_from_saved(model: CaptionedDenoiser, stage: str) -> None:
-    """Fill the UNet, or the one nested in it, and the text encoder that is trained along, with a saved pipeline's."""
+    """Fill the UNet, or one nested in it, and the text encoder that is trained along, with a saved pipeline's."""
     try:
         saved = Pipeline.from_pretrained(stage, dtype=torch.float32)
         if model.text is not None and isinstance(saved.text_encoder, TransformerTextEncoder):
             model.text.take_over(saved.text_encoder)
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"init_from {stage}: {one_line(error)}") from None
-    fitting = [unet for unet in (model.unet, getattr(model.unet, "inner", None)) if _has_config_of(unet, saved.model)]
+    fitting = [unet for unet in (model.unet, *_nested_in(model.unet)) if unet.config == saved.model.config]
     if not fitting:
-        raise CheckpointError(f"init_from {stage}: it is neither this model nor the one nested in this one")
+        raise CheckpointError(f"init_from {stage}: it is neither this model nor one nested in this one")
     fitting[0].load_state_dict(saved.model.state_dict())
 
 
-def _has_config_of(unet: UNet | None, other: UNet) -> bool:
-    return unet is not None and unet.config == other.config
+def _nested_in(unet: UNet) -> Iterator[UNet]:
+    """The UNets inside this one, outermost first."""
+    while isinstance(unet, NestedUNet):
+        unet = unet.inner
+        yield unet
 
 
 def _fill(model: CaptionedDenoiser, averages: Mapping[str, Tensor], origin: str) -> None:
-    """Fill the nested UNet, and the text encoder that is trained along, every weight of both."""
-    inner = getattr(model.unet, "inner", None)
-    if inner is None:
+    """Fill a nested UNet, the outermost that fits, and the text encoder that is trained along, every weight of both."""
+    nested = list(_nested_in(model.unet))
+    if not nested:
         raise CheckpointError(f"{origin}: this model has no nested UNet to fill")
-    for part, module in (("text", model.text), ("unet", inner)):
-        if module is None:
-            continue
-        own, needed = part_of(averages, part), module.state_dict()
-        for name in sorted(own.keys() | needed.keys()):
-            there, here = (list(some[name].shape) if name in some else "missing" for some in (own, needed))
-            if there != here:
-                raise CheckpointError(
-                    f"{origin}: its {part} does not fit: {name} is {there} there, {here} here; give the run of "
-                    "the model that is nested in this one, trained with the same text encoder"
-                )
+    filling = part_of(averages, "unet")
+    modules = {"unet": next((unet for unet in nested if not _misfit(filling, unet)), nested[0])}
+    if model.text is not None:
+        modules["text"] = model.text
+    for part, module in modules.items():
+        own = part_of(averages, part)
+        if misfit := _misfit(own, module):
+            raise CheckpointError(
+                f"{origin}: its {part} does not fit: {misfit}; give the run of a model that is nested in this one, "
+                "trained with the same text encoder"
+            )
         module.load_state_dict(own)
+
+
+def _misfit(own: Mapping[str, Tensor], module: nn.Module) -> str:
+    """The first weight that only one of both has, or of another shape; "" if there is none."""
+    needed = module.state_dict()
+    for name in sorted(own.keys() | needed.keys()):
+        there, here = (list(some[name].shape) if name in some else "missing" for some in (own, needed))
+        if there != here:
+            return f"{name} is {there} there, {here} here"
+    return ""

@@ -142,7 +142,14 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on(config, monkeypatch, capsy
     assert checkpoints.list_steps(run)[-1].name == "step-00000006"
 
 
-def test_a_stage_starts_from_the_averages_of_the_one_before(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("levels_between", [0, 1])
+def test_a_stage_starts_from_the_averages_of_the_one_before(config, tmp_path, monkeypatch, levels_between):
+    """Also where that one is nested in one that is nested in this one."""
+    around = NESTED_MODEL
+    for _ in range(levels_between):
+        around = dataclasses.replace(NESTED_MODEL, inner=around)
+    prefix = "unet." + "inner." * (levels_between + 1)
+    config = changed(config, size=config.data.size * 2**levels_between)
     stage = changed(config, steps=1, out=str(tmp_path / "stage"))
     averages = {name: value for name, value in weights(train(stage, IMAGE_MODEL)).items() if "." in name}
     begun = {}
@@ -153,9 +160,9 @@ def test_a_stage_starts_from_the_averages_of_the_one_before(config, tmp_path, mo
         return learn(self, *arguments, **options)
 
     monkeypatch.setattr(Learner, "learn", learn)
-    train(changed(config, steps=1, init_from=stage.out), NESTED_MODEL)
+    train(changed(config, steps=1, init_from=stage.out), around)
     for name, value in averages.items():
-        own = name.replace("unet.", "unet.inner.")
+        own = name.replace("unet.", prefix)
         assert torch.equal(begun[own], value)
         assert torch.equal(begun[f"ema.{own}"], value)
 
