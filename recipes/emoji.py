@@ -49,9 +49,10 @@ def stage_64(shards: tuple[str, ...], out: str) -> TrainConfig:
 
 
 def stage_8x32(shards: tuple[str, ...], out: str) -> TrainConfig:
-    """8 frames of 32², 1⅓ seconds, around 8 frames of 16² around stage one: the animated drawings of one of its styles.
-    The clips are few, and each is longer than what is cut from it: from the beginning, which is what it shows at rest."""
-    stage = changed(stage_16(shards, out), model="mdm_t2v_emoji", size=32, shift_power=2.0, level_shares=(0.25, 1.0, 1.0))
+    """8 frames of 32², 1⅓ seconds, around 8 frames of 16² around stage one: drawings in its 3-D style that move. Of each
+    clip its beginning, which shows the thing at rest."""
+    stage = changed(stage_16(shards, out), model="mdm_t2v_emoji", size=32, shift_power=2.0)
+    stage = changed(stage, level_shares=(0.25, 1.0, 1.0))
     stage = changed(stage, frames=8, frame_rate=6.0, clip_start="first", batch_size=16)
     return changed(stage, evaluate_every=1000, evaluate_samples=18, sample_every=500, sample_count=8)
 
