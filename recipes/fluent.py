@@ -161,7 +161,7 @@ def _parameters(stage: Stage) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    program = "recipes/fluent.py"
+    program, arguments = "recipes/fluent.py", sys.argv[1:] if arguments is None else arguments
     return exit_code(program, lambda: run(parse(program, __doc__, Comparison, arguments)))
 
 

@@ -4,7 +4,9 @@
 130: stopped by Ctrl-C. 75: training was asked to stop, or lost one of its processes; the same command goes on.
 """
 
+import contextlib
 import dataclasses
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, OmitSubcommandPrefixes
 
+from mdm_models.commands.refusal import refusal
 from mdm_models.errors import TrainingError, one_line, warn_in_one_line
 from mdm_models.storage import check_local
 
@@ -27,6 +30,7 @@ DTYPES = {
     "fp16": torch.float16,
 }
 DONE, REFUSED, STOPPED = 0, 2, 130
+MARKERS = (OmitArgPrefixes, OmitSubcommandPrefixes, FlagCreatePairsOff)
 
 Options = TypeVar("Options")
 Main = Callable[[list[str] | None], int]
@@ -45,10 +49,25 @@ def command(name: str, description: str | None, options: type[Options], act: Cal
     return main
 
 
-def parse(program: str, description: str | None, options: type[Options], arguments: list[str], **more) -> Options:
-    """The options that a command line gives. Ends the process with code 2 and says why if it is wrong."""
-    conf = (OmitArgPrefixes, OmitSubcommandPrefixes, FlagCreatePairsOff)
-    return tyro.cli(options, prog=program, description=description, args=arguments, config=conf, **more)
+def parse(
+    program: str, description: str | None, options: type[Options], arguments: list[str], config=MARKERS, **more
+) -> Options:
+    """The options that a command line gives, as `tyro.cli` reads it; --help ends the process. Raises ValueError in one
+    line for a wrong one."""
+
+    def read(arguments: list[str]) -> Options:
+        return tyro.cli(options, prog=program, description=description, args=arguments, config=config, **more)
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            found = read(arguments)
+    except SystemExit as end:
+        if end.code in (None, DONE):
+            raise
+        raise ValueError(refusal(read, program, arguments)) from None
+    sys.stderr.write(said.getvalue())
+    return found
 
 
 def checked(options: Options) -> Options:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mdm_models.commands import line
 from mdm_models.commands.line import DONE, exit_code, like
 from mdm_models.data.config import DataConfig
 from mdm_models.errors import COME_AGAIN
@@ -54,7 +55,7 @@ def parse(
     program: str, presets: Mapping[str, Preset], description: str | None, arguments: list[str]
 ) -> tuple[TrainConfig, bool]:
     """The settings of the preset that the command line names with the fields that it replaces, and whether it asks for
-    --dry-run."""
+    --dry-run. Raises ValueError in one line for a wrong command line."""
     names = list(presets)
     first = dataclasses.make_dataclass(
         "First",
@@ -64,16 +65,17 @@ def parse(
             ("data", tuple[str, ...], ()),
         ],
     )
-    chosen, rest = tyro.cli(first, prog=program, args=arguments, add_help=False, return_unknown_args=True)
+    chosen, rest = line.parse(program, None, first, arguments, add_help=False, return_unknown_args=True)
     preset = presets[chosen.preset](chosen.data or tyro.MISSING, tyro.MISSING)
     choices = "\n".join(f"  --preset {name:8} {preset.__doc__}" for name, preset in presets.items())
     dry_run = "  --dry-run         print the settings, the model's size, its memory and its schedule, and do nothing"
-    options = tyro.cli(
-        tyro.conf.OmitArgPrefixes[_Options],
-        prog=program,
-        args=rest,
+    options = line.parse(
+        program,
+        f"{description}\n{choices}\n{dry_run}\n\nDefaults below are those of --preset {chosen.preset}.",
+        _Options,
+        rest,
+        config=(tyro.conf.OmitArgPrefixes,),
         default=dataclasses.replace(like(_Options, preset), data=like(_Data, preset.data)),
-        description=f"{description}\n{choices}\n{dry_run}\n\nDefaults below are those of --preset {chosen.preset}.",
     )
     return dataclasses.replace(like(TrainConfig, options), data=like(DataConfig, options.data)), chosen.dry_run
 

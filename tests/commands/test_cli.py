@@ -127,13 +127,6 @@ def test_every_command_says_its_name_in_its_usage(name, capsys):
     assert capsys.readouterr().out.startswith(f"usage: mdm {name} ")
 
 
-@pytest.mark.parametrize("name", [name for name in cli.COMMANDS if name not in ("train", "models")])
-def test_a_wrong_command_line_has_code_2(name, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        cli.main([name, "--no-such-option"])
-    assert f"mdm {name}" in capsys.readouterr().err
-
-
 EXTRAS = [("webdataset", "precompute", "train"), ("fsspec", "index", "train")]
 
 

@@ -39,18 +39,6 @@ def test_options_replace_the_values_of_a_preset(recipe):
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["--preset", "huge"], ["--data", "a.tar"]]
-    + [["--data", "a", "--out", "b", *wrong] for wrong in (["--lr", "x"], ["--batch-size", "0"], ["--no-such-option"])],
-)
-def test_a_wrong_command_line_ends_with_code_2(recipe, arguments):
-    module = recipe("t2v_webvid")
-    with pytest.raises(SystemExit) as end:
-        parse("recipe", module.PRESETS, module.__doc__, arguments)
-    assert end.value.code == 2
-
-
-@pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--data", "nowhere-{0..3}.tar"], "nowhere-0.tar"),
