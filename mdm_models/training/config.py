@@ -56,6 +56,10 @@ class ObjectiveConfig:
     """share of each batch that is trained at each level, highest resolution first and rising to 1; empty: all 1"""
     times: Literal["discrete", "continuous", "logit_normal"] = "discrete"
     """how noise levels are drawn: the paper's 1000 whole times, real times, or real times of logit-normal density"""
+    times_mean: float = 0.0
+    """of logit_normal, the mean of the times' logit: above 0 for more noise, where small pictures are decided"""
+    times_deviation: float = 1.0
+    """of logit_normal, the standard deviation of the times' logit"""
     prediction: Literal["v", "eps", "x0"] = "v"
     """what the network predicts"""
     loss_target: Literal["eps", "v", "x0"] = "eps"
@@ -63,6 +67,7 @@ class ObjectiveConfig:
 
     def __post_init__(self):
         check_not_negative(self, "unshifted_size")
+        check_above_0(self, "times_deviation")
         shares = self.level_shares
         if shares and (shares[0] <= 0 or list(shares) != sorted(shares) or shares[-1] != 1):
             raise ValueError(f"level_shares is {shares}; they must be above 0 and rise to 1, the innermost level's")

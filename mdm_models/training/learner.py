@@ -27,14 +27,20 @@ from mdm_models.pipeline import Pipeline
 from mdm_models.processes import Processes
 from mdm_models.text import TextEncoder, TransformerTextEncoder
 from mdm_models.training.checkpoint.checkpoints import Checkpoints
-from mdm_models.training.config import OptimizerConfig, TrainConfig
+from mdm_models.training.config import ObjectiveConfig, OptimizerConfig, TrainConfig
 from mdm_models.training.denoiser import CaptionReader, initial_model
 from mdm_models.training.ema.averages import make_averages
 from mdm_models.training.parallel import accumulating, parallelise
 from mdm_models.training.saved import pipeline_config, pipeline_of
 
 NOISE, TIME = 4, 5  # what random numbers are for, beside 0 to 3 of the data's: no two uses draw the same ones
-TIMES = {"discrete": discrete_times, "continuous": continuous_times, "logit_normal": logit_normal_times}
+
+
+def times_of(objective: ObjectiveConfig, fractions: Tensor, num_steps: int) -> Tensor:
+    """Fractions in 0…1, uniform → the times at which a batch is trained."""
+    if objective.times == "logit_normal":
+        return logit_normal_times(fractions, num_steps, objective.times_mean, objective.times_deviation)
+    return {"discrete": discrete_times, "continuous": continuous_times}[objective.times](fractions, num_steps)
 
 
 @dataclass(frozen=True)
@@ -180,7 +186,7 @@ class Learner:
         total = self.config.optimizer.batch_size
         places = rng.permutation(total)[number * count : (number + 1) * count]
         fractions = torch.from_numpy((rng.random() + places / total) % 1)
-        return TIMES[self.config.objective.times](fractions, self.diffusion.num_steps)
+        return times_of(self.config.objective, fractions, self.diffusion.num_steps)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         device = self.processes.device.type

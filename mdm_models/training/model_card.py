@@ -13,6 +13,12 @@ from mdm_models.training.monitor.logbook import EVALUATION, TRAINING, records_of
 EVALUATION_FILE = "evaluation.json"
 """in a run directory: what `mdm evaluate RUN --json RUN/evaluation.json` wrote"""
 
+SHOWN = (
+    *("prediction", "loss_target", "times", "times_mean", "times_deviation", "shift_power"),
+    *("batch_size", "lr", "warmup", "ema_decay"),
+)
+"""of the settings, in the card; a run of an earlier version may not know all"""
+
 GRIDS = {
     "held_out.webp": "Real pictures that were held out, left, and uncurated samples for their captions, right",
     "trained.webp": "The same for pictures that were trained on",
@@ -67,7 +73,7 @@ def _level(level: UNetConfig) -> str:
 
 def _training(run: Path, config: dict[str, Any], told: Told) -> str:
     settings = {**config["objective"], **config["optimizer"]}
-    shown = ("prediction", "loss_target", "times", "shift_power", "batch_size", "lr", "warmup", "ema_decay")
+    shown = [name for name in SHOWN if name in settings]
     stage = Path(config["model"]["init_from"])
     before = f"It began as {stage.name}" + (f" had become in {_amount(stage)}." if _amount(stage) else ".")
     return (

@@ -113,6 +113,13 @@ def test_times_are_drawn_as_the_settings_say(learner_of, times, whole):
     assert 0 <= drawn.min() <= drawn.max() <= 999
 
 
+def test_the_logit_of_logit_normal_times_has_the_mean_and_deviation_of_the_settings(learner_of):
+    drawn = learner_of(times="logit_normal", times_mean=1.0, times_deviation=1.5, batch_size=1024)._times(1024, 0)
+    logits = torch.logit(drawn.double() / 999)
+    assert abs(logits.mean() - 1) < 0.02
+    assert abs(logits.std() - 1.5) < 0.02
+
+
 def test_a_mixed_batch_trains_the_outer_level_on_its_share(learner_of, monkeypatch):
     learner = learner_of(NESTED_MODEL, frames=1, level_shares=(0.5, 1.0), batch_size=4)
     seen = []
