@@ -104,7 +104,7 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one"""
     dtype: Dtype | None = None
-    """to compute in; default: as in the run, or bfloat16 on a GPU, float32 elsewhere"""
+    """to compute in; default: as in the run; else as for `mdm sample`"""
 
     def __post_init__(self):
         check_above_0(self, *(name for name in ("samples", "batch_size") if getattr(self, name) is not None))

@@ -119,6 +119,9 @@ def device_of(name: str) -> torch.device:
         raise ValueError(f"--device {name}: {one_line(error)}") from None
 
 
-def dtype_of(name: Dtype | None, device: torch.device) -> torch.dtype:
-    """The dtype of that name; of None, bfloat16 on a GPU and float32 elsewhere."""
-    return DTYPES[name or ("bfloat16" if device.type == "cuda" else "float32")]
+def dtype_of(name: Dtype | None, device: torch.device) -> torch.dtype | None:
+    """The dtype of that name; of None, bfloat16 on a GPU and elsewhere None, for which `Pipeline.from_pretrained` knows
+    what the device has units for."""
+    if name is None:
+        return torch.bfloat16 if device.type == "cuda" else None
+    return DTYPES[name]

@@ -33,7 +33,7 @@ class Options:
     device: str = "auto"
     """auto: a GPU if there is one"""
     dtype: Dtype | None = None
-    """to compute in; default: bfloat16 on a GPU, float32 elsewhere"""
+    """to compute in; default: bfloat16 on a GPU; on a CPU the file's, or float32 if it has no units for that"""
 
 
 def web(options: Options) -> None:

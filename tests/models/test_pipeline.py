@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mdm_models import UNetConfig, build_model, engine
+from mdm_models import UNetConfig, build_model, engine, private_torch
 from mdm_models.pipeline import Pipeline, PipelineConfig
 from mdm_models.text import ClassLabels, TransformerTextEncoder
 from tests.models import recorded_graph
@@ -218,6 +218,26 @@ def test_a_model_without_text_takes_the_empty_prompt():
     assert draw(pipeline, ["", ""]).shape == (2, 3, SIZE, SIZE)
     with pytest.raises(ValueError, match="no text encoder"):
         draw(pipeline, "a penguin")
+
+
+@pytest.mark.parametrize(
+    ("saved", "has_units", "computed"),
+    [
+        (torch.bfloat16, False, torch.float32),
+        (torch.bfloat16, True, torch.bfloat16),
+        (torch.float16, True, torch.float32),
+        (torch.float64, False, torch.float64),
+    ],
+)
+def test_a_cpu_computes_in_float32_where_it_has_no_units_for_the_files_dtype(
+    tmp_path, monkeypatch, saved, has_units, computed
+):
+    monkeypatch.setattr(private_torch, "cpu_multiplies_bf16", lambda: has_units)
+    pipeline_of(IMAGES).to(dtype=saved).save_pretrained(tmp_path)
+    loaded = Pipeline.from_pretrained(tmp_path)
+    assert {tensor.dtype for tensor in loaded.model.parameters()} == {computed}
+    assert {tensor.dtype for tensor in Pipeline.from_pretrained(tmp_path, dtype=saved).model.parameters()} == {saved}
+    assert draw(loaded).isfinite().all()
 
 
 def test_bfloat16_stays_near_float32(images, tmp_path):
