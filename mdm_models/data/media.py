@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from mdm_models.data.matroska import shown_until
 from mdm_models.pictures import on_white
 
 UNKNOWN_RATE = Fraction(24)  # of frames, where a file does not say
@@ -72,7 +73,7 @@ def decode_clip(
         with open_container(data) as container:
             if not container.streams.video:
                 raise BadSample("undecodable", "no video stream")
-            pictures = _pictures(container, frames, frame_rate, size, start)
+            pictures = _pictures(container, frames, frame_rate, size, start, shown_until(container, data))
     except BadSample:
         raise
     except Exception as error:  # there is no end to what decoders raise for a broken file
@@ -83,7 +84,9 @@ def decode_clip(
     return resize(clip, size, cut or Cut()).transpose(0, 1)
 
 
-def _pictures(container, frames: int, frame_rate: float, size: int, start: float) -> list[np.ndarray]:
+def _pictures(
+    container, frames: int, frame_rate: float, size: int, start: float, until: Fraction
+) -> list[np.ndarray]:
     """The wanted frames of an open clip as (H, W, 3) uint8 arrays as they are to be shown; fewer than `frames` if
     decoding ends early.
 
@@ -107,7 +110,7 @@ def _pictures(container, frames: int, frame_rate: float, size: int, start: float
         container.seek(int(first / stream.time_base), stream=stream)
     slack = 1 / (2 * max(rate, stream.base_rate or rate))
     pictures: list[np.ndarray] = []
-    for frame, time, lasts in timed(container.decode(stream), rate):
+    for frame, time, lasts in timed(container.decode(stream), rate, until):
         end = time + lasts
         while len(pictures) < frames and first + len(pictures) * apart <= end - min(slack, lasts / 2):
             pictures.append(as_shown(frame, stream))
@@ -135,9 +138,9 @@ Timed = tuple[av.VideoFrame, Fraction, Fraction]
 """a frame, its time and for how long it is shown, in seconds"""
 
 
-def timed(frames: Iterable[av.VideoFrame], rate: Fraction) -> Iterator[Timed]:
+def timed(frames: Iterable[av.VideoFrame], rate: Fraction, until: Fraction) -> Iterator[Timed]:
     """Decoded frames with their times, without those that the next one replaces at once.  rate: where a file has no
-    times."""
+    times. until: the time at which the last one ends, unless it says itself that it lasts longer."""
     before, then = None, Fraction(0)
     for frame in frames:
         now = then + (1 / rate if before else 0) if frame.pts is None else frame.pts * frame.time_base
@@ -145,7 +148,8 @@ def timed(frames: Iterable[av.VideoFrame], rate: Fraction) -> Iterator[Timed]:
             yield before, then, now - then
         before, then = frame, now
     if before:
-        yield before, then, before.duration * before.time_base if before.duration else 1 / rate
+        lasts = before.duration * before.time_base if before.duration else 1 / rate
+        yield before, then, max(lasts, until - then)
 
 
 def shown_size(stream) -> tuple[int, int]:

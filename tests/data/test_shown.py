@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mdm_models.data.media import decode_clip, decode_image
+from mdm_models.data.media import BadSample, decode_clip, decode_image
 from mdm_models.data.prepare.clips import checked_clip
 from mdm_models.data.prepare.images import checked_image
 from mdm_models.mp4 import write_mp4
@@ -177,6 +177,41 @@ def test_a_clip_cut_inside_a_frame_that_lasts_ends_there():
     short = checked_clip(made((20, 0, 1), (100, 1, 3)), seconds=2)
     with av.open(io.BytesIO(short.data)) as container:
         assert container.duration == 2_000_000
+
+
+def recorded(*frames: tuple[int, int], form: str) -> bytes:
+    """Planes of (grey, second), none of which says how long it is shown, and four seconds of silence."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=form) as container:
+        pictures = container.add_stream({"webm": "libvpx-vp9", "matroska": "libx264"}[form], rate=1)
+        pictures.width = pictures.height = 32
+        sounds = container.add_stream("libopus", rate=48000)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 4 * 48000), np.int16), "s16", "mono")
+        silence.sample_rate = 48000
+        planes = [av.VideoFrame.from_ndarray(np.full((32, 32, 3), grey, np.uint8)) for grey, _ in frames]
+        for plane, (_, second) in zip(planes, frames, strict=True):
+            plane.pts, plane.time_base = second, Fraction(1)
+        packets = [packet for plane in [*planes, None] for packet in pictures.encode(plane)]
+        for packet in packets:
+            packet.duration = 0
+        container.mux([*packets, *sounds.encode(silence), *sounds.encode()])
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("form", ["webm", "matroska"])
+def test_a_last_frame_that_does_not_say_how_long_it_lasts_is_shown_to_the_end(form):
+    data = recorded((20, 0), (100, 1), form=form)
+    for clip in (data, prepared(data, 16)):
+        assert greys(decode_clip(clip, 4, 1, 16)) == pytest.approx([20, 100, 100, 100], abs=3)
+    assert checked_clip(data, seconds=3).data != data
+
+
+@pytest.mark.parametrize("form", ["webm", "matroska"])
+def test_a_recording_that_was_cut_off_is_not_shown_to_the_end_that_it_lacks(form):
+    data = recorded(*((10 * second, second) for second in range(16)), form=form)
+    assert greys(decode_clip(data, 16, 1, 16)) == pytest.approx(range(0, 160, 10), abs=3)
+    with pytest.raises(BadSample, match="of 16 frames could be decoded"):
+        decode_clip(data[: len(data) * 4 // 5], 16, 1, 16)
 
 
 def test_a_recording_without_a_duration_is_read():

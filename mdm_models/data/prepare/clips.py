@@ -3,10 +3,11 @@
 import io
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
+from mdm_models.data.matroska import shown_until
 from mdm_models.data.media import (
     UNKNOWN_RATE,
     BadSample,
@@ -56,12 +57,13 @@ def checked_clip(data: bytes, size: int | None = None, seconds: float | None = N
             stream = source.streams.video[0]
             stream.codec_context.thread_count = 1  # other threads work on other clips
             rate = stream.average_rate or UNKNOWN_RATE
+            until = shown_until(source, data)
             count, lasts = measure(source, stream)
             if not count or count < 0.9 * stream.frames:  # an edit list may hide a few
                 raise BadSample("truncated", f"{count} of {stream.frames} frames are there")
             shrink = size is not None and min(shown_size(stream)) > size
-            if shrink or (seconds is not None and lasts > seconds):
-                return _encoded_again(source, stream, rate, size if shrink else None, seconds)
+            if shrink or (seconds is not None and max(lasts, until) > seconds):
+                return _encoded_again(source, stream, rate, until, size if shrink else None, seconds)
             height, width = as_shown(next(source.decode(stream)), stream).shape[:2]
             return EncodedClip(suffix, data, width, height, count, float(rate))
     except BadSample:
@@ -70,12 +72,15 @@ def checked_clip(data: bytes, size: int | None = None, seconds: float | None = N
         raise BadSample("undecodable", f"{type(error).__name__}: {error}") from None
 
 
-def _encoded_again(source, stream, rate: Fraction, size: int | None, seconds: float | None) -> EncodedClip:
+def _encoded_again(
+    source, stream, rate: Fraction, until: Fraction, size: int | None, seconds: float | None
+) -> EncodedClip:
     """In square pixels, upright, and with the times that its frames had."""
     shown = shown_size(stream)
     scale = size / min(shown) if size else 1
     small = tuple(2 * max(1, round(side * scale / 2)) for side in shown)  # 4:2:0 needs even sides
-    frames = ((as_shown(frame, stream, small), *times) for frame, *times in _until(source, stream, rate, seconds))
+    decoded = timed(source.decode(stream), rate, until)
+    frames = ((as_shown(frame, stream, small), *times) for frame, *times in _cut(decoded, seconds))
     first = next(frames, None)
     if first is None:
         raise BadSample("undecodable", "no picture")
@@ -85,11 +90,11 @@ def _encoded_again(source, stream, rate: Fraction, size: int | None, seconds: fl
     return EncodedClip("mp4", file.getvalue(), width, height, count, float(rate))
 
 
-def _until(source, stream, rate: Fraction, seconds: float | None) -> Iterator[Timed]:
-    """The frames before that time; times are counted from the first."""
+def _cut(frames: Iterable[Timed], seconds: float | None) -> Iterator[Timed]:
+    """The frames of the first seconds; times are counted from the first."""
     end = math.inf if seconds is None else Fraction(seconds)
     first = None
-    for frame, time, lasts in timed(source.decode(stream), rate):
+    for frame, time, lasts in frames:
         first = time if first is None else first
         if time - first >= end:
             return
