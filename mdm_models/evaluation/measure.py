@@ -1,13 +1,14 @@
 """All that is measured of a model on held-out samples, in one pass over them."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mdm_models.data.held_out import HeldOut
+from mdm_models.data.held_out import HeldOut, HeldOutBatch
 from mdm_models.data.stream import to_unit_range
 from mdm_models.diffusion.noise import seeded_generators
 from mdm_models.errors import DataError
@@ -42,14 +43,14 @@ def measure(
     All call the pipeline equally often, unless samples are kept.
 
     workers: processes that decode; kept: where samples are that were drawn before, and where others go. Raises
-    DataError if too few of the samples can be used.
+    DataError, on all ranks, if too few of the samples can be used or if one rank cannot read its share.
     """
     total, count = 0, 0
     with tqdm(
         total=len(held_out.numbers) * processes.world_size, desc="evaluating", unit=" samples",
         dynamic_ncols=True, leave=False, disable=not processes.is_main,
     ) as bar:  # fmt: skip
-        for batch in held_out.batches(workers):
+        for batch in _together(held_out.batches(workers), processes):
             pixels, rows = batch.images.to(processes.device), batch.rows
             prompts = batch.prompts if pipeline.text_encoder is not None else [""] * len(batch.prompts)
             losses = level_losses(pipeline, to_unit_range(pixels), prompts, batch.numbers, sampling.seed)
@@ -66,6 +67,16 @@ def measure(
             bar.update(len(batch.numbers) * processes.world_size)
     shares = processes.mean(torch.cat([total.new_tensor([count]), total]))
     return _agreed(shares, processes.world_size, comparison)
+
+
+def _together(batches: Iterator[HeldOutBatch], processes: Processes) -> Iterator[HeldOutBatch]:
+    """The same; where one cannot be had on one rank, as its decoding process was killed, all of them raise why."""
+    while True:
+        found = []
+        processes.agree(lambda found=found: found.extend(itertools.islice(batches, 1)))
+        if not found:
+            return
+        yield found[0]
 
 
 def _sampled(pipeline: Pipeline, prompts: list[str], numbers: Sequence[int], sampling: Sampling) -> Tensor:

@@ -49,8 +49,8 @@ class Evaluation:
         return cls(held_out, comparison, config.data.workers)
 
     def measure(self, learner: Learner) -> dict[str, float]:
-        """Numbers by name, equal on all processes, every one of which must call this. Raises DataError if too few
-        samples can be used."""
+        """Numbers by name, equal on all processes, every one of which must call this. Raises DataError, on all
+        of them, if too few samples can be used or if one cannot read its share."""
         output = learner.config.output
         sampling = Sampling(learner.config.system.seed, output.sample_steps, output.sampler)
         with learner.as_pipeline() as pipeline:

@@ -139,7 +139,9 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
             if preview and not stopping and _due(learner.step, output.sample_every, steps):
                 preview.save(learner, run / "samples" / f"step-{learner.step:08d}.webp")
             if evaluation and not stopping and _due(learner.step, config.evaluation.evaluate_every, steps):
-                evaluate()
+                failure = _caught(evaluate)
+                if processes.any(failure is not None):
+                    break
 
         if processes.any(failure is not None) and learner.step > begun_at:
             learner.save(checkpoints)

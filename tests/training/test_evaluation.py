@@ -9,8 +9,9 @@ import torch
 from mdm_models.data.reader import SampleReader
 from mdm_models.data.shards import ShardedSamples, open_shards
 from mdm_models.data.stream import split
-from mdm_models.errors import TrainingError
+from mdm_models.errors import DataError, TrainingError
 from mdm_models.processes import Processes
+from mdm_models.training.checkpoint.checkpoints import list_steps
 from mdm_models.training.config import TrainConfig, changed
 from mdm_models.training.denoiser import open_encoder
 from mdm_models.training.evaluation import Evaluation
@@ -131,6 +132,17 @@ def test_a_run_logs_its_evaluations(config):
     run = train(config, NESTED_MODEL)
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if "frechet_colours" in record] == [3, 6]
+
+
+def test_an_evaluation_that_fails_leaves_a_checkpoint_of_what_was_learned(config, monkeypatch):
+    def refuse(*_):
+        raise DataError("data: DataLoader worker (pid 7) is killed by signal: Killed")
+
+    monkeypatch.setattr(Evaluation, "measure", refuse)
+    with pytest.raises(DataError, match="pid 7"):
+        train(changed(config, save_every=1000), NESTED_MODEL)
+    [checkpoint] = list_steps(Path(config.out))
+    assert checkpoint.name == "step-00000003"
 
 
 def test_an_evaluation_before_which_a_run_was_killed_is_made_up_for(config):
