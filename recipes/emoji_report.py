@@ -9,23 +9,18 @@ reference_… are the same of a real picture of the same name in another style, 
 samples from these pictures, which shrinks as they grow in number.
 """
 
-import dataclasses
 import json
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
-from tyro.conf import Positional, arg
 
-from mdm_models.commands.line import Dtype, device_of, dtype_of, exit_code, parse
+from mdm_models.commands.line import exit_code, parse
 from mdm_models.data.config import DataConfig
 from mdm_models.data.media import decode_image
 from mdm_models.data.shards import ShardedSamples, open_shards
@@ -34,46 +29,20 @@ from mdm_models.errors import DataError
 from mdm_models.evaluation.comparison import Comparison
 from mdm_models.evaluation.extractors import EFFICIENTNET_LITE0, load_extractor
 from mdm_models.evaluation.retrieval import share_right
-from mdm_models.pictures import to_pictures, to_pixels
 from mdm_models.pipeline import Pipeline
-from mdm_models.storage import write_whole
-from mdm_models.training.saved import open_pipeline
+from mdm_models.recipes.emoji_samples import Options as Sampled
+from mdm_models.recipes.emoji_samples import drawn, open_model, save_pairs, save_results
 
 SIZE = 64  # of all pictures that are compared, in pixels
 STYLES = 4  # in which a name must be drawn to be asked for: what is judged is the drawing, not a word nobody knows
-COLUMNS, CELL = 8, 64  # of a grid; pixels
 
 
 @dataclass(frozen=True)
-class Options:
-    model: Annotated[Positional[Path], arg(metavar="MODEL")]
-    """a run, be it over or not, a saved model, or a name of `mdm models --pretrained`"""
-    data: tuple[str, ...]
-    """the shards that it was trained on"""
-    out: Path
-    """folder for the results"""
+class Options(Sampled):
     held_out: tuple[str, ...] = ()
     """shards that it was not trained on; default: the share of --data that training held out"""
-    holdout: float = 0.03
-    """that share, as in training"""
     captions: int = 100
     """held-out ones that are asked for"""
-    grid: int = 64
-    """pairs in a grid"""
-    steps: int = 25
-    """sampling steps"""
-    sampler: str = "ddim"
-    """ddim, ddpm, dpmpp_2m or heun"""
-    guidance_scale: float | None = None
-    """default: the model's"""
-    seed: int = 0
-    """of the samples and of the choice of captions"""
-    batch_size: int = 25
-    """samples at once"""
-    device: str = "auto"
-    """auto: a GPU if there is one"""
-    dtype: Dtype | None = None
-    """to compute in; default: bfloat16 on a GPU, float32 elsewhere"""
 
 
 @dataclass(frozen=True)
@@ -100,13 +69,12 @@ class Chosen:
 
 def report(options: Options) -> None:
     """Raises TrainingError, OSError or ValueError in one line."""
-    device = device_of(options.device)
-    pipeline = open_pipeline(options.model).to(device, dtype_of(options.dtype, device))
+    pipeline = open_model(options)
     chosen = choose(*drawings(options), options)
-    comparison = Comparison.of(EFFICIENTNET_LITE0, "", SIZE, False, device)
+    comparison = Comparison.of(EFFICIENTNET_LITE0, "", SIZE, False, pipeline.device)
     real = _stacked(chosen.held_out)
-    sampled = drawn(pipeline, chosen.held_out, options)
-    comparison.add(real.to(device), sampled.to(device), [each.caption for each in chosen.held_out])
+    sampled = drawn_for(chosen.held_out, pipeline, options)
+    comparison.add(real.to(pipeline.device), sampled.to(pipeline.device), [each.caption for each in chosen.held_out])
     results = {
         **shares(sampled, real, ""),
         **shares(_stacked(chosen.others), real, "reference_"),
@@ -116,12 +84,8 @@ def report(options: Options) -> None:
     count = options.grid
     save_pairs(options.out / "held_out.webp", real[:count], sampled[:count])
     trained = chosen.trained[:count]
-    save_pairs(options.out / "trained.webp", _stacked(trained), drawn(pipeline, trained, options))
-    told = {name: _plain(value) for name, value in dataclasses.asdict(options).items()}
-    text = json.dumps({"settings": told, "results": results}, indent=1) + "\n"
-    write_whole(options.out / "evaluation.json", lambda path: path.write_text(text))
-    for name, value in results.items():
-        print(f"{name:24}{value:.4g}")
+    save_pairs(options.out / "trained.webp", _stacked(trained), drawn_for(trained, pipeline, options))
+    save_results(options, results)
 
 
 def drawings(options: Options) -> tuple[list[Drawing], list[Drawing]]:
@@ -175,41 +139,17 @@ def shares(queries: Tensor, gallery: Tensor, prefix: str) -> dict[str, float]:
     }
 
 
-def drawn(pipeline: Pipeline, wanted: list[Drawing], options: Options) -> Tensor:
+def drawn_for(wanted: list[Drawing], pipeline: Pipeline, options: Options) -> Tensor:
     """A sample for each caption, (N, 3, SIZE, SIZE) uint8 on the CPU."""
-    batches = []
-    for start in range(0, len(wanted), options.batch_size):
-        sampled = pipeline(
-            [each.caption for each in wanted[start : start + options.batch_size]],
-            num_inference_steps=options.steps,
-            sampler=options.sampler,
-            guidance_scale=options.guidance_scale,
-            seed=options.seed + start,
-            output_type="pt",
-        )
-        if sampled.shape[-1] != SIZE:
-            sampled = F.interpolate(sampled, (SIZE, SIZE), mode="bicubic", antialias=True)
-        batches.append(torch.from_numpy(to_pixels(sampled)).movedim(-1, 1))
-    return torch.cat(batches)
+    sampled = drawn(pipeline, [each.caption for each in wanted], options)
+    if sampled.shape[-1] == SIZE:
+        return sampled
+    resized = F.interpolate(sampled.float(), (SIZE, SIZE), mode="bicubic", antialias=True)
+    return resized.round().clamp(0, 255).byte()
 
 
 def _stacked(wanted: list[Drawing]) -> Tensor:
     return torch.stack([each.pixels for each in wanted])
-
-
-def save_pairs(path: Path, real: Tensor, sampled: Tensor) -> None:
-    """Pictures (N, 3, SIZE, SIZE) uint8, COLUMNS pairs a row."""
-    rows = -(-len(real) // COLUMNS)
-    sheet = Image.new("RGB", (COLUMNS * (2 * CELL + 8), rows * (CELL + 4)), "white")
-    for column, images in enumerate((real, sampled)):
-        for i, picture in enumerate(to_pictures(images / 127.5 - 1, 1)):
-            corner = (i % COLUMNS * (2 * CELL + 8) + column * CELL, i // COLUMNS * (CELL + 4))
-            sheet.paste(picture.resize((CELL, CELL)), corner)
-    write_whole(path, lambda partial: sheet.save(partial, format="WEBP", quality=90))
-
-
-def _plain(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value
 
 
 def main(arguments: list[str] | None = None) -> int:
