@@ -26,13 +26,19 @@ FORMAT_VERSION = 1  # of config.json
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # Path makes one slash of two
 
 
+def url_of(path: str | Path) -> str:
+    """The URL that a path is, of which Path has made "s3:/bucket"; "" for one of a disk."""
+    found = URL.match(str(path))
+    slashes = ":///" if found and found[1] == "file" else "://"
+    return f"{found[1]}{slashes}{str(path)[found.end() :]}" if found else ""
+
+
 def check_local(path: str | Path, name: str = "") -> None:
     """Raises ValueError for a URL where a path on a local disk is needed, under which a folder "s3:" would be made.
 
     name: of the option that gave it.
     """
-    if found := URL.match(str(path)):
-        url = f"{found[1]}://{str(path)[found.end():]}"
+    if url := url_of(path):
         raise ValueError(f"{name} {url} is a URL; give a path on a local disk, mounted or copied from there".strip())
 
 

@@ -38,8 +38,7 @@ class ShardCache:
     def of(cls, folder: str, gigabytes: float) -> "ShardCache":
         """folder: "" for mdm_models/shards in the user's cache directory; gigabytes: 10⁹ bytes."""
         check_local(folder, "--cache")
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return cls(Path(folder) if folder else home / "mdm_models" / "shards", gigabytes * 1e9)
+        return cls(Path(folder) if folder else user_cache() / "shards", gigabytes * 1e9)
 
     def prepare(self) -> None:
         """Make the folder. Raises DataError if that cannot be done."""
@@ -130,9 +129,19 @@ class ShardCache:
         return (size, version) if self._path(name, version).exists() else None
 
     def _path(self, name: str, version: str) -> Path:
-        digest = hashlib.blake2b(f"{name}\n{version}".encode(), digest_size=8).hexdigest()
-        readable = re.sub(r"[^\w-]+", "_", Path(name).stem)[-64:]
-        return self.folder / f"{readable}-{digest}.tar"
+        return self.folder / f"{cache_name(name, version)}.tar"
+
+
+def user_cache() -> Path:
+    """This package's folder in the user's cache directory."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mdm_models"
+
+
+def cache_name(name: str, version: str = "") -> str:
+    """What a copy of that file or folder is called, readable and like no other."""
+    digest = hashlib.blake2b(f"{name}\n{version}".encode(), digest_size=8).hexdigest()
+    readable = re.sub(r"[^\w-]+", "_", Path(name).stem)[-64:]
+    return f"{readable}-{digest}"
 
 
 def _stat(path: Path) -> tuple[float, int]:

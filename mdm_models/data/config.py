@@ -32,7 +32,7 @@ class DataConfig:
     """yes: each data process reads shards of its own; no: samples are shuffled over all shards; auto: yes for shards
     that are not on a local disk"""
     cache: str = ""
-    """folder for copies of shards that are not on a local disk; empty: a folder of the user's cache directory"""
+    """folder for copies of what is not on a local disk, shards and the run; empty: in the user's cache directory"""
     cache_gb: float = 50.0
     """largest size of those copies, in 10⁹ bytes"""
     workers: int = 4

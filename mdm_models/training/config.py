@@ -215,7 +215,8 @@ class TrainConfig:
     """
 
     out: str
-    """run directory: checkpoints, log.jsonl, TensorBoard events, samples, the finished model"""
+    """run directory: checkpoints, log.jsonl, TensorBoard events, samples, the finished model; or its URL in an object
+    store (s3://bucket/run, gs://…, hf://…), to which it is copied from the folder `runs` in --cache"""
     data: DataConfig
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

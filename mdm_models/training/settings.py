@@ -11,8 +11,9 @@ from pathlib import Path
 
 from mdm_models.data.fingerprint import ShardRecord, changes
 from mdm_models.errors import CheckpointError, TrainingError, one_line
-from mdm_models.storage import check_local, write_whole
+from mdm_models.storage import check_local, url_of, write_whole
 from mdm_models.text import ClassLabels, TextEncoder
+from mdm_models.training.checkpoint.store import Store
 from mdm_models.training.config import TrainConfig
 
 FILE = "config.json"
@@ -34,9 +35,8 @@ TOLD = {"data": ("split_shards",), "optimizer": ("micro_batch",), "system": ("pr
 
 
 def check_paths(config: TrainConfig) -> None:
-    """Raises TrainingError for a URL where a path on a local disk is meant."""
+    """Raises TrainingError for a URL where a path on a local disk is meant, and for one that cannot be opened."""
     named = {
-        "out": config.out,
         "init-from": config.model.init_from,
         "cache": config.data.cache,
         "prometheus": config.output.prometheus,
@@ -46,6 +46,8 @@ def check_paths(config: TrainConfig) -> None:
             check_local(path, f"--{name}")
     except ValueError as error:
         raise TrainingError(str(error)) from None
+    if url_of(config.out):
+        Store(config.out).check()
 
 
 def write_settings(run: Path, config: TrainConfig) -> None:

@@ -16,7 +16,9 @@ from mdm_models.data.stream import SampleStream, batches, split
 from mdm_models.errors import TrainingError
 from mdm_models.pipeline import PIPELINE_FILE
 from mdm_models.processes import StopRequest, init_process_group
+from mdm_models.storage import url_of
 from mdm_models.training.checkpoint.checkpoints import Checkpoints, list_steps
+from mdm_models.training.checkpoint.remote import Remote, mirrored
 from mdm_models.training.config import TrainConfig, chunks_of, plan
 from mdm_models.training.denoiser import open_encoder
 from mdm_models.training.ema.snapshots import forget_snapshots_after, write_snapshot
@@ -41,9 +43,15 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
     Raises TrainingError for what the user can mend.
     """
     check_paths(config)
+    told, config = config, mirrored(config)
     run, output, steps = Path(config.out), config.output, config.optimizer.steps
     set_determinism(config.system.deterministic)
-    with init_process_group(config.system.device) as processes, StopRequest() as stop, contextlib.ExitStack() as files:
+    with (
+        init_process_group(config.system.device) as processes,
+        StopRequest() as stop,
+        contextlib.ExitStack() as held,
+        contextlib.ExitStack() as files,
+    ):
         chunk_size, rounds = chunks_of(config.optimizer, processes.world_size)
         in_bf16 = config.system.uses_bf16(processes.device.type)
         encoder = open_encoder(config.model, config.system.seed, processes.device, in_bf16)
@@ -53,18 +61,21 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
         reader = SampleReader(samples, config.data, prompts_for(encoder), prompt_check(encoder))
         evaluation = Evaluation.of(config, reader, validation, processes)
 
-        files.enter_context(watched(processes, config.system.patience))
-        files.enter_context(locked(run, processes))
+        held.enter_context(watched(processes, config.system.patience))
+        held.enter_context(locked(run, processes))
+        remote = Remote(told.out, run, output.keep) if url_of(told.out) else None
+        processes.agree(lambda: remote.begin() if remote and processes.is_main else None)
         stage = "" if list_steps(run) else config.model.init_from
         learner = Learner(config, planned.architecture, encoder, processes, stage)
         records = processes.agree(lambda: list(map(record_of, samples.shards)) if processes.is_main else [])[0]
         watch = Watch(samples.shards, records, config.data.max_bad_share) if processes.is_main else None
         record = record_of_run(config, encoder, records)
         compare = partial(compare_records, accept=config.system.accept_changes)
-        checkpoints = Checkpoints(run, learner.identity(), output.keep, processes, record, compare)
+        upload = remote.upload if remote else None
+        checkpoints = Checkpoints(run, learner.identity(), output.keep, processes, record, compare, upload)
         learner.resume(checkpoints)
         if processes.is_main:
-            write_settings(run, config)
+            write_settings(run, told)
             forget_snapshots_after(run, learner.step)
         stream = batches(
             SampleStream(reader, training, seed=config.system.seed, caption_dropout=config.model.caption_dropout),
@@ -143,19 +154,23 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
                 if processes.any(failure is not None):
                     break
 
-        if processes.any(failure is not None) and learner.step > begun_at:
+        failed = processes.any(failure is not None)
+        if failed and learner.step > begun_at:
             learner.save(checkpoints)
         checkpoints.finish()
         if learner.step > begun_at or processes.any(processes.is_main and not (run / "model" / PIPELINE_FILE).exists()):
             learner.export(run / "model")
-        processes.any(False)  # all leave together: who started them may end the others when the first has gone
         files.close()  # the progress bar among them, which would be drawn over what is printed
-        processes.agree(lambda: _raise(failure))
-        if heartbeat:
+        if heartbeat and not failed:
             heartbeat.end(learner.step)
+        if remote:
+            failure = _caught(lambda: remote.finish(processes)) or failure
+        processes.any(False)  # all leave together: who started them may end the others when the first has gone
+        held.close()
+        processes.agree(lambda: _raise(failure))
         if processes.is_main:
             rest = "" if learner.step >= steps else "; the same command goes on from there"
-            print(f"{run}: {learner.step} of {steps} steps{rest}")
+            print(f"{told.out}: {learner.step} of {steps} steps{rest}")
     return run
 
 

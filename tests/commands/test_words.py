@@ -48,11 +48,9 @@ def saved(tmp_path) -> Path:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("train", "emoji", "--data", "x.tar", "--out", URL),
         ("train", "emoji", "--data", "x.tar", "--out", "x", "--init-from", URL),
         ("train", "emoji", "--data", "x.tar", "--out", "x", "--cache", URL),
         ("train", "emoji", "--data", "x.tar", "--out", "x", "--prometheus", URL),
-        ("train", "emoji", "--data", "x.tar", "--out", URL, "--dry-run"),
         ("sample", "x", "a cat", "--out", URL),
         ("sample", URL, "a cat"),
         ("sample", "x", "a cat", "--image", "https://host/a.png"),
@@ -80,10 +78,17 @@ def test_a_url_where_a_path_is_meant_is_refused_at_once(arguments, tmp_path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["x.tar"]
 
 
+def test_a_run_in_an_unknown_kind_of_store_is_refused_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = error_of(capsys, "train", "emoji", "--data", "x.tar", "--out", "s4://bucket/run", "--dry-run")
+    assert line == "mdm train: error: s4://bucket/run cannot be opened: Protocol not known: s4"
+    assert not list(tmp_path.iterdir())
+
+
 def test_no_function_makes_a_folder_of_a_url(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(TrainingError, match="--out s3://bucket/run is a URL"):
-        train(settings(tmp_path, URL))
+    with pytest.raises(TrainingError, match="--init-from s3://bucket/run is a URL"):
+        train(changed(settings(tmp_path, tmp_path / "run"), init_from=URL))
     with pytest.raises(ValueError, match="is a URL"):
         build_model(NESTED_MODEL).save_pretrained(URL)
     with pytest.raises(ValueError, match="is a URL"):

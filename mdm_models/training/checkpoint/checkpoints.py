@@ -50,7 +50,8 @@ class Checkpoints:
     identity: which model it is: "name" and whatever its shape follows from, as JSON values; keep: how many are kept.
     record: what is kept with each checkpoint of the data and settings that led to it, as JSON values; compare is called
     with the path of the one from which the run goes on, its record, None if it has none, and ours; it may raise
-    CheckpointError.
+    CheckpointError. upload: called in the background with each checkpoint that is written, by all processes, and with
+    these; it raises nothing that is to end the run.
 
     The state is a dict of "model", "optimizer", "ema" and "counters": nested dicts and lists of tensors, plain or
     DTensors, and of numbers and strings. Plain tensors are the same on all processes, which share the writing of them.
@@ -65,25 +66,29 @@ class Checkpoints:
         processes: Processes,
         record: dict | None = None,
         compare: Callable[[Path, dict | None, dict], object] | None = None,
+        upload: Callable[[Path, Processes], object] | None = None,
     ):
         self.run, self.keep = run, keep
-        self.record, self.compare = json.loads(json.dumps(record)), compare
+        self.record, self.compare, self.upload = json.loads(json.dumps(record)), compare, upload
         self.processes = processes.apart()  # what the thread sends is not mixed up with what a training step sends
         self.identity = json.loads(json.dumps(identity))  # as it comes back from the disk, with lists for tuples
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future | None = None
+        self._uploading: Future | None = None
         self._on_disk: int | None = None  # newest step that this process knows to be there, whole
 
     def save(self, step: int, state: dict) -> None:
         """Copy the state, then write RUN/checkpoints/step-… in the background and delete all but the newest `keep`.
 
-        Waits for the save before it, and raises CheckpointError if that failed. Does nothing if this step was the last
-        one saved or loaded.
+        Waits for the save before it, not for its upload, and raises CheckpointError if that save failed. Does nothing
+        if this step was the last one saved or loaded.
         """
-        self.finish()
+        self._finish_saving()
         if step != self._on_disk:
             mine = staged(state, self.processes.rank, self.processes.world_size)
-            self._saving = self._thread.submit(self._write, step, mine)
+            saving = self._saving = self._thread.submit(self._write, step, mine)
+            if self.upload:
+                self._uploading = self._thread.submit(self._upload, step, saving)
 
     @property
     def failed(self) -> bool:
@@ -91,7 +96,14 @@ class Checkpoints:
         return self._saving is not None and self._saving.done() and self._saving.exception() is not None
 
     def finish(self) -> None:
-        """Wait until what was saved is on the disk. Raises CheckpointError, on every process, if it cannot be."""
+        """Wait until what was saved is on the disk, and its upload is over. Raises CheckpointError, on every process,
+        if it cannot be written."""
+        self._finish_saving()
+        uploading, self._uploading = self._uploading, None
+        if uploading is not None:
+            uploading.result()
+
+    def _finish_saving(self) -> None:
         saving, self._saving = self._saving, None
         if saving is not None:
             self._on_disk = saving.result()
@@ -121,7 +133,7 @@ class Checkpoints:
             raise CheckpointError(
                 f"checkpoint {path}, written with torch {manifest.get('torch')}, does not fit: {_reason(error)}"
             ) from None
-        self._on_disk = _step(path)
+        self._on_disk = step_of(path)
         return True
 
     def _compare(self, path: Path, before: dict | None) -> None:
@@ -137,7 +149,7 @@ class Checkpoints:
 
     def _write(self, step: int, state: dict) -> int:
         """Write a checkpoint; in the background. Returns the step."""
-        final = _folder(self.run) / f"step-{step:08d}"
+        final = folder_of(self.run) / f"step-{step:08d}"
         partial = final.with_name(f".partial-{final.name}")
         try:
             self.processes.agree(lambda: self._make_room(partial))
@@ -156,6 +168,11 @@ class Checkpoints:
             last = f"the last one saved is {saved[-1]}" if saved else "none was saved before"
             raise CheckpointError(f"checkpoint {final} cannot be written ({_reason(error)}); {last}") from None
         return step
+
+    def _upload(self, step: int, saving: Future) -> None:
+        """In the background, behind the writing, whose copy of the state is free by then."""
+        if saving.exception() is None:
+            self.upload(folder_of(self.run) / f"step-{step:08d}", self.processes)
 
     def _make_room(self, partial: Path) -> None:
         """An empty folder, and no leftovers of a process that was killed while it saved or deleted."""
@@ -180,7 +197,8 @@ class Checkpoints:
             _delete(final)
         partial.rename(final)
         sync(final.parent)
-        earlier = [path for path in list_steps(self.run) if _step(path) <= _step(final)]  # later ones were passed over
+        # those of later steps were passed over when the run resumed
+        earlier = [path for path in list_steps(self.run) if step_of(path) <= step_of(final)]
         for old in earlier[: -self.keep]:
             with contextlib.suppress(OSError):  # the user may have been quicker; what was asked for is saved
                 _delete(old)
@@ -188,12 +206,13 @@ class Checkpoints:
 
 def list_steps(run: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    return sorted((path for path in _folder(run).glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name)), key=_step)
+    paths = folder_of(run).glob("step-*")
+    return sorted((path for path in paths if re.fullmatch(r"step-\d{8,}", path.name)), key=step_of)
 
 
 def is_finished(run: Path, steps: int) -> bool:
     """Whether a run has a checkpoint of its last step or a later one."""
-    return any(_step(path) >= steps for path in list_steps(run))
+    return any(step_of(path) >= steps for path in list_steps(run))
 
 
 def load_averages(run: Path) -> dict[str, Tensor]:
@@ -251,11 +270,11 @@ def _flat(values: dict, prefix: str = "") -> dict:
     return flat
 
 
-def _folder(run: Path) -> Path:
+def folder_of(run: Path) -> Path:
     return run / "checkpoints"
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 

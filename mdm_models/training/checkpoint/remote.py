@@ -1,0 +1,160 @@
+"""A run in an object store, whose run directory on this machine is its mirror.
+
+All is read and written in the mirror, at the speed of a disk; its files are copied to the store behind each checkpoint
+and at the end. A checkpoint there counts when its manifest.json is there, which is sent last and deleted first: one
+that was half sent, or half deleted, when a machine was lost is none. An empty mirror, on another machine, begins with
+the newest checkpoint of the store and the log up to it.
+"""
+
+import json
+import re
+import shutil
+import uuid
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from mdm_models.data.cache import cache_name, user_cache
+from mdm_models.errors import CheckpointError
+from mdm_models.processes import Processes
+from mdm_models.storage import sync, url_of, write_whole
+from mdm_models.training.checkpoint.checkpoints import folder_of, list_steps, step_of
+from mdm_models.training.checkpoint.files import MANIFEST, Damaged, read_manifest, verified_manifest
+from mdm_models.training.checkpoint.store import Store, StoreError
+from mdm_models.training.config import TrainConfig, changed
+
+MARK = ".run"  # tells one run from the next at the same URL
+SENT = ".sent.json"  # in the mirror: name → [time of change, bytes] of what was sent last
+
+
+def mirrored(config: TrainConfig) -> TrainConfig:
+    """The same settings with the mirror for `out`, if that is a URL."""
+    if not (url := url_of(config.out)):
+        return config
+    folder = Path(config.data.cache) if config.data.cache else user_cache()
+    return changed(config, out=str(folder / "runs" / cache_name(url.rstrip("/"))))
+
+
+class Remote:
+    """The store's side of a run. keep: how many checkpoints are kept there."""
+
+    def __init__(self, url: str, mirror: Path, keep: int):
+        self.store, self.mirror, self.keep = Store(url), mirror, keep
+
+    def begin(self) -> None:
+        """Bring the mirror to where the run is; by the leading process, before it looks for checkpoints.
+
+        Raises StoreError if the store cannot be written to, or if the mirror is of a run that is not there any more;
+        CheckpointError if every checkpoint there is damaged and the mirror has none.
+        """
+        path = self.mirror / MARK
+        there, here = self.store.read(MARK), path.read_bytes() if path.exists() else None
+        if here not in (None, there):
+            raise StoreError(
+                f"out: {self.store.url} does not hold the run that was mirrored in {self.mirror}; delete that folder, "
+                f"or, to go on with that run, copy it to {self.store.url}, {MARK} included"
+            )
+        mark = there or uuid.uuid4().hex.encode()
+        self.store.write(MARK, mark)  # which shows at once whether that is allowed
+        write_whole(path, lambda partial: partial.write_bytes(mark))
+        self._fetch_newest()
+
+    def upload(self, checkpoint: Path, processes: Processes) -> None:
+        """Send a checkpoint that was written, and what else is new; every process calls this, and sends its share.
+
+        A store that fails is warned of, and the training goes on: what is missing there is sent by a later call.
+        """
+        try:
+            self._put_checkpoint(checkpoint, processes)
+        except StoreError as error:
+            if processes.is_main:
+                warnings.warn(f"{error}; the training goes on, and {checkpoint.name} is in {self.mirror}", stacklevel=2)
+
+    def finish(self, processes: Processes) -> None:
+        """Send all that is new; every process calls this. Raises StoreError, on each of them, if that fails."""
+        try:
+            newest = list_steps(self.mirror)[-1:]
+            missing, *_ = processes.agree(lambda: self._missing(newest) if processes.is_main else [])
+            for checkpoint in missing:
+                self._put_checkpoint(checkpoint, processes)
+            processes.agree(lambda: self._put_rest() if processes.is_main else None)
+        except StoreError as error:
+            raise StoreError(f"{error}; all of the run is in {self.mirror}: the same command sends it") from None
+
+    def _missing(self, checkpoints: list[Path]) -> list[Path]:
+        there = self._steps()
+        return [path for path in checkpoints if MANIFEST not in there.get(path.name, [])]
+
+    def _put_checkpoint(self, checkpoint: Path, processes: Processes) -> None:
+        place = f"checkpoints/{checkpoint.name}"
+        files = sorted(read_manifest(checkpoint)["files"])[processes.rank :: processes.world_size]
+
+        def leading(work: Callable[[], None]) -> None:
+            processes.agree(lambda: work() if processes.is_main else None)
+
+        leading(lambda: self.store.delete([f"{place}/{MANIFEST}"]))  # of one that was there before and is replaced
+        processes.agree(lambda: [self.store.put(checkpoint / name, f"{place}/{name}") for name in files])
+        leading(self._put_rest)  # the log up to the checkpoint before that counts
+        leading(lambda: self.store.put(checkpoint / MANIFEST, f"{place}/{MANIFEST}"))
+        leading(lambda: self._delete_old(step_of(checkpoint)))
+
+    def _put_rest(self) -> None:
+        """Send what has changed of the mirror, checkpoints apart."""
+        path = self.mirror / SENT
+        sent = json.loads(path.read_text()) if path.exists() else {}
+        for file in sorted(self.mirror.rglob("*")):
+            name = file.relative_to(self.mirror).as_posix()
+            if not name.startswith("checkpoints/") and not re.search(r"(^|/)\.", name) and file.is_file():
+                found = file.stat()
+                version = [found.st_mtime_ns, found.st_size]
+                if sent.get(name) != version:
+                    self.store.put(file, name)
+                    sent[name] = version
+        write_whole(path, lambda partial: partial.write_text(json.dumps(sent)))
+
+    def _steps(self) -> dict[str, list[str]]:
+        """Names of the checkpoints in the store, whole ones or not, oldest first → the files of each."""
+        steps: dict[str, list[str]] = {}
+        for name in self.store.names("checkpoints"):
+            if found := re.fullmatch(r"checkpoints/(step-\d{8,})/([^/]+)", name):
+                steps.setdefault(found[1], []).append(found[2])
+        return dict(sorted(steps.items(), key=lambda item: step_of(Path(item[0]))))
+
+    def _delete_old(self, newest: int) -> None:
+        """Delete all but the newest `keep` up to this step, and what was half sent."""
+        steps = self._steps()
+        whole = [name for name, files in steps.items() if MANIFEST in files]
+        kept = {name for name in whole if step_of(Path(name)) > newest}  # passed over when the run resumed
+        kept |= set([name for name in whole if name not in kept][-self.keep :])
+        for name in steps.keys() - kept:
+            files = sorted(steps[name], key=lambda file: file != MANIFEST)
+            self.store.delete([f"checkpoints/{name}/{file}" for file in files])
+
+    def _fetch_newest(self) -> None:
+        """Copy the newest whole checkpoint, and the files beside the checkpoints' folder, if the mirror has none as
+        new."""
+        here = max(map(step_of, list_steps(self.mirror)), default=-1)
+        steps = self._steps()
+        newer = [name for name, files in steps.items() if MANIFEST in files and step_of(Path(name)) > here]
+        for name in reversed(newer):
+            try:
+                return self._fetch(name, steps[name])
+            except Damaged as error:
+                place = f"{self.store.url}/checkpoints/{name}"
+                warnings.warn(f"checkpoint {place} is damaged: {error}; trying the one before it", stacklevel=2)
+        if newer and here < 0:
+            raise CheckpointError(f"every checkpoint in {self.store.url} is damaged; delete them to start over")
+
+    def _fetch(self, name: str, files: list[str]) -> None:
+        final = folder_of(self.mirror) / name
+        partial = final.with_name(f".partial-{name}")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for file in files:
+            self.store.get(f"checkpoints/{name}/{file}", partial / file)
+        verified_manifest(partial)
+        for file in self.store.names():
+            if "/" not in file and not file.startswith("."):
+                self.store.get(file, self.mirror / file)
+        partial.rename(final)
+        sync(final.parent)

@@ -1,0 +1,120 @@
+"""Runs in an object store, whose machine is lost at any moment."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+
+from mdm_models.data import locations
+from mdm_models.training.checkpoint import checkpoints
+from mdm_models.training.checkpoint.remote import mirrored
+from mdm_models.training.checkpoint.store import Store
+from mdm_models.training.config import TrainConfig, changed
+from mdm_models.training.trainer import train
+from tests.made_data import encode_image, write_shard
+from tests.training import remote_run
+from tests.training.models import IMAGE_MODEL, settings
+
+MEMORY = "memory://bucket/run"
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory) -> Path:
+    rng = np.random.default_rng(0)
+    pictures = {key: encode_image(rng.integers(256, size=(16, 16, 3), dtype=np.uint8)) for key in "abcd"}
+    samples = {key: {"png": picture, "txt": key.encode()} for key, picture in pictures.items()}
+    return write_shard(tmp_path_factory.mktemp("data") / "a.tar", samples)
+
+
+@pytest.fixture(scope="module")
+def through(shard, tmp_path_factory) -> Path:
+    """An undisturbed run of six steps on a local disk."""
+    return train(changed(settings(shard, tmp_path_factory.mktemp("through") / "run"), frames=1), IMAGE_MODEL)
+
+
+@pytest.fixture(autouse=True)
+def store(monkeypatch):
+    """An empty store that is not waited for."""
+    monkeypatch.setattr(locations, "WAITS", ())
+    monkeypatch.setattr(locations, "_given_up", {})
+    yield Store(MEMORY)
+    fsspec.filesystem("memory").store.clear()
+
+
+@pytest.fixture
+def on(shard, tmp_path) -> Callable[..., TrainConfig]:
+    """on("a") are the settings of the run on machine a, which nothing is known on at first."""
+
+    def settings_on(machine: str, **values) -> TrainConfig:
+        config = changed(settings(shard, tmp_path), frames=1, cache=str(tmp_path / machine), out=MEMORY)
+        return changed(config, **values)
+
+    return settings_on
+
+
+def steps_in(store: Store) -> list[str]:
+    """The checkpoints that count."""
+    return [name.split("/")[1] for name in store.names("checkpoints") if name.endswith("/manifest.json")]
+
+
+def logged(text: bytes) -> list[tuple[int, float]]:
+    return [(record["step"], record["loss"]) for record in map(json.loads, text.splitlines())]
+
+
+def equal_weights(run: Path, other: Path) -> bool:
+    ours, theirs = checkpoints.load_averages(run), checkpoints.load_averages(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_store_has_what_a_run_leaves(on, store, capsys):
+    train(on("a", sample_every=6), IMAGE_MODEL)
+    names = store.names()
+    assert steps_in(store) == ["step-00000003", "step-00000006"]
+    assert {"log.jsonl", "skipped.jsonl", "model/pipeline.json", "samples/step-00000006.webp"} <= set(names)
+    assert any(name.startswith("tensorboard/") for name in names)
+    assert json.loads(store.read("config.json"))["out"] == MEMORY
+    assert json.loads(store.read("heartbeat.json"))["state"] == "finished"
+    assert f"{MEMORY}: 6 of 6 steps" in capsys.readouterr().out
+
+
+def test_another_machine_goes_on_to_the_same_weights(on, store, through):
+    train(on("a", steps=3), IMAGE_MODEL)
+    run = train(on("b"), IMAGE_MODEL)
+    assert equal_weights(run, through)
+    assert logged(store.read("log.jsonl"))[0] == logged((through / "log.jsonl").read_bytes())[0]
+    assert [step for step, _ in logged(store.read("log.jsonl"))] == [2, 3, 4, 6]
+
+
+def test_each_of_two_processes_sends_its_share(shard, tmp_path):
+    url = f"file://{tmp_path}/bucket/run"
+    config = changed(settings(shard, url), frames=1, cache=str(tmp_path / "cache"), micro_batch=1)
+    joining = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(remote_run.free_port()), "WORLD_SIZE": "2"}
+    ranks = [joining | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    assert remote_run.run(config, tmp_path, ranks) == [0, 0]
+    checkpoint = "checkpoints/step-00000006"
+    first, second = ((tmp_path / f"sent-{rank}").read_text().splitlines() for rank in "01")
+    assert {f"{checkpoint}/.metadata", f"{checkpoint}/__1_0.distcp", f"{checkpoint}/manifest.json"} <= set(first)
+    assert f"{checkpoint}/__0_0.distcp" in second
+    checkpoints.verified_manifest(tmp_path / "bucket" / "run" / checkpoint)
+
+
+def test_a_run_in_a_bucket_killed_while_it_sends_goes_on_from_an_empty_mirror(shard, through, tmp_path, monkeypatch):
+    config = changed(settings(shard, "s3://bucket/run"), frames=1, cache=str(tmp_path / "a"))
+    store, half_sent = Store(config.out), "checkpoints/step-00000006"
+    with remote_run.bucket("bucket", tmp_path / "server.log") as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        assert remote_run.run(config, tmp_path, [environment], kill_at=f"{half_sent}/__0_0.distcp") == [-signal.SIGKILL]
+        assert steps_in(store) == ["step-00000003"]
+        assert store.names(half_sent) == [f"{half_sent}/.metadata"]
+        moved = changed(config, cache=str(tmp_path / "b"))
+        assert remote_run.run(moved, tmp_path, [environment]) == [0]
+        assert steps_in(store) == ["step-00000003", "step-00000006"]
+        log = store.read("log.jsonl")
+    assert equal_weights(Path(mirrored(moved).out), through)
+    assert [step for step, _ in logged(log)] == [2, 4, 6]
