@@ -31,6 +31,7 @@ from typing import Annotated, Literal
 import torch
 from tyro.conf import Positional, arg
 
+from mdm_models.commands.fetched import on_this_machine
 from mdm_models.commands.line import Dtype, check_steps, command, dtype_of
 from mdm_models.data.config import DataConfig, check_above_0
 from mdm_models.data.held_out import HeldOut
@@ -53,7 +54,7 @@ from mdm_models.training.settings import read_settings
 @dataclass(frozen=True)
 class Options:
     model: Annotated[Positional[Path], arg(metavar="MODEL")]
-    """a saved model, or the directory of a run that left one"""
+    """a saved model, or the directory of a run that left one, or its URL (s3://bucket/run)"""
     data: tuple[str, ...] = ()
     """shards, or a folder of pictures, as for training; default: those of the run"""
     holdout: float | None = None
@@ -119,6 +120,7 @@ def evaluate(options: Options) -> None:
 
 
 def _evaluate(options: Options, processes: Processes) -> None:
+    options = dataclasses.replace(options, model=on_this_machine(options.model))
     told = _told(options.model)
     options = _completed(options, told)
     if not options.data:
@@ -268,4 +270,4 @@ def _aligned(rows: list[list[str]]) -> str:
     )
 
 
-main = command("evaluate", __doc__, Options, evaluate)
+main = command("evaluate", __doc__, Options, evaluate, urls=["model"])

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -36,15 +36,23 @@ Options = TypeVar("Options")
 Main = Callable[[list[str] | None], int]
 
 
-def command(name: str, description: str | None, options: type[Options], act: Callable[[Options], int | None]) -> Main:
+def command(
+    name: str,
+    description: str | None,
+    options: type[Options],
+    act: Callable[[Options], int | None],
+    urls: Sequence[str] = (),
+) -> Main:
     """The main function of `mdm NAME`: arguments, those of the process if None → exit code.
 
-    description: its help text, line by line. options: a dataclass whose fields' docstrings are the rest of it.
+    description: its help text, line by line. options: a dataclass whose fields' docstrings are the rest of it. urls:
+    names of the paths that may be URLs.
     """
 
     def main(arguments: list[str] | None = None) -> int:
         arguments = sys.argv[1:] if arguments is None else arguments
-        return exit_code(f"mdm {name}", lambda: act(checked(parse(f"mdm {name}", description, options, arguments))))
+        program = f"mdm {name}"
+        return exit_code(program, lambda: act(checked(parse(program, description, options, arguments), urls)))
 
     return main
 
@@ -70,11 +78,11 @@ def parse(
     return found
 
 
-def checked(options: Options) -> Options:
-    """The same options. Raises ValueError for a URL where a path on a local disk is meant."""
+def checked(options: Options, urls: Sequence[str] = ()) -> Options:
+    """The same options. Raises ValueError for a URL where a path on a local disk is meant, as in all but `urls`."""
     for name, value in vars(options).items():
         for path in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(path, Path):
+            if isinstance(path, Path) and name not in urls:
                 check_local(path, f"--{name.replace('_', '-')}")
     return options
 

@@ -9,6 +9,7 @@
 (of NUMBER // count with --count). Processes share the work, and the same command again draws what is missing.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 from tyro.conf import Positional, arg
 
+from mdm_models.commands.fetched import on_this_machine
 from mdm_models.commands.line import Dtype, check_steps, command, device_of, dtype_of
 from mdm_models.data.config import check_above_0
 from mdm_models.diffusion.noise import seeded_generators
@@ -39,7 +41,7 @@ ELSEWHERE = ("model", "file", "out", "device", "batch_size", "low_memory")  # op
 @dataclass(frozen=True)
 class Options:
     model: Annotated[Positional[Path], arg(metavar="MODEL")]
-    """a name of `mdm models --pretrained`, a run, or what `mdm convert` or save_pretrained wrote"""
+    """a name of `mdm models --pretrained`, a run, or what `mdm convert` or save_pretrained wrote, or the URL of one"""
     prompts: Annotated[Positional[tuple[str, ...]], arg(metavar="PROMPT")] = ()
     """what to show; several give several pictures"""
     file: Annotated[Path | None, arg(name="prompts")] = None
@@ -90,6 +92,7 @@ class Options:
 def sample(options: Options) -> None:
     """Raises OSError, ValueError or TypeError in one line."""
     check_steps(options.steps)
+    options = dataclasses.replace(options, model=on_this_machine(options.model))
     if options.file:
         check_above_0(options, "count")
         sample_file(options)
@@ -221,4 +224,4 @@ def _save(picture: Image.Image | Clip, path: Path) -> None:
         write_whole(path, lambda partial: picture.save(partial, format=form, quality=95))
 
 
-main = command("sample", __doc__, Options, sample)
+main = command("sample", __doc__, Options, sample, urls=["model"])

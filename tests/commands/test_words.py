@@ -52,7 +52,7 @@ def saved(tmp_path) -> Path:
         ("train", "emoji", "--data", "x.tar", "--out", "x", "--cache", URL),
         ("train", "emoji", "--data", "x.tar", "--out", "x", "--prometheus", URL),
         ("sample", "x", "a cat", "--out", URL),
-        ("sample", URL, "a cat"),
+        ("web", URL),
         ("sample", "x", "a cat", "--image", "https://host/a.png"),
         ("evaluate", "x", "--data", "x.tar", "--save-samples", URL),
         ("evaluate", "x", "--data", "x.tar", "--json", URL),
