@@ -12,7 +12,7 @@ def output_and_gradients(model: nn.Module, *inputs, **arguments) -> dict[str, Te
     torch.manual_seed(1)
     leaves = [x.detach().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs]
     output = model(*leaves, **arguments)
-    output = getattr(output, "sample", output)  # diffusers wraps it
+    output = getattr(output, "sample", getattr(output, "mid_block_res_sample", output))  # diffusers wraps it
     model.zero_grad()
     (output * torch.randn_like(output)).sum().backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
