@@ -5,6 +5,9 @@
     torchrun --nproc-per-node=8 recipes/t2v_webvid.py --preset 16x64 --data CLIPS --out runs/b --init-from runs/64
     torchrun --nproc-per-node=8 recipes/t2v_webvid.py --preset 16x256 --data CLIPS --out runs/c --init-from runs/b
 
+--images IMAGES --image-share 0.25 has a quarter of each chunk be single pictures, which train the levels inside the
+clips': where captioned clips are few.
+
 The same command again continues a run. Every option after --preset replaces a value of the preset. The batch size is
 that of all processes together; micro_batch is what goes through one of them at once, chosen for 80 GB; --preset
 16x64-40gb and so on take less of it, for an A100 of 40 GB.

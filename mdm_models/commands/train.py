@@ -94,7 +94,8 @@ def _run(program: str, presets: Mapping[str, Preset], description: str | None, a
     from mdm_models.training.trainer import train
 
     data = config.data
-    run = train(changed(config, shards=shards_for(data.shards, data.size, data.cache)))
+    shards, images = (shards_for(names, data.size, data.cache) for names in (data.shards, data.images))
+    run = train(changed(config, shards=shards, images=images))
     return DONE if is_finished(run, config.optimizer.steps) else COME_AGAIN
 
 

@@ -12,6 +12,10 @@ class DataConfig:
     shards: tuple[str, ...]
     """WebDataset shards: .tar files, folders of them, patterns a-{000..099}.tar, URLs that fsspec opens (s3://…),
     commands that write one (pipe:…); recipes also take plain folders of captioned pictures"""
+    images: tuple[str, ...] = ()
+    """shards of single pictures to be trained on beside the clips: see image_share"""
+    image_share: float = 0.0
+    """share of each batch that are single pictures, of `images`, which train the levels of one frame; 0: none"""
     size: int = 32
     """height and width in pixels"""
     frames: int = 1
@@ -41,7 +45,7 @@ class DataConfig:
     def __post_init__(self):
         check_above_0(self, "size", "frames", "frame_rate", "cache_gb")
         check_not_negative(self, "workers")
-        check_share(self, "holdout")
+        check_share(self, "holdout", "image_share")
         check(self, ["max_bad_share"], lambda value: 0 <= value <= 1, "lie in [0, 1]")
 
 

@@ -249,6 +249,42 @@ def chunks_of(config: OptimizerConfig, world_size: int) -> tuple[int, int]:
     return size, config.batch_size // (size * world_size)
 
 
+def images_in(data: DataConfig, chunk_size: int) -> int:
+    """How many samples of a chunk are single pictures: its last ones, behind the clips.
+
+    Raises TrainingError where the share of them cannot be had.
+    """
+    count = round(data.image_share * chunk_size)
+    if data.image_share and count in (0, chunk_size):
+        raise TrainingError(
+            f"image_share is {data.image_share:g}, {count} of the {chunk_size} samples that go through a process at "
+            "once; choose a share that gives a picture and a clip, or a larger micro_batch"
+        )
+    return count
+
+
+def level_rows(config: TrainConfig, architecture: UNetConfig, chunk_size: int) -> list[int]:
+    """How many samples of a chunk are trained at each level, always the first ones: of single pictures none at levels
+    of several frames."""
+    levels = len(architecture.levels)
+    rows = config.objective.level_rows(chunk_size, levels)
+    of_clips = config.objective.level_rows(chunk_size - images_in(config.data, chunk_size), levels)
+    return [few if moving else all_ for few, all_, moving in zip(of_clips, rows, _moving(architecture), strict=True)]
+
+
+def level_shares(config: TrainConfig, architecture: UNetConfig) -> list[float]:
+    """The share of all samples that is trained at each level."""
+    shares = config.objective.level_shares or (1.0,) * len(architecture.levels)
+    clips = 1 - config.data.image_share
+    return [share * clips if moving else share for share, moving in zip(shares, _moving(architecture), strict=True)]
+
+
+def _moving(architecture: UNetConfig) -> list[bool]:
+    """Whether each level sees several frames."""
+    frames, _ = architecture.strides[-1]
+    return [time < frames for time, _ in architecture.strides]
+
+
 @dataclass(frozen=True)
 class Plan:
     """The model of a run, and the shape of one sample at each of its levels, highest resolution first:
@@ -272,6 +308,10 @@ def plan(config: TrainConfig, architecture: UNetConfig | None = None, context_di
     time, _ = model.strides[-1]
     if data.frames != time:  # the innermost UNet sees one frame
         raise TrainingError(f"frames is {data.frames}; {name} works on {time}")
+    if bool(data.images) != bool(data.image_share):
+        raise TrainingError("images and image_share: give both, shards of pictures and their share, or neither")
+    if data.images and not model.is_video:
+        raise TrainingError(f"image_share is {data.image_share:g}; {name} has no clips, give pictures as data")
     for field_name in ("level_weights", "level_shares"):
         values = getattr(config.objective, field_name)
         if len(values) not in (0, len(model.levels)):

@@ -27,7 +27,7 @@ from mdm_models.pipeline import Pipeline
 from mdm_models.processes import Processes
 from mdm_models.text import TextEncoder, TransformerTextEncoder
 from mdm_models.training.checkpoint.checkpoints import Checkpoints
-from mdm_models.training.config import ObjectiveConfig, OptimizerConfig, TrainConfig
+from mdm_models.training.config import ObjectiveConfig, OptimizerConfig, TrainConfig, level_rows
 from mdm_models.training.denoiser import CaptionReader, initial_model
 from mdm_models.training.ema.averages import make_averages
 from mdm_models.training.parallel import accumulating, parallelise
@@ -177,7 +177,7 @@ class Learner:
 
     def level_rows(self, count: int) -> list[int]:
         """How many of `count` samples are trained at each level."""
-        return self.config.objective.level_rows(count, len(self.architecture.levels))
+        return level_rows(self.config, self.architecture, count)
 
     def _times(self, count: int, number: int) -> Tensor:
         """(count,) times of a chunk; those of a whole step are spread evenly, which makes the loss less noisy (Kingma

@@ -22,7 +22,7 @@ SHOWN = 5  # changes that are named
 # Settings that decide what is learned, by their parts; of a run that goes on they are not to change unawares. The model
 # and the shards are compared by what they are, whatever they are called.
 DECIDING = {
-    "data": ("size", "frames", "frame_rate", "clip_start", "crop", "flip", "holdout"),
+    "data": ("image_share", "size", "frames", "frame_rate", "clip_start", "crop", "flip", "holdout"),
     "model": ("caption_dropout",),
     "objective": None,  # all of them
     "optimizer": (

@@ -9,17 +9,20 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mdm_models.config import UNetConfig
+from mdm_models.data.config import DataConfig
 from mdm_models.data.fingerprint import Watch, record_of
+from mdm_models.data.mixed import kinds_of, mixed_batches
 from mdm_models.data.reader import SampleReader, prompt_check, prompts_for
 from mdm_models.data.shards import ShardedSamples, open_shards
-from mdm_models.data.stream import SampleStream, batches, split
+from mdm_models.data.stream import SampleStream, split
 from mdm_models.errors import TrainingError
 from mdm_models.pipeline import PIPELINE_FILE
-from mdm_models.processes import StopRequest, init_process_group
+from mdm_models.processes import Processes, StopRequest, init_process_group
 from mdm_models.storage import url_of
+from mdm_models.text import TextEncoder
 from mdm_models.training.checkpoint.checkpoints import Checkpoints, list_steps
 from mdm_models.training.checkpoint.remote import Remote, mirrored
-from mdm_models.training.config import TrainConfig, chunks_of, plan
+from mdm_models.training.config import TrainConfig, chunks_of, images_in, plan
 from mdm_models.training.denoiser import open_encoder
 from mdm_models.training.ema.snapshots import forget_snapshots_after, write_snapshot
 from mdm_models.training.evaluation import Evaluation
@@ -56,9 +59,11 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
         in_bf16 = config.system.uses_bf16(processes.device.type)
         encoder = open_encoder(config.model, config.system.seed, processes.device, in_bf16)
         planned = plan(config, architecture, encoder.width)
-        samples = ShardedSamples(open_shards(config.data, processes))
-        training, validation = split(samples, config.data.holdout)
-        reader = SampleReader(samples, config.data, prompts_for(encoder), prompt_check(encoder))
+        images = images_in(config.data, chunk_size)
+        readers = [_reader(data, encoder, processes) for data in kinds_of(config.data)]
+        reader, counts = readers[0], [chunk_size - images, images][: len(readers)]
+        shards = [shard for each in readers for shard in each.samples.shards]
+        training, validation = split(reader.samples, config.data.holdout)
         evaluation = Evaluation.of(config, reader, validation, processes)
 
         held.enter_context(watched(processes, config.system.patience))
@@ -67,8 +72,8 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
         processes.agree(lambda: remote.begin() if remote and processes.is_main else None)
         stage = "" if list_steps(run) else config.model.init_from
         learner = Learner(config, planned.architecture, encoder, processes, stage)
-        records = processes.agree(lambda: list(map(record_of, samples.shards)) if processes.is_main else [])[0]
-        watch = Watch(samples.shards, records, config.data.max_bad_share) if processes.is_main else None
+        records = processes.agree(lambda: list(map(record_of, shards)) if processes.is_main else [])[0]
+        watch = Watch(shards, records, config.data.max_bad_share) if processes.is_main else None
         record = record_of_run(config, encoder, records)
         compare = partial(compare_records, accept=config.system.accept_changes)
         upload = remote.upload if remote else None
@@ -77,9 +82,8 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
         if processes.is_main:
             write_settings(run, told)
             forget_snapshots_after(run, learner.step)
-        stream = batches(
-            SampleStream(reader, training, seed=config.system.seed, caption_dropout=config.model.caption_dropout),
-            chunk_size,
+        stream = mixed_batches(
+            [(_stream(config, each), count) for each, count in zip(readers, counts, strict=True)],
             first_chunk=learner.samples_seen // chunk_size,
             rank=processes.rank,
             world_size=processes.world_size,
@@ -94,7 +98,7 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
             preview = Preview.of(output, reader, itertools.chain(validation, training), processes)
             if processes.is_main:  # which alone writes to the log
                 log = files.enter_context(contextlib.closing(Logbook(config, learner.step)))
-                log.skip(reader.damaged())
+                log.skip([skip for each in readers for skip in each.damaged()])
                 log.say(str(throughput))
                 heartbeat = Heartbeat(config)
 
@@ -136,7 +140,7 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
                 skips = processes.gather(interval.skips)
                 if log:
                     log.skip(skips)
-                    epoch = learner.samples_seen / len(training)
+                    epoch = learner.samples_seen * counts[0] / chunk_size / len(training)
                     log.record(**learner.counters(), epoch=epoch, **interval.summary(), **outcome.summary())
                 interval = Interval(throughput)
             if config.optimizer.ema_stds and _due(learner.step, config.optimizer.ema_snapshot_every, steps):
@@ -172,6 +176,16 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
             rest = "" if learner.step >= steps else "; the same command goes on from there"
             print(f"{told.out}: {learner.step} of {steps} steps{rest}")
     return run
+
+
+def _reader(data: DataConfig, encoder: TextEncoder, processes: Processes) -> SampleReader:
+    samples = ShardedSamples(open_shards(data, processes))
+    return SampleReader(samples, data, prompts_for(encoder), prompt_check(encoder))
+
+
+def _stream(config: TrainConfig, reader: SampleReader) -> SampleStream:
+    training, _ = split(reader.samples, config.data.holdout)
+    return SampleStream(reader, training, config.system.seed, config.model.caption_dropout)
 
 
 def _caught(work: Callable[[], object]) -> TrainingError | None:

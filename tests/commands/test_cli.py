@@ -40,7 +40,7 @@ def test_help_names_every_command():
 
 def test_models_lists_what_matches(capsys):
     assert cli.main(["models", "mdm_t2v_*"]) == 0
-    assert capsys.readouterr().out.split() == ["mdm_t2v_256", "mdm_t2v_64", "mdm_t2v_tiny"]
+    assert capsys.readouterr().out.split() == ["mdm_t2v_256", "mdm_t2v_64", "mdm_t2v_emoji", "mdm_t2v_tiny"]
     assert cli.main(["models", "sd*"]) == 2
 
 

@@ -5,8 +5,18 @@ import pytest
 from mdm_models import private_torch
 from mdm_models.data.config import DataConfig
 from mdm_models.errors import TrainingError
-from mdm_models.training.config import OptimizerConfig, SystemConfig, TrainConfig, changed, chunks_of, plan
-from tests.training.models import CLIP_MODEL
+from mdm_models.training.config import (
+    OptimizerConfig,
+    SystemConfig,
+    TrainConfig,
+    changed,
+    chunks_of,
+    images_in,
+    level_rows,
+    level_shares,
+    plan,
+)
+from tests.training.models import CLIP_MODEL, NESTED_MODEL
 
 
 @pytest.fixture
@@ -47,11 +57,35 @@ def test_auto_is_bf16_where_there_are_units_for_it(monkeypatch, has_units):
         ({"size": 17}, "size is 17; this model needs a multiple of 2"),
         ({"level_weights": (1.0,)}, "2 levels"),
         ({"level_shares": (0.2, 0.5, 1.0)}, "2 levels"),
+        ({"image_share": 0.25}, "images and image_share: give both"),
+        ({"images": ("a.tar",)}, "images and image_share: give both"),
     ],
 )
 def test_settings_that_do_not_fit_the_model_are_refused(config, change, message):
     with pytest.raises(TrainingError, match=message):
         plan(changed(config, **change), CLIP_MODEL)
+
+
+def test_pictures_beside_pictures_are_refused(config):
+    with pytest.raises(TrainingError, match=r"image_share is 0.25; small has no clips, give pictures as data"):
+        plan(changed(config, images=("a.tar",), image_share=0.25, frames=1), NESTED_MODEL)
+
+
+def test_pictures_train_the_levels_of_one_frame_alone(config):
+    mixed = changed(config, images=("a.tar",), image_share=0.25)
+    assert level_rows(mixed, CLIP_MODEL, 8) == [6, 8]
+    assert level_shares(mixed, CLIP_MODEL) == [0.75, 1]
+    assert level_rows(changed(mixed, level_shares=(0.5, 1.0)), CLIP_MODEL, 8) == [3, 8]
+    wide = dataclasses.replace(NESTED_MODEL, kind="space", inner=CLIP_MODEL)
+    assert level_rows(mixed, wide, 8) == [6, 6, 8]
+    assert level_rows(config, wide, 8) == [8, 8, 8]
+
+
+@pytest.mark.parametrize(("share", "chunk"), [(0.25, 1), (0.25, 2), (0.9, 4)])
+def test_a_share_that_gives_no_picture_or_no_clip_is_refused(config, share, chunk):
+    mixed = changed(config, images=("a.tar",), image_share=share)
+    with pytest.raises(TrainingError, match=f"image_share is {share}, {round(share * chunk)} of the {chunk} samples"):
+        images_in(mixed.data, chunk)
 
 
 def test_a_model_that_does_not_exist_is_refused(config):
@@ -67,6 +101,7 @@ def test_a_model_that_does_not_exist_is_refused(config):
         {"caption_dropout": 1.5},
         {"workers": -1},
         {"holdout": 1.0},
+        {"image_share": 1.0},
         {"max_bad_share": 2.0},
         {"level_shares": (0.5, 0.9)},
         {"level_shares": (1.0, 0.5, 1.0)},

@@ -128,6 +128,20 @@ def test_a_mixed_batch_trains_the_outer_level_on_its_share(learner_of, monkeypat
     assert seen == [[2, 4]]
 
 
+def test_single_pictures_in_a_batch_train_the_innermost_level_alone(learner_of):
+    learner = learner_of(images=("a.tar",), image_share=0.5, batch_size=4)
+    torch.nn.init.normal_(learner.model.unet.conv_out.weight)
+    torch.nn.init.normal_(learner.model.unet.inner.conv_out.weight)
+    batch = clips(4)
+    outer, inner = learner._level_losses(batch, 0).tolist()
+    batch.images[2:] = 255 - batch.images[2:]
+    outer_after, inner_after = learner._level_losses(batch, 0).tolist()
+    assert outer_after == outer
+    assert inner_after != inner
+    batch.images[:2] = 255 - batch.images[:2]
+    assert learner._level_losses(batch, 0)[0].item() != outer
+
+
 def test_two_thirds_of_a_batch_are_rounded_to_whole_samples(learner_of):
     learner = learner_of(NESTED_MODEL, frames=1, level_shares=(2 / 3, 1.0))
     assert [learner.level_rows(n) for n in (1, 2, 3, 16)] == [[1, 1], [1, 2], [2, 3], [11, 16]]

@@ -94,6 +94,18 @@ def test_a_resumed_run_equals_one_that_went_through(finished, resumed):
     assert records(through)[-1]["loss"] == records(resumed)[-1]["loss"]
 
 
+def test_a_run_on_clips_and_pictures_resumes_exactly(shard, shard_of, tmp_path):
+    config = changed(settings(shard_of("c.tar", 3), tmp_path / "through"), images=(str(shard),), image_share=0.5)
+    through = train(changed(config, batch_size=4), CLIP_MODEL)
+    halves = changed(config, batch_size=4, out=str(tmp_path / "halves"))
+    train(changed(halves, steps=3), CLIP_MODEL)
+    expected, found = weights(through), weights(train(halves, CLIP_MODEL))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert records(through)[-1]["epoch"] == 4  # of the clips
+    with pytest.raises(CheckpointError, match=r"image_share was 0.5, is 0.25"):
+        train(changed(halves, image_share=0.25), CLIP_MODEL)
+
+
 def test_a_grid_is_drawn_and_is_the_same_after_a_resume(finished, resumed):
     grids = [Path(finished.out) / f"samples/step-0000000{step}.webp" for step in (3, 6)]
     assert grids[0].read_bytes() != grids[1].read_bytes()

@@ -12,7 +12,7 @@ from mdm_models.errors import TrainingError
 from mdm_models.text import load_text_encoder
 from mdm_models.text.load import NUMBERED
 from mdm_models.text.precomputed import UNCONDITIONAL
-from mdm_models.training.config import ModelConfig, Plan, TrainConfig, chunks_of, plan
+from mdm_models.training.config import ModelConfig, Plan, TrainConfig, chunks_of, level_rows, level_shares, plan
 from mdm_models.training.denoiser import CaptionedDenoiser
 from mdm_models.training.dry_run.footprint import activation_bytes, level_flops, training_flops, weightless_model
 from mdm_models.training.parallel import BLOCKS
@@ -73,7 +73,7 @@ def estimate_memory(config: TrainConfig, planned: Plan, world_size: int, device:
         planned.architecture,
         config.model,
         tuple(planned.shapes),
-        config.objective.level_rows(chunk, len(planned.shapes)),
+        level_rows(config, planned.architecture, chunk),
         device,
         autocast=in_bf16,
         recompute=config.system.checkpoint_activations,
@@ -145,7 +145,7 @@ def _model(config: TrainConfig, planned: Plan, model: nn.Module) -> Iterator[str
     yield f"model {config.model.model}: {_parameters(model):,} parameters {text}"
     forward = level_flops(planned.architecture, config.model, tuple(planned.shapes))
     levels = len(forward)
-    shares = config.objective.level_shares or (1.0,) * levels
+    shares = level_shares(config, planned.architecture)
     weights = config.objective.level_weights or (1.0,) * levels
     yield f"  {'level':16}{'noise shift':>12}{'share':>8}{'weight':>8}{'parameters':>14}{'GFLOP forward':>15}"
     unet = model.unet

@@ -18,7 +18,7 @@ from mdm_kernels import GroupNormSiLU, use_backend
 from mdm_models.config import UNetConfig
 from mdm_models.private_torch import fake_tensors
 from mdm_models.text import TransformerTextEncoder
-from mdm_models.training.config import ModelConfig, Plan, TrainConfig
+from mdm_models.training.config import ModelConfig, Plan, TrainConfig, level_shares
 from mdm_models.training.denoiser import CaptionedDenoiser
 from mdm_models.training.parallel import BLOCKS
 from mdm_models.unet import empty_model
@@ -66,7 +66,7 @@ def training_flops(config: TrainConfig, planned: Plan) -> float:
     """Operations that the model needs for a sample's forward and backward pass, mean over a batch whose levels have
     shares of it."""
     forward = level_flops(planned.architecture, config.model, tuple(planned.shapes))
-    shares = config.objective.level_shares or (1.0,) * len(forward)
+    shares = level_shares(config, planned.architecture)
     return 3 * sum(share * flops for share, flops in zip(shares, forward, strict=True))
 
 

@@ -3,7 +3,7 @@ import torch
 
 from mdm_models.data.config import DataConfig
 from mdm_models.processes import Processes
-from mdm_models.training.config import ModelConfig, ObjectiveConfig, TrainConfig, plan
+from mdm_models.training.config import ModelConfig, ObjectiveConfig, TrainConfig, changed, plan
 from mdm_models.training.dry_run.footprint import level_flops, training_flops
 from mdm_models.training.monitor import throughput
 from mdm_models.training.monitor.throughput import Peak, Throughput, peak_of
@@ -67,6 +67,7 @@ def test_training_costs_three_forward_passes_of_the_levels_shares():
     planned = plan(config)
     outer, inner = level_flops(planned.architecture, config.model, tuple(planned.shapes))
     assert training_flops(config, planned) == 3 * (outer / 2 + inner)
+    assert training_flops(changed(config, image_share=0.25), planned) == 3 * (0.75 * outer / 2 + inner)
 
 
 def test_a_run_on_a_cpu_measures_its_peak():
