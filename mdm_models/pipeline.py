@@ -53,6 +53,10 @@ class PipelineConfig:
     """the space in which its error was measured in training: eps, v or x0"""
     guidance_scale: float = 5.0
     """guidance unless a call says otherwise"""
+    sampler: str = "ddim"
+    """how steps are taken unless a call says otherwise"""
+    num_inference_steps: int = 50
+    """steps unless a call says otherwise"""
     frame_rate: float = 8.0
     """frames of a clip shown a second"""
 
@@ -181,11 +185,11 @@ class Pipeline:
         prompt: str | Sequence[str],
         negative_prompt: str | Sequence[str] | None = None,
         *,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         guidance_scale: float | Sequence[float] | None = None,
         guidance_interval: tuple[float, float] | None = None,
         num_images_per_prompt: int = 1,
-        sampler: str = "ddim",
+        sampler: str | None = None,
         eta: float = 0.0,
         threshold: str = "clip",
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -203,8 +207,8 @@ class Pipeline:
 
         prompt: one or several. negative_prompt: what to steer away from, one for all or one a prompt; "" by default.
         num_inference_steps, guidance_scale, guidance_interval, sampler, eta, threshold, generator, seed, callback: as
-            for `mdm_models.diffusion.sample`; guidance_scale None is the pipeline's own. With a seed, an image is the
-            same whatever batch it is in.
+            for `mdm_models.diffusion.sample`; steps, guidance and sampler are the pipeline's own where they are None.
+            With a seed, an image is the same whatever batch it is in.
         image, strength: begin from a picture, one for all or one a prompt, or from a tensor (B, 3, H, W) or
             (B, 3, T, H, W) in −1…1, with the noise of time strength · num_steps: near 0 it hardly changes, at 1 little
             of it is left.
@@ -226,10 +230,11 @@ class Pipeline:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         count = len(prompts) * num_images_per_prompt
         guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         interval = {} if guidance_interval is None else {"guidance_interval": guidance_interval}
         self._running = self._running or engine_for(self.model, self.engine)
         model = RowByRow(self._running) if low_memory else self._running
-        with tqdm(total=num_inference_steps, desc="sampling", unit="step", delay=0.5, disable=not progress) as bar:
+        with tqdm(total=steps, desc="sampling", unit="step", delay=0.5, disable=not progress) as bar:
 
             def after_step(i: int, t: float, x_0: list[Tensor]) -> None:
                 bar.update()
@@ -243,8 +248,8 @@ class Pipeline:
                 **self._text(prompts, negative_prompt, num_images_per_prompt),
                 micro=self._micro(micro or {}, count),
                 guidance_scale=guidance_scale if self.text_encoder is not None else 1.0,
-                num_inference_steps=num_inference_steps,
-                sampler=sampler,
+                num_inference_steps=steps,
+                sampler=sampler or self.config.sampler,
                 eta=eta,
                 threshold=threshold,
                 generator=generator,

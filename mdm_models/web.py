@@ -162,8 +162,9 @@ def checked(prompt: str, style: str, seed: str, takes_text: bool) -> tuple[str, 
     return (prompt if style == AS_WRITTEN or not prompt else f"{prompt}, {style} style"), int(seed)
 
 
-def build(pipeline: Pipeline, name: str, steps: int = 25) -> gr.Blocks:
-    """The page for a model; `name` is what it is called there. Serve it with `serve`."""
+def build(pipeline: Pipeline, name: str, steps: int | None = None) -> gr.Blocks:
+    """The page for a model; `name` is what it is called there, steps what its slider begins at: the model's own if
+    None. Serve it with `serve`."""
     takes_text = pipeline.text_encoder is not None
     has_styles = takes_text and "emoji" in name
     sizes = " around ".join(f"{shape[-1]}²" for shape in pipeline.shapes)
@@ -197,7 +198,10 @@ def build(pipeline: Pipeline, name: str, steps: int = 25) -> gr.Blocks:
                     visible=has_styles, elem_id="style",
                 )  # fmt: skip
                 count = gr.Slider(1, MOST_PICTURES, 4, step=1, label=kind, elem_id="count", buttons=[])
-                steps = gr.Slider(2, MOST_STEPS, steps, step=1, label="Steps", elem_id="steps", buttons=[])
+                steps = gr.Slider(
+                    2, MOST_STEPS, steps or pipeline.config.num_inference_steps, step=1, label="Steps",
+                    elem_id="steps", buttons=[],
+                )  # fmt: skip
                 guidance_scale = gr.Slider(
                     1, 12, pipeline.config.guidance_scale, step=0.5, label="Guidance", visible=takes_text, buttons=[],
                     elem_id="guidance",

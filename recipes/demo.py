@@ -39,7 +39,6 @@ PROMPTS = (
     "fire engine, noto style",
     "soccer ball, blob style",
 )
-STEPS = 25  # of sampling
 FIRST = 5  # steps of training that tell how long one takes
 
 
@@ -141,7 +140,7 @@ def _shown(pipeline: Pipeline, captions: tuple[str, ...], seed: int) -> Tensor:
 def _sampled(pipeline: Pipeline, prompts: list[str], seed: int) -> list[Tensor]:
     """A sample a prompt at each resolution, (N, 3, T, H, W) in −1…1; T = 1 of pictures."""
     prompts = prompts if pipeline.text_encoder is not None else [""] * len(prompts)
-    levels = pipeline(prompts, num_inference_steps=STEPS, seed=seed, output_type="pt", return_levels=True)
+    levels = pipeline(prompts, seed=seed, output_type="pt", return_levels=True)
     return [level if level.dim() == 5 else level.unsqueeze(2) for level in levels]
 
 

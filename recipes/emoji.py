@@ -56,8 +56,8 @@ def stage_8x32(shards: tuple[str, ...], out: str) -> TrainConfig:
     clip its beginning, which shows the thing at rest."""
     stage = changed(stage_16(shards, out), model="mdm_t2v_emoji", size=32, shift_power=2.0, times_mean=0.5)
     stage = changed(stage, level_shares=(0.5, 1.0, 1.0))
-    stage = changed(stage, frames=8, frame_rate=6.0, clip_start="first", batch_size=16)
-    return changed(stage, evaluate_every=1000, evaluate_samples=18, sample_every=500, sample_count=8)
+    stage = changed(stage, frames=8, frame_rate=6.0, clip_start="first", batch_size=8, ema_decay=0.998)
+    return changed(stage, evaluate_every=1000, evaluate_samples=16, sample_every=500, sample_count=8)
 
 
 def gpu(shards: tuple[str, ...], out: str) -> TrainConfig:

@@ -32,10 +32,10 @@ class Options:
     """the share of them that training held out"""
     grid: int = 64
     """pairs in a grid"""
-    steps: int = 25
-    """sampling steps"""
-    sampler: str = "ddim"
-    """ddim, ddpm, dpmpp_2m or heun"""
+    steps: int | None = None
+    """sampling steps; default: the model's"""
+    sampler: str | None = None
+    """ddim, ddpm, dpmpp_2m or heun; default: the model's"""
     guidance_scale: float | None = None
     """default: the model's"""
     seed: int = 0

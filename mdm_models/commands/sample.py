@@ -52,14 +52,14 @@ class Options:
     """pictures for each prompt"""
     negative_prompt: Annotated[str | None, arg(aliases=["--negative"])] = None
     """what to steer away from"""
-    steps: int = 50
-    """sampling steps"""
+    steps: int | None = None
+    """sampling steps; default: the model's"""
     guidance_scale: Annotated[float | None, arg(aliases=["--guidance"])] = None
     """classifier-free guidance; 1 is none; default: the model's"""
     guidance_interval: tuple[float, float] | None = None
     """the times, low and high in 0…1000, that have it; default: all"""
-    sampler: str = "ddim"
-    """ddim, ddpm, dpmpp_2m or heun"""
+    sampler: str | None = None
+    """ddim, ddpm, dpmpp_2m or heun; default: the model's"""
     eta: float = 0.0
     """fresh noise of ddim, 0…1"""
     threshold: Literal["clip", "dynamic", "dynamic_if", "none"] = "clip"

@@ -46,6 +46,10 @@ class Options:
     """the run's shards, if they have moved"""
     guidance_scale: float | None = None
     """unless a call says otherwise; default: that of the run's previews"""
+    steps: int | None = None
+    """likewise, of sampling"""
+    sampler: str | None = None
+    """likewise"""
     out: Path = FOLDER
     """folder for the model's folder"""
 
@@ -53,8 +57,14 @@ class Options:
 def ship(options: Options) -> None:
     """Raises TrainingError, OSError, ValueError or TypeError in one line."""
     pipeline = open_pipeline(options.run)
-    if options.guidance_scale is not None:
-        pipeline.config = dataclasses.replace(pipeline.config, guidance_scale=options.guidance_scale)
+    chosen = {
+        "guidance_scale": options.guidance_scale,
+        "num_inference_steps": options.steps,
+        "sampler": options.sampler,
+    }
+    pipeline.config = dataclasses.replace(
+        pipeline.config, **{name: value for name, value in chosen.items() if value is not None}
+    )
     if isinstance(pipeline.text_encoder, TransformerTextEncoder):
         config = json.loads((options.run / "config.json").read_text())
         captions = _captions(tuple(options.data or config["data"]["shards"]))

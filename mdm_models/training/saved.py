@@ -43,6 +43,8 @@ def pipeline_config(config: TrainConfig, encoder: TextEncoder) -> PipelineConfig
         prediction=config.objective.prediction,
         loss_target=config.objective.loss_target,
         guidance_scale=config.output.guidance_scale,
+        sampler=config.output.sampler,
+        num_inference_steps=config.output.sample_steps,
         frame_rate=config.data.frame_rate,
     )
 

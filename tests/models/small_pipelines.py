@@ -26,7 +26,7 @@ CAPTIONS = ["a red apple", "red apple, noto style"]
 def small_pipeline(model: UNetConfig = NESTED_MODEL, size: int = 16) -> Pipeline:
     torch.manual_seed(0)
     encoder = TransformerTextEncoder(16, layers=1, num_heads=8, max_tokens=8).pruned(CAPTIONS)
-    return Pipeline(build_model(model), encoder, PipelineConfig(size, guidance_scale=2.0))
+    return Pipeline(build_model(model), encoder, PipelineConfig(size, guidance_scale=2.0, num_inference_steps=3))
 
 
 def save_as_shipped(folder: Path, name: str, model: UNetConfig = NESTED_MODEL, size: int = 16) -> Path:

@@ -53,6 +53,14 @@ def test_a_prompt_gives_a_picture_of_the_configured_size(images):
     assert picture.size == (SIZE, SIZE)
 
 
+def test_steps_guidance_and_sampler_are_the_pipelines_own_unless_told_otherwise(images, monkeypatch):
+    own = {"num_inference_steps": 2, "guidance_scale": 1.5, "sampler": "dpmpp_2m"}
+    told = draw(images, **own)
+    monkeypatch.setattr(images, "config", dataclasses.replace(images.config, **own))
+    torch.testing.assert_close(draw(images, num_inference_steps=None), told, rtol=0, atol=0)
+    assert not torch.equal(draw(images, num_inference_steps=None, sampler="ddim"), told)
+
+
 def test_each_prompt_gives_its_pictures_in_turn(images):
     both = draw(images, ["a penguin", "an apple"], num_images_per_prompt=2)
     assert both.shape == (4, 3, SIZE, SIZE)

@@ -16,7 +16,6 @@ from tests.models.small_pipelines import CLIP_MODEL, NESTED_MODEL, save_as_shipp
 @pytest.fixture
 def demo(recipe, monkeypatch):
     demo = recipe("demo")
-    monkeypatch.setattr(demo, "STEPS", 2)
     monkeypatch.setattr(demo, "FIRST", 2)
     return demo
 

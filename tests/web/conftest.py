@@ -96,13 +96,13 @@ def pictures() -> Slow:
 
 @pytest.fixture(scope="module")
 def address(pictures) -> Iterator[str]:
-    blocks = build(pictures, "small_emoji")
+    blocks = build(pictures, "small_emoji", steps=25)
     yield serve(blocks, "127.0.0.1", None, wait=False)
     blocks.close()
 
 
 @pytest.fixture(scope="module")
 def clips_address() -> Iterator[str]:
-    blocks = build(small_pipeline(CLIP_MODEL), "small_clips")
+    blocks = build(small_pipeline(CLIP_MODEL), "small_clips", steps=25)
     yield serve(blocks, "127.0.0.1", None, wait=False)
     blocks.close()
