@@ -112,7 +112,13 @@ def settings(options: Options) -> tuple[TrainConfig, str]:
         config,
         frame_rate=known.frame_rate,
         objective=ObjectiveConfig(
-            known.shift_power, known.unshifted_size, times="logit_normal", prediction=known.prediction, loss_target="v"
+            known.shift_power,
+            known.unshifted_size,
+            times="logit_normal",
+            times_mean=0.5,
+            times_deviation=1.5,
+            prediction=known.prediction,
+            loss_target="v",
         ),
         optimizer=OptimizerConfig(batch_size=8, steps=FIRST, lr=3e-4, warmup=10, ema_decay=0.98),
         output=OutputConfig(log_every=1, save_every=1000, sample_every=0, guidance_scale=known.guidance_scale),

@@ -43,7 +43,13 @@ def own_small(shards: tuple[str, ...], out: str) -> TrainConfig:
         DataConfig(shards, size=64, holdout=0 if count < FEW else 0.03, workers=0),
         ModelConfig(MODEL, text_width=128, text_layers=2, text_tokens=24, init_from=shipped),
         ObjectiveConfig(
-            prediction="x0", loss_target="v", times="logit_normal", shift_power=2.0, level_shares=(0.25, 1.0)
+            prediction="x0",
+            loss_target="v",
+            times="logit_normal",
+            times_mean=0.5,
+            times_deviation=1.5,
+            shift_power=2.0,
+            level_shares=(0.25, 1.0),
         ),
         OptimizerConfig(
             batch_size=batch, steps=steps, lr=3e-4 if shipped else 6e-4, warmup=100, ema_decay=1 - 20 / steps
