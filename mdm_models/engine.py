@@ -8,7 +8,7 @@ model(x, time, prepared).
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -141,6 +141,42 @@ class RowByRow:
             condition = self.engine.prepare(row(context, i), row(context_mask, i), own_micro)
             rows.append(self.engine([row(level, i) for level in x], row(time, i), condition))
         return [torch.cat(level) for level in zip(*rows, strict=True)]
+
+
+class Windowed:
+    """An engine for clips of more frames than the model's, which sees windows of its own length one after another.
+
+    What several windows predict for a frame is averaged at every call, which makes one clip of them (Bar-Tal et al.,
+    "MultiDiffusion", arXiv 2302.08113, eq. 5; over time: Wang et al., "Gen-L-Video", arXiv 2305.18264).
+    A level of as many frames as the highest is one long clip. Of a level of fewer each window has its own, and x holds
+    them one after another.
+    """
+
+    def __init__(self, engine: Callable[..., list[Tensor]], frames: Sequence[int], count: int):
+        """frames: of the model's clip at each level, highest first; count: of the long clip, at least frames[0]."""
+        self.engine, self.frames = engine, frames
+        self.starts = window_starts(count, frames[0])
+        self.counts = [count if each == frames[0] else each * len(self.starts) for each in frames]  # at each level
+        if hasattr(engine, "prepare"):
+            self.prepare = engine.prepare
+
+    def __call__(self, x: list[Tensor], time: Tensor, *condition) -> list[Tensor]:
+        sums = [torch.zeros_like(level, dtype=torch.promote_types(level.dtype, torch.float32)) for level in x]
+        windows = [level.new_zeros(level.shape[2]) for level in sums]  # how many see each frame
+        for number, start in enumerate(self.starts):
+            seen = [start if each == self.frames[0] else each * number for each in self.frames]
+            places = [slice(first, first + each) for first, each in zip(seen, self.frames, strict=True)]
+            cut = [level[:, :, place] for level, place in zip(x, places, strict=True)]
+            for i, prediction in enumerate(self.engine(cut, time, *condition)):
+                sums[i][:, :, places[i]] += prediction
+                windows[i][places[i]] += 1
+        return [total / count.view(-1, 1, 1) for total, count in zip(sums, windows, strict=True)]
+
+
+def window_starts(count: int, length: int) -> list[int]:
+    """The first frames of windows of a length that cover `count` frames: they overlap by half, the last one perhaps by
+    more."""
+    return [*range(0, count - length, max(1, length // 2)), count - length]
 
 
 def _key(x: list[Tensor], time: Tensor, condition: Conditioning) -> tuple:

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from mdm_models import private_torch
 from mdm_models.diffusion import MatryoshkaDiffusion, sample
-from mdm_models.engine import RowByRow, check_engine, engine_for
+from mdm_models.engine import RowByRow, Windowed, check_engine, engine_for
 from mdm_models.errors import one_line
 from mdm_models.pictures import Clip, from_pictures, to_pictures, to_pixels
 from mdm_models.pretrained import directory_of, from_pretrained, is_repository
@@ -196,6 +196,7 @@ class Pipeline:
         seed: int | None = None,
         image: Image.Image | Sequence[Image.Image] | Tensor | None = None,
         strength: float = 0.8,
+        frames: int | None = None,
         micro: dict[str, float] | None = None,
         output_type: str = "pil",
         return_levels: bool = False,
@@ -212,10 +213,14 @@ class Pipeline:
         image, strength: begin from a picture, one for all or one a prompt, or from a tensor (B, 3, H, W) or
             (B, 3, T, H, W) in −1…1, with the noise of time strength · num_steps: near 0 it hardly changes, at 1 little
             of it is left.
+        frames: of each clip; if more than the model's, windows of the model's length that overlap by half slide over it
+            at every step, and what they predict for a frame is averaged: one motion goes on, no story. Its work and
+            memory are those of a clip of the model's for each window, one after another.
         micro: micro-conditions by name, for all images.
         output_type: "pil" for pictures, or `Clip`s, which can be saved; "np" for uint8 arrays (B, [T,] H, W, 3);
             "pt" for a float32 tensor (B, 3, [T,] H, W) in −1…1.
-        return_levels: a list with one of these for each resolution, highest first.
+        return_levels: a list with one of these for each resolution, highest first; with `frames`, levels of fewer
+            frames than the highest have theirs for each window.
         low_memory: run the network on one row of the batch at a time, which gives the same images in the memory of one.
             The resolutions cannot be sampled one after another: at every step each of them reads the features of the
             others.
@@ -234,6 +239,10 @@ class Pipeline:
         interval = {} if guidance_interval is None else {"guidance_interval": guidance_interval}
         self._running = self._running or engine_for(self.model, self.engine)
         model = RowByRow(self._running) if low_memory else self._running
+        shapes = self.shapes
+        if frames is not None and (longer := self._longer(model, frames, image)):
+            model = longer
+            shapes = [(shape[0], total, *shape[2:]) for shape, total in zip(shapes, longer.counts, strict=True)]
         with tqdm(total=steps, desc="sampling", unit="step", delay=0.5, disable=not progress) as bar:
 
             def after_step(i: int, t: float, x_0: list[Tensor]) -> None:
@@ -244,7 +253,7 @@ class Pipeline:
             levels = sample(
                 model,
                 self.diffusion,
-                [(count, *shape) for shape in self.shapes],
+                [(count, *shape) for shape in shapes],
                 **self._text(prompts, negative_prompt, num_images_per_prompt),
                 micro=self._micro(micro or {}, count),
                 guidance_scale=guidance_scale if self.text_encoder is not None else 1.0,
@@ -274,6 +283,19 @@ class Pipeline:
         features, mask = self.text_encoder(prompts + negatives)
         rows = [part.repeat_interleave(repeats, dim=0) for part in (*features.chunk(2), *mask.chunk(2))]
         return dict(zip(("context", "negative_context", "context_mask", "negative_context_mask"), rows, strict=True))
+
+    def _longer(self, model: Callable[..., list[Tensor]], frames: int, image: object) -> Windowed | None:
+        """What samples clips of so many frames; None if it is the model itself."""
+        if not self.model.config.is_video:
+            raise ValueError(f"frames is {frames}; this model makes pictures, and takes none")
+        own = [shape[1] for shape in self.shapes]
+        if frames < own[0]:
+            raise ValueError(f"frames is {frames}; this model makes clips of {own[0]} frames, or longer ones")
+        if frames == own[0]:
+            return None
+        if image is not None:
+            raise ValueError(f"image is given; a clip of {frames} frames, not {own[0]}, begins from noise: omit frames")
+        return Windowed(model, own, frames)
 
     def _micro(self, micro: dict[str, float], count: int) -> dict[str, Tensor]:
         exact = {"dtype": torch.float32, "device": self.device}

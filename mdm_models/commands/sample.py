@@ -70,6 +70,8 @@ class Options:
     """begin from this picture"""
     strength: float = 0.8
     """how much of it is given up to noise, 0…1"""
+    frames: int | None = None
+    """of a clip; more than the model's take proportionally longer: windows of its length slide over the clip"""
     text_encoder: str | None = None
     """use this text encoder in place of the one that the model names"""
     format: Literal["png", "jpg", "webp", "mp4", "gif"] | None = None
@@ -126,6 +128,7 @@ def _how(options: Options) -> dict[str, Any]:
         "eta": options.eta,
         "threshold": options.threshold,
         "strength": options.strength,
+        "frames": options.frames,
         "low_memory": options.low_memory,
     }
 

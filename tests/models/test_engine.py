@@ -7,7 +7,7 @@ import torch
 
 from mdm_models import UNetConfig, build_model, engine
 from mdm_models.diffusion import SAMPLERS, MatryoshkaDiffusion, sample
-from mdm_models.engine import GraphedModel, engine_for
+from mdm_models.engine import GraphedModel, Windowed, engine_for, window_starts
 from mdm_models.unet import UNet
 from tests.models import recorded_graph
 
@@ -157,3 +157,57 @@ def test_auto_captures_on_a_gpu_alone(model, monkeypatch):
 def test_an_engine_that_cannot_be_is_named(model, name, message):
     with pytest.raises(ValueError, match=message):
         engine_for(model, name)
+
+
+# Clips longer than the model's
+
+
+def numbered(x: list[torch.Tensor], time: torch.Tensor, *condition) -> list[torch.Tensor]:
+    """Predicts for every frame of a window the number in its first one, and lets a level of one frame as it is."""
+    high, low = x
+    return [high[:, :, :1].expand_as(high), low]
+
+
+@pytest.mark.parametrize(
+    ("count", "length", "starts"),
+    [(20, 8, [0, 4, 8, 12]), (21, 8, [0, 4, 8, 12, 13]), (9, 8, [0, 1]), (8, 8, [0]), (3, 1, [0, 1, 2])],
+)
+def test_windows_overlap_by_half_and_cover_every_frame(count, length, starts):
+    assert window_starts(count, length) == starts
+    assert {frame for start in starts for frame in range(start, start + length)} == set(range(count))
+
+
+def test_what_windows_predict_for_a_frame_is_averaged():
+    frames = torch.arange(7.0).view(1, 1, 7, 1, 1)
+    windowed = Windowed(numbered, [4, 1], 7)
+    assert (windowed.starts, windowed.counts) == ([0, 2, 3], [7, 3])
+    low = torch.tensor([10.0, 20.0, 30.0]).view(1, 1, 3, 1, 1)
+    high, own = windowed([frames, low], torch.zeros(1))
+    assert high.flatten().tolist() == pytest.approx([0, 0, 1, 5 / 3, 2.5, 2.5, 3])
+    assert torch.equal(own, low)  # each window has its own frame there
+
+
+def test_each_window_sees_its_frames_at_every_level_and_what_the_text_was_made_into():
+    class Seen:
+        def __init__(self):
+            self.calls = []
+
+        def prepare(self, *condition):
+            return "prepared", *condition
+
+        def __call__(self, x, time, condition):
+            self.calls.append(([level.flatten().tolist() for level in x], condition))
+            return x
+
+    seen = Seen()
+    windowed = Windowed(seen, [4, 4, 2], 6)
+    x = [torch.arange(float(count)).view(1, 1, count, 1, 1) for count in windowed.counts]
+    assert all(torch.equal(a, b) for a, b in zip(windowed(x, torch.zeros(1), windowed.prepare("text")), x, strict=True))
+    first, second = [[0, 1, 2, 3], [0, 1, 2, 3], [0, 1]], [[2, 3, 4, 5], [2, 3, 4, 5], [2, 3]]
+    assert seen.calls == [(first, ("prepared", "text")), (second, ("prepared", "text"))]
+
+
+def test_a_model_in_half_precision_is_averaged_in_float32():
+    x = [torch.full((1, 1, 3, 1, 1), 0.1, dtype=torch.bfloat16), torch.zeros(1, 1, 2, 1, 1, dtype=torch.bfloat16)]
+    high, _ = Windowed(numbered, [2, 1], 3)(x, torch.zeros(1))
+    assert high.dtype == torch.float32

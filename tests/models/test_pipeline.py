@@ -161,6 +161,26 @@ def test_a_video_model_gives_clips(clips):
     assert draw(clips, output_type="np").shape == (1, 2, SIZE, SIZE, 3)
 
 
+def test_a_clip_may_be_longer_than_the_models(clips):
+    (clip,) = draw(clips, frames=5, output_type="pil")
+    assert len(clip.frames) == 5
+    high, low = draw(clips, frames=5, return_levels=True)
+    assert high.shape == (1, 3, 5, SIZE, SIZE)
+    assert low.shape == (1, 3, 4, SIZE, SIZE)  # a frame for each of the windows at 0, 1, 2 and 3
+    assert torch.equal(draw(clips, frames=2), draw(clips))
+    both = draw(clips, ["a penguin", "an apple"], frames=5, low_memory=True)
+    torch.testing.assert_close(both[:1], high, rtol=0, atol=1e-4)
+
+
+def test_frames_that_no_window_covers_are_refused(clips, images):
+    with pytest.raises(ValueError, match="frames is 1; this model makes clips of 2 frames, or longer ones"):
+        draw(clips, frames=1)
+    with pytest.raises(ValueError, match="frames is 5; this model makes pictures"):
+        draw(images, frames=5)
+    with pytest.raises(ValueError, match="image is given; a clip of 5 frames, not 2, begins from noise"):
+        draw(clips, frames=5, image=Image.new("RGB", (SIZE, SIZE)))
+
+
 def test_a_picture_starts_a_clip(clips):
     assert draw(clips, image=Image.new("RGB", (30, 20), "red"), strength=0.5).shape == (1, 3, 2, SIZE, SIZE)
 
