@@ -146,14 +146,14 @@ def _evaluate(options: Options, processes: Processes) -> None:
     if has_reference:
         comparison.frechet.load_reference(reference, processes.is_main)
     guidance = options.guidance_scale or (pipeline.config.guidance_scale,)
-    draws = [Sampling(options.seed, steps, options.sampler, g) for g in guidance for steps in options.steps]
+    ways = [Sampling(options.seed, steps, options.sampler, g) for g in guidance for steps in options.steps]
     found = {}
     with torch.autocast(processes.device.type, torch.bfloat16, enabled=autocast):
-        for draw in draws:
+        for way in ways:
             kept = None
             if options.save_samples:
-                kept, *_ = processes.agree(lambda draw=draw: _kept(options, draw, pipeline, len(draws) > 1))
-            found[draw] = measure(pipeline, held_out, comparison, processes, options.workers, draw, kept)
+                kept, *_ = processes.agree(lambda way=way: _kept(options, way, pipeline, len(ways) > 1))
+            found[way] = measure(pipeline, held_out, comparison, processes, options.workers, way, kept)
     if reference and not has_reference:
         comparison.frechet.save_reference(reference, processes.is_main)
     if processes.is_main:
@@ -218,28 +218,28 @@ def _held_out(options: Options, pipeline: Pipeline, processes: Processes) -> Hel
     return HeldOut(reader, indices, options.samples, options.batch_size, processes, keep=False)
 
 
-def _kept(options: Options, draw: Sampling, pipeline: Pipeline, several: bool) -> KeptSamples:
+def _kept(options: Options, way: Sampling, pipeline: Pipeline, several: bool) -> KeptSamples:
     """Where the samples drawn in this way are."""
     folder = options.save_samples
     if several:
-        folder = folder / f"guidance-{draw.guidance_scale:g}-steps-{draw.num_inference_steps}"
+        folder = folder / f"guidance-{way.guidance_scale:g}-steps-{way.num_inference_steps}"
     directory = model_directory(options.model)
     followed = ("data", "holdout", "all", "samples", "clip_start", "text_encoder", "dtype")
     settings = {name: str(getattr(options, name)) for name in followed}
-    settings |= {name: str(value) for name, value in vars(draw).items()}
+    settings |= {name: str(value) for name, value in vars(way).items()}
     return KeptSamples(folder, pipeline.config.frame_rate, settings | {"weights": fingerprint(directory)})
 
 
-def _protocol(options: Options, draws: list[Sampling], pipeline: Pipeline, count: int) -> str:
+def _protocol(options: Options, ways: list[Sampling], pipeline: Pipeline, count: int) -> str:
     """What must be equal for numbers to be comparable, in one line."""
     shape = "×".join(map(str, pipeline.shapes[0][1:]))
-    ways = ", ".join(f"guidance {draw.guidance_scale:g} in {draw.num_inference_steps} steps" for draw in draws)
+    guided = ", ".join(f"guidance {way.guidance_scale:g} in {way.num_inference_steps} steps" for way in ways)
     networks = [
         f"features of {Path(options.feature_extractor).name}" if options.feature_extractor else "",
         f"reference {options.reference.name}" if options.reference else "",
         f"CLIP {Path(options.clip_model).name}" if options.clip_model else "",
     ]
-    drawn = f"{count} samples of {shape}, seed {options.seed}; {options.sampler}, {ways}"
+    drawn = f"{count} samples of {shape}, seed {options.seed}; {options.sampler}, {guided}"
     return "; ".join([drawn, *filter(None, networks)])
 
 
@@ -248,8 +248,8 @@ def _report(options: Options, found: dict[Sampling, dict[str, float]], pipeline:
     if others:
         names = [name for name in first if name != "evaluated_samples"]
         rows = [
-            [f"{draw.guidance_scale:g}", str(draw.num_inference_steps), *(f"{numbers[name]:.6g}" for name in names)]
-            for draw, numbers in found.items()
+            [f"{way.guidance_scale:g}", str(way.num_inference_steps), *(f"{numbers[name]:.6g}" for name in names)]
+            for way, numbers in found.items()
         ]
         print(_aligned([["guidance", "steps", *names], *rows]))
     else:
@@ -258,7 +258,7 @@ def _report(options: Options, found: dict[Sampling, dict[str, float]], pipeline:
     print(f"protocol: {protocol}")
     if options.json:
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-        table = [vars(draw) | {"results": numbers} for draw, numbers in found.items()]
+        table = [vars(way) | {"results": numbers} for way, numbers in found.items()]
         report = {"settings": settings, "protocol": protocol, "results": first} | ({"table": table} if others else {})
         write_whole(options.json, lambda path: path.write_text(json.dumps(report, indent=1) + "\n"))
 

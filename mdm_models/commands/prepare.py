@@ -1,7 +1,7 @@
 """Turn a data set into the WebDataset shards that training reads.
 
   mdm prepare folder PICTURES --out SHARDS           your own pictures or clips, captioned in any of the usual ways
-  mdm prepare captions cc12m.tsv --out CC12M         an index of captioned URLs (CC12M, WebVid, …): downloads them
+  mdm prepare captions cc12m.tsv --out CC12M         a list of captioned URLs (CC12M, WebVid, …): downloads them
   mdm prepare imagenet ILSVRC2012/train --out DIR    ImageNet, or any folder with a folder of images for each class
   mdm prepare emoji --out DIR                        drawings of things in eight styles, for a CPU
   mdm prepare fluent-emoji --out DIR                 3D emoji: a small data set of captioned images and clips
@@ -31,7 +31,7 @@ class Folder(captioned_folder.Options):
 @dataclass(frozen=True)
 class Captions(captions.Options):
     source = captions
-    index: Annotated[Positional[Path], arg(metavar="INDEX")]
+    url_list: Annotated[Positional[Path], arg(metavar="LIST")]
 
 
 @dataclass(frozen=True)

@@ -77,34 +77,34 @@ class CaptionReader:
 
 
 def initial_model(
-    architecture: UNetConfig, encoder: TextEncoder, seed: int, stage: str, device: torch.device
+    architecture: UNetConfig, encoder: TextEncoder, seed: int, init_from: str, device: torch.device
 ) -> CaptionedDenoiser:
-    """The model as a run begins: random by `seed`, and filled as far as it goes from `stage`, if there is one: the run
-    directory of the stage before, or a saved model to go on from, by directory or name."""
+    """The model as a run begins: random by `seed`, and filled as far as it goes from `init_from`, unless that is "":
+    the run directory of the stage before, or a saved model to go on from, by directory or name."""
     torch.manual_seed(seed)
     model = CaptionedDenoiser(build_model(architecture), encoder)
-    if stage and is_saved_model(stage):
-        _fill_from_saved(model, stage)
-    elif stage:
-        _fill(model, checkpoints.load_averages(Path(stage)), f"init_from {stage}")
+    if init_from and is_saved_model(init_from):
+        _fill_from_saved(model, init_from)
+    elif init_from:
+        _fill(model, checkpoints.load_averages(Path(init_from)), f"init_from {init_from}")
     return model.to(device)
 
 
-def is_saved_model(stage: str) -> bool:
-    return (shipped_or(stage) / PIPELINE_FILE).is_file()
+def is_saved_model(init_from: str) -> bool:
+    return (shipped_or(init_from) / PIPELINE_FILE).is_file()
 
 
-def _fill_from_saved(model: CaptionedDenoiser, stage: str) -> None:
+def _fill_from_saved(model: CaptionedDenoiser, init_from: str) -> None:
     """Fill the UNet, or one nested in it, and the text encoder that is trained along, with a saved pipeline's."""
     try:
-        saved = Pipeline.from_pretrained(stage, dtype=torch.float32)
+        saved = Pipeline.from_pretrained(init_from, dtype=torch.float32)
         if model.text is not None and isinstance(saved.text_encoder, TransformerTextEncoder):
             model.text.take_over(saved.text_encoder)
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"init_from {stage}: {one_line(error)}") from None
+        raise CheckpointError(f"init_from {init_from}: {one_line(error)}") from None
     fitting = [unet for unet in (model.unet, *_nested_in(model.unet)) if unet.config == saved.model.config]
     if not fitting:
-        raise CheckpointError(f"init_from {stage}: it is neither this model nor one nested in this one")
+        raise CheckpointError(f"init_from {init_from}: it is neither this model nor one nested in this one")
     fitting[0].load_state_dict(saved.model.state_dict())
 
 

@@ -71,15 +71,20 @@ class Learner:
     """
 
     def __init__(
-        self, config: TrainConfig, architecture: UNetConfig, encoder: TextEncoder, processes: Processes, stage: str = ""
+        self,
+        config: TrainConfig,
+        architecture: UNetConfig,
+        encoder: TextEncoder,
+        processes: Processes,
+        init_from: str = "",
     ):
-        """stage: run directory of the stage before, whose averages fill the nested model."""
+        """init_from: run directory of the stage before, whose averages fill the nested model."""
         self.config = config
         self.architecture = architecture
         self.processes = processes
         self.encoder = encoder
         self.captions = CaptionReader(encoder, processes.device)
-        self.model = initial_model(architecture, encoder, config.system.seed, stage, processes.device)
+        self.model = initial_model(architecture, encoder, config.system.seed, init_from, processes.device)
         self.parallel = parallelise(self.model, config.system, processes)
         self.optimizer = _adam(self.model, config.optimizer)
         self.ema = make_averages(self.model, config.optimizer)

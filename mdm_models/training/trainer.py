@@ -70,8 +70,8 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
         held.enter_context(locked(run, processes))
         remote = Remote(told.out, run, output.keep) if url_of(told.out) else None
         processes.agree(lambda: remote.begin() if remote and processes.is_main else None)
-        stage = "" if list_steps(run) else config.model.init_from
-        learner = Learner(config, planned.architecture, encoder, processes, stage)
+        init_from = "" if list_steps(run) else config.model.init_from
+        learner = Learner(config, planned.architecture, encoder, processes, init_from)
         records = processes.agree(lambda: list(map(record_of, shards)) if processes.is_main else [])[0]
         watch = Watch(shards, records, config.data.max_bad_share) if processes.is_main else None
         record = record_of_run(config, encoder, records)

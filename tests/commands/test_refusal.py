@@ -61,7 +61,7 @@ def test_an_option_that_is_misspelt_is_named_with_the_one_that_is_like_it(capsys
     ("arguments", "message"),
     [
         (["sample"], "mdm sample: error: MODEL: must be given; see mdm sample --help"),
-        (["prepare", "captions"], "INDEX, --out: must be given; see mdm prepare captions --help"),
+        (["prepare", "captions"], "LIST, --out: must be given; see mdm prepare captions --help"),
         (["train", "t2v_webvid"], "--out, --data: must be given; see mdm train t2v_webvid --help"),
         (["prepare"], "Expected one of {folder, captions, imagenet, emoji, fluent-emoji}; see mdm prepare --help"),
         (["sample", "MODEL", "a cat", "--steps"], "Missing value for argument '--steps'"),

@@ -3,7 +3,7 @@
   mdm prepare captions cc12m.tsv --out CC12M --size 512
   mdm prepare captions results_10M_train.csv --out WEBVID --size 256 --seconds 20
 
-INDEX is CC12M's or CC3M's .tsv, WebVid's .csv, or any .tsv, .csv or .parquet file with columns for URLs and captions.
+LIST is CC12M's or CC3M's .tsv, WebVid's .csv, or any .tsv, .csv or .parquet file with columns for URLs and captions.
 It is read as a stream; row R becomes the sample R.jpg (or .png, .webp, .mp4, …), R.txt, R.json, so that a sample has
 the same key in every run. What cannot be downloaded or decoded is skipped and counted by reason.
 """
@@ -28,7 +28,7 @@ CaptionedUrl = tuple[str, str]  # URL, caption
 
 @dataclass(frozen=True)
 class Options:
-    index: Path
+    url_list: Path
     """a .tsv, .csv (also .gz) or .parquet file"""
     out: Path
     """folder for the shards"""
@@ -37,7 +37,7 @@ class Options:
     seconds: float | None = None
     """cut longer clips; default: keep them whole"""
     rows_per_shard: int = 1000
-    """rows of the index in a shard"""
+    """rows of the list in a shard"""
     url_column: str | None = None
     """default: url, contentUrl, image_url or video_url, whichever is there"""
     caption_column: str | None = None
@@ -62,9 +62,9 @@ class Options:
 
 def prepare(options: Options) -> list[ShardFolder]:
     """Raises ValueError or OSError in one line."""
-    url_list = UrlList(options.index, options.url_column, options.caption_column)
+    url_list = UrlList(options.url_list, options.url_column, options.caption_column)
     settings = {
-        "index": f"{options.index.name} {url_list.fingerprint()}",
+        "index": f"{options.url_list.name} {url_list.fingerprint()}",  # as folders that were begun before call it
         "columns": [options.url_column, options.caption_column],
         "size": options.size,
         "seconds": options.seconds,

@@ -20,7 +20,7 @@ REDIRECTS = 5
 SILENCE = 10.0  # seconds that a server may take to accept a connection, or between two pieces of an answer
 BUSY = (429, 500, 502, 503, 504)  # answers that may differ a moment later
 LONGEST_WAIT = 30.0  # seconds before an attempt, whatever Retry-After asks for
-OUTAGE = 500  # downloads in a row that reach no server; so many are not the index's fault
+OUTAGE = 500  # downloads in a row that reach no server; so many are not the list's fault
 CHUNK = 1 << 16
 
 

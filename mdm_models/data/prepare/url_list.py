@@ -60,7 +60,7 @@ class UrlList:
             yield tuple(stripped(fields[i]) if i < len(fields) else "" for i in (url, caption))
 
     def fingerprint(self) -> str:
-        """Tells another index from this one: its size and a hash of its beginning."""
+        """Tells another list from this one: its size and a hash of its beginning."""
         with self.path.open("rb") as file:
             start = hashlib.sha256(file.read(FINGERPRINT_BYTES)).hexdigest()
         return f"{self.path.stat().st_size}-{start[:16]}"
