@@ -59,7 +59,8 @@ def _check_exact(name: str, value: Tensor) -> None:
 
 def _size(shape: tuple[int, ...]) -> tuple[int, int, int]:
     """(frames, height, width) of an image's or a clip's shape."""
-    return (shape[2] if len(shape) == 5 else 1, *shape[-2:])
+    *_, height, width = shape
+    return shape[2] if len(shape) == 5 else 1, height, width
 
 
 def _inner_size(outer: UNetConfig, shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -4,6 +4,8 @@ Whether two modules may run as one is decided at every call, not when a model is
 a module wrapped or replaced by another library, is honoured by running them one after the other.
 """
 
+from typing import TypeGuard
+
 from torch import Tensor, nn
 
 from .. import private_torch
@@ -16,7 +18,7 @@ def is_bare(module: nn.Module) -> bool:
     return not private_torch.has_hooks(module) and "forward" not in vars(module)
 
 
-def runs_as_one(norm: nn.Module, activation: nn.Module) -> bool:
+def runs_as_one(norm: nn.Module, activation: nn.Module) -> TypeGuard[GroupNormSiLU]:
     """Whether `activation(norm(x))` may be computed by one op."""
     return (
         type(norm) is GroupNormSiLU
@@ -27,7 +29,7 @@ def runs_as_one(norm: nn.Module, activation: nn.Module) -> bool:
     )
 
 
-def norm_silu(norm: GroupNormSiLU, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+def norm_silu(norm: nn.GroupNorm, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
     """silu(norm(x)·(1 + scale) + shift) for a norm that has no activation of its own."""
     check_channels(x, None, norm.num_channels)
     return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps, scale=scale, shift=shift)

@@ -219,4 +219,5 @@ def _noise_arguments(
 def _philox_key(seed: int | None) -> tuple[int, int]:
     """The key's low and high word as signed 32-bit integers, which Triton passes alike whatever their size."""
     words = (seed or 0) & 0xFFFFFFFF, (seed or 0) >> 32
-    return tuple(word - 2**32 if word >= 2**31 else word for word in words)
+    low, high = (word - 2**32 if word >= 2**31 else word for word in words)
+    return low, high

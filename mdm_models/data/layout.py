@@ -29,7 +29,7 @@ Content = TypeVar("Content")
 def split_name(name: str) -> tuple[str, str] | None:
     """A file's name in a tar → its sample's key, and its suffix in lower case; None for a file of no sample."""
     key, suffix = base_plus_ext(name)
-    return None if key is None else (legible(key), legible(suffix).lower())
+    return None if key is None or suffix is None else (legible(key), legible(suffix).lower())
 
 
 def is_media(suffix: str) -> bool:

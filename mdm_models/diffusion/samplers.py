@@ -127,7 +127,7 @@ def _check_shapes(shapes: Sequence[Sequence[int]], diffusion: MatryoshkaDiffusio
 
 
 def _level_scales(guidance_scale: float | Sequence[float], levels: int) -> list[float]:
-    scales = list(guidance_scale) if isinstance(guidance_scale, Sequence) else [guidance_scale] * levels
+    scales = [*guidance_scale] if isinstance(guidance_scale, Sequence) else [float(guidance_scale)] * levels
     if len(scales) != levels:
         raise ValueError(f"guidance_scale has {len(scales)} entries; it must be one number, or {levels}, one a level")
     return scales

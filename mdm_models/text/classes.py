@@ -37,7 +37,7 @@ class ClassLabels:
             if prompt:
                 features[row, 0, self.number(prompt)] = 1
         mask = torch.ones(len(prompts), 1, dtype=torch.bool)
-        return tuple(tensor.to(self.device, non_blocking=True) for tensor in (features, mask))
+        return features.to(self.device, non_blocking=True), mask.to(self.device, non_blocking=True)
 
     def check_prompt(self, prompt: str) -> None:
         """Raises ValueError for a prompt that names no class."""

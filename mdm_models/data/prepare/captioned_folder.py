@@ -78,7 +78,7 @@ def shards_of_folder(
     size: int | None,
     caption: str = "",
     per_shard: int = PER_SHARD,
-    threads: int | None = os.cpu_count(),
+    threads: int = os.cpu_count() or 1,
 ) -> ShardFolder:
     """size: the shorter side in pixels to which larger pictures are shrunk; caption: of pictures that have none.
 
