@@ -97,7 +97,7 @@ def test_a_shipped_model_of_another_architecture_is_no_beginning(run, tmp_path):
     ship(run, tmp_path / "weights")
     config = settings(run.parent / "a.tar", tmp_path / "on")
     config = changed(config, frames=1, init_from=str(tmp_path / "weights" / "mdm_small"))
-    with pytest.raises(CheckpointError, match="neither this model nor the one nested"):
+    with pytest.raises(CheckpointError, match="neither this model nor one nested"):
         train(config, IMAGE_MODEL)
 
 
