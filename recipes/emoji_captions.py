@@ -60,7 +60,7 @@ def report(options: Options) -> None:
 
 def _held_out(options: Options, size: int, holdout: float) -> tuple[Tensor, list[str]]:
     """Images (N, 3, size, size) in −1…1 and their captions."""
-    config = DataConfig(options.data, size, holdout=holdout, workers=0)
+    config = DataConfig(options.data, size=size, holdout=holdout, workers=0)
     samples = ShardedSamples(open_shards(config))
     reader = SampleReader(samples, config)
     _, numbers = split(samples, holdout)

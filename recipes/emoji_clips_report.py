@@ -47,7 +47,13 @@ def clips(options: Options, pipeline: Pipeline) -> tuple[tuple[Tensor, list[str]
     Raises ValueError if there are none."""
     _, frames, size, _ = pipeline.shapes[0]
     config = DataConfig(
-        options.data, size, frames, pipeline.config.frame_rate, clip_start="first", holdout=options.holdout, workers=0
+        options.data,
+        size=size,
+        frames=frames,
+        frame_rate=pipeline.config.frame_rate,
+        clip_start="first",
+        holdout=options.holdout,
+        workers=0,
     )
     samples = ShardedSamples(open_shards(config))
     reader = SampleReader(samples, config)
