@@ -71,7 +71,7 @@ def draw(name: str, options: Options) -> Path:
     began = time.perf_counter()
     levels = _sampled(pipeline, list(PROMPTS), options.seed)
     print(f"{name}: {len(PROMPTS)} samples in {time.perf_counter() - began:.0f} s")
-    rows = {f"{level.shape[-1]}² × {level.shape[2]}": _even(level, levels[0].shape[2]) for level in levels}
+    rows = {"x".join(str(side) for side in level.shape[2:] if side > 1): _even(level, levels[0].shape[2]) for level in levels}
     save_grid(file := options.out / f"{name}.webp", rows, list(PROMPTS), pipeline.config.frame_rate)
     return file
 
