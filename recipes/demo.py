@@ -71,7 +71,8 @@ def draw(name: str, options: Options) -> Path:
     began = time.perf_counter()
     levels = _sampled(pipeline, list(PROMPTS), options.seed)
     print(f"{name}: {len(PROMPTS)} samples in {time.perf_counter() - began:.0f} s")
-    rows = {"x".join(str(side) for side in level.shape[2:] if side > 1): _even(level, levels[0].shape[2]) for level in levels}
+    sizes = ["x".join(str(side) for side in level.shape[2:] if side > 1) for level in levels]
+    rows = {size: _even(level, levels[0].shape[2]) for size, level in zip(sizes, levels, strict=True)}
     save_grid(file := options.out / f"{name}.webp", rows, list(PROMPTS), pipeline.config.frame_rate)
     return file
 
