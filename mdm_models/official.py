@@ -137,7 +137,7 @@ def named_config(name: str) -> UNetConfig:
 def _seeing_grids(config: UNetConfig) -> UNetConfig:
     if config.inner is None:
         return config
-    return dataclasses.replace(config, adapters_see_grid=config.is_video, inner=_seeing_grids(config.inner))
+    return dataclasses.replace(config, adapters_see_grid=config.is_video and config.inner.fills_grid, inner=_seeing_grids(config.inner))
 
 
 def state_dict_from_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -257,10 +257,12 @@ def loaded(loader: DataLoader) -> Iterator:
     while True:
         try:
             item = next(items, None)
-        except (RuntimeError, OSError, MemoryError) as error:
+        except (RuntimeError, OSError, EOFError, MemoryError) as error:
             *_, reason = str(error).strip().splitlines() or [type(error).__name__]  # the last line of a traceback
             if isinstance(error, RuntimeError) and "DataLoader worker" not in reason:
                 raise
+            if isinstance(error, ConnectionError | EOFError):  # it was killed while it handed something over
+                reason, error = f"DataLoader worker was lost: {reason}", RuntimeError()
             remedy = "if memory was short, fewer --workers need less" if isinstance(error, RuntimeError) else ""
             raise DataError("; ".join(filter(None, [f"data: {reason}", remedy]))) from None
         if item is None:

@@ -74,7 +74,7 @@ def test_what_is_missing_is_named(capsys, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sample", "MODEL", "a cat", "--steps", "x"], "base 10: 'x'; expected --steps INT; see mdm sample --help"),
+        (["sample", "MODEL", "a cat", "--count", "x"], "base 10: 'x'; expected --count INT; see mdm sample --help"),
         ([*TRAIN, "--lr", "x"], "--lr: could not convert string to float: 'x'; expected --lr FLOAT; see mdm train t2v"),
         (["sample", "MODEL", "a cat", "--threshold", "d"], "invalid choice 'd' for argument '--threshold'. Expected"),
         ([*TRAIN, "--preset", "huge"], "invalid choice 'huge' for argument '--preset'. Expected one of ('tiny', '64'"),
@@ -90,7 +90,7 @@ def test_a_value_that_is_wrong_is_named_with_what_is_right(capsys, arguments, me
 
 def test_a_long_value_is_not_broken_into_lines(capsys):
     value = "/".join(["folder"] * 25)
-    assert f"'{value}'; expected --steps INT" in refused(capsys, "sample", "MODEL", "a cat", "--steps", value)
+    assert f"'{value}'; expected --count INT" in refused(capsys, "sample", "MODEL", "a cat", "--count", value)
 
 
 @pytest.mark.parametrize("width", [None, "60"])

@@ -19,7 +19,7 @@ def frames_of(name: str) -> int | None:
     """Frames of a clip; None for a model of images."""
     if not name.startswith("mdm_t2v"):
         return None
-    return 8 if name.endswith("tiny") else 16
+    return 8 if name.endswith(("tiny", "emoji")) else 16
 
 
 def side_of(name: str) -> int:

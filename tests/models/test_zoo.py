@@ -20,7 +20,7 @@ def test_unknown_override_is_named():
 
 
 def test_models_are_listed_by_wildcard():
-    assert list_models("mdm_t2v_*") == ["mdm_t2v_256", "mdm_t2v_64", "mdm_t2v_tiny"]
+    assert list_models("mdm_t2v_*") == ["mdm_t2v_256", "mdm_t2v_64", "mdm_t2v_emoji", "mdm_t2v_tiny"]
 
 
 def test_text_width_reaches_the_innermost_unet():
