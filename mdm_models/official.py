@@ -137,7 +137,8 @@ def named_config(name: str) -> UNetConfig:
 def _seeing_grids(config: UNetConfig) -> UNetConfig:
     if config.inner is None:
         return config
-    return dataclasses.replace(config, adapters_see_grid=config.is_video and config.inner.fills_grid, inner=_seeing_grids(config.inner))
+    as_grid = config.is_video and config.inner.fills_grid
+    return dataclasses.replace(config, adapters_see_grid=as_grid, inner=_seeing_grids(config.inner))
 
 
 def state_dict_from_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -52,7 +52,8 @@ def convert(source: Path, directory: Path, name: str | None = None, overwrite: b
 def _sampling(name: str, config: UNetConfig) -> PipelineConfig:
     """How the official models are sampled: at the size that they take for granted, with a guidance of 7.5; at 1024² the
     noise is shifted by the square of the resolution ratio."""
-    size = int(dict(config.micro).get("scale") or name.rpartition("_")[2])
+    ending = name.rpartition("_")[2]
+    size = int(dict(config.micro).get("scale") or (ending if ending.isdecimal() else SIZE))
     shift_power = 2.0 if size == 1024 else 1.0
     return PipelineConfig(
         size=size, text_encoder=_text_encoder(name, config), shift_power=shift_power, guidance_scale=7.5
@@ -82,6 +83,8 @@ def _recognised(weights: dict[str, Tensor], source: Path) -> str:
 
 def _shapes(config: UNetConfig) -> set:
     return {(key, tensor.shape) for key, tensor in empty_model(config).state_dict().items()}
+
+SIZE = 32  # of a named model whose name does not tell it
 
 
 @dataclass(frozen=True)
