@@ -23,7 +23,7 @@ from mdm_models.storage import CONFIG_FILE, WEIGHTS_FILE, write_model
 from mdm_models.unet import empty_model
 from mdm_models.zoo import list_models, model_config
 
-FOR_A_CPU = ("mdm_t2v_emoji", "mdm_t2i_tiny", "mdm_t2v_tiny", "mdm_t2i_emoji")
+FOR_A_CPU = ("mdm_t2i_tiny", "mdm_t2v_tiny", "mdm_t2i_emoji", "mdm_t2v_emoji")
 
 
 def convert(source: Path, directory: Path, name: str | None = None, overwrite: bool = False) -> str:
