@@ -23,6 +23,7 @@ from mdm_models.storage import CONFIG_FILE, WEIGHTS_FILE, write_model
 from mdm_models.unet import empty_model
 from mdm_models.zoo import list_models, model_config
 
+SIZE = 32  # of a named model whose name does not tell it
 FOR_A_CPU = ("mdm_t2i_tiny", "mdm_t2v_tiny", "mdm_t2i_emoji", "mdm_t2v_emoji")
 
 
@@ -84,7 +85,6 @@ def _recognised(weights: dict[str, Tensor], source: Path) -> str:
 def _shapes(config: UNetConfig) -> set:
     return {(key, tensor.shape) for key, tensor in empty_model(config).state_dict().items()}
 
-SIZE = 32  # of a named model whose name does not tell it
 
 
 @dataclass(frozen=True)
