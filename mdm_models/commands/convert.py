@@ -86,7 +86,6 @@ def _shapes(config: UNetConfig) -> set:
     return {(key, tensor.shape) for key, tensor in empty_model(config).state_dict().items()}
 
 
-
 @dataclass(frozen=True)
 class Options:
     source: Annotated[Positional[Path], arg(metavar="IN")]
