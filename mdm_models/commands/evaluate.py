@@ -2,7 +2,7 @@
 
   mdm evaluate RUN --data SHARDS --feature-extractor pt_inception-2015-12-05-6726825d.pth --clip-model CLIP_DIR
   torchrun --nproc-per-node=8 -m mdm_models.cli evaluate MODEL_DIR --data SHARDS --samples 30000 --save-samples DIR ...
-  mdm evaluate RUN --guidance-scale 1 2 4 --steps 25 50 ...         a table of all pairs
+  mdm evaluate RUN --guidance-scale 1 2 4 --steps 25 50 --ema-stds 0.05 0.1 ...       a table of all combinations
 
 For the captions of samples that were held out of training it draws images or clips, and prints
   validation_loss     the training loss on the real ones, at fixed times and noise; validation_loss_0, _1, ... are the
@@ -23,14 +23,15 @@ samples, how they are read and drawn, the networks.
 """
 
 import dataclasses
-import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 from tyro.conf import Positional, arg
 
+from mdm_models.commands.evaluate_report import Row, protocol_line, report
 from mdm_models.commands.fetched import on_this_machine
 from mdm_models.commands.line import Dtype, check_steps, command, dtype_of
 from mdm_models.data.config import DataConfig, check_above_0
@@ -45,9 +46,12 @@ from mdm_models.evaluation.kept import KeptSamples
 from mdm_models.evaluation.measure import Sampling, measure
 from mdm_models.pipeline import Pipeline, model_directory
 from mdm_models.processes import Processes, init_process_group
-from mdm_models.storage import fingerprint, write_whole
+from mdm_models.storage import fingerprint
 from mdm_models.text.precomputed import UNCONDITIONAL
 from mdm_models.training.config import EvaluationConfig, OutputConfig, SystemConfig, TrainConfig
+from mdm_models.training.ema.power_functions import exponent
+from mdm_models.training.ema.snapshots import list_snapshots
+from mdm_models.training.saved import take_average
 from mdm_models.training.settings import read_settings
 
 
@@ -80,9 +84,12 @@ class Options:
     clip_model: str | None = None
     """for a CLIP score: directory or hub id of an open_clip model; default: the run's, if it had one"""
     steps: tuple[int, ...] = ()
-    """sampling steps; default: as many as in the run, or 50; several, of these or of guidance, make a table"""
+    """sampling steps; default: as many as in the run, or 50; several, of these, guidance or averages, make a table"""
     guidance_scale: tuple[float, ...] = ()
     """classifier-free guidance; 1 is none; default: the model's"""
+    ema_stds: tuple[float, ...] = ()
+    """widths of averages, as shares of the run, made from the snapshots of a run that was trained with --ema-stds;
+    default: the average that is the model"""
     sampler: Literal["ddim", "ddpm", "dpmpp_2m", "heun"] | None = None
     """how samples are drawn; default: as in the run, or ddim"""
     seed: int | None = None
@@ -115,12 +122,14 @@ def evaluate(options: Options) -> None:
     """Raises TrainingError, OSError, ValueError or TypeError in one line."""
     for steps in options.steps:
         check_steps(steps)
+    for std in options.ema_stds:
+        exponent(std)  # which no average has if this raises
     with init_process_group(options.device) as processes:
         _evaluate(options, processes)
 
 
 def _evaluate(options: Options, processes: Processes) -> None:
-    options = dataclasses.replace(options, model=on_this_machine(options.model))
+    options = dataclasses.replace(options, model=on_this_machine(options.model, averages=bool(options.ema_stds)))
     told = _told(options.model)
     options = _completed(options, told)
     if not options.data:
@@ -146,23 +155,40 @@ def _evaluate(options: Options, processes: Processes) -> None:
     if has_reference:
         comparison.frechet.load_reference(reference, processes.is_main)
     guidance = options.guidance_scale or (pipeline.config.guidance_scale,)
-    ways = [Sampling(options.seed, steps, options.sampler, g) for g in guidance for steps in options.steps]
-    found = {}
-    with torch.autocast(processes.device.type, torch.bfloat16, enabled=autocast):
-        for way in ways:
+    samplings = [Sampling(options.seed, steps, options.sampler, g) for g in guidance for steps in options.steps]
+    stds = options.ema_stds or (None,)
+    several = len(stds) * len(samplings) > 1
+    rows = []
+    for std in stds:
+        if std is not None:
+            take_average(pipeline, _run(options.model), std, with_text=not options.text_encoder)
+        for sampling in samplings:
             kept = None
             if options.save_samples:
-                kept, *_ = processes.agree(lambda way=way: _kept(options, way, pipeline, len(ways) > 1))
-            found[way] = measure(pipeline, held_out, comparison, processes, options.workers, way, kept)
+                kept, *_ = processes.agree(partial(_kept, options, sampling, std, pipeline, several))
+            with torch.autocast(processes.device.type, torch.bfloat16, enabled=autocast):  # ends before weights change
+                found = measure(pipeline, held_out, comparison, processes, options.workers, sampling, kept)
+            rows.append(Row(std, sampling, found))
     if reference and not has_reference:
         comparison.frechet.save_reference(reference, processes.is_main)
     if processes.is_main:
-        _report(options, found, pipeline)
+        networks = [
+            f"features of {Path(options.feature_extractor).name}" if options.feature_extractor else "",
+            f"reference {options.reference.name}" if options.reference else "",
+            f"CLIP {Path(options.clip_model).name}" if options.clip_model else "",
+        ]
+        protocol = protocol_line(rows, pipeline.shapes[0], list(filter(None, networks)))
+        report(rows, protocol, vars(options), options.json)
 
 
 def _told(model: Path) -> TrainConfig | None:
     """What the run was told that this is the directory of, or that left this model in its own."""
-    return read_settings(model) or (read_settings(model.parent) if model.name == "model" else None)
+    return read_settings(model) or read_settings(_run(model))
+
+
+def _run(model: Path) -> Path:
+    """The directory of the run, given it or that of the model in it."""
+    return model.parent if model.name == "model" and not (model / "model").is_dir() else model
 
 
 def _completed(options: Options, told: TrainConfig | None) -> Options:
@@ -218,56 +244,22 @@ def _held_out(options: Options, pipeline: Pipeline, processes: Processes) -> Hel
     return HeldOut(reader, indices, options.samples, options.batch_size, processes, keep=False)
 
 
-def _kept(options: Options, way: Sampling, pipeline: Pipeline, several: bool) -> KeptSamples:
+def _kept(
+    options: Options, sampling: Sampling, ema_std: float | None, pipeline: Pipeline, several: bool
+) -> KeptSamples:
     """Where the samples drawn in this way are."""
-    folder = options.save_samples
+    folder, average = options.save_samples, {}
+    name = f"guidance-{sampling.guidance_scale:g}-steps-{sampling.num_inference_steps}"
+    if ema_std is not None:
+        average = {"ema_std": ema_std, "updates": list_snapshots(_run(options.model))[-1].updates}
+        name = f"std-{ema_std:g}-{name}"
     if several:
-        folder = folder / f"guidance-{way.guidance_scale:g}-steps-{way.num_inference_steps}"
+        folder = folder / name
     directory = model_directory(options.model)
     followed = ("data", "holdout", "all", "samples", "clip_start", "text_encoder", "dtype")
     settings = {name: str(getattr(options, name)) for name in followed}
-    settings |= {name: str(value) for name, value in vars(way).items()}
+    settings |= {name: str(value) for name, value in (vars(sampling) | average).items()}
     return KeptSamples(folder, pipeline.config.frame_rate, settings | {"weights": fingerprint(directory)})
-
-
-def _protocol(options: Options, ways: list[Sampling], pipeline: Pipeline, count: int) -> str:
-    """What must be equal for numbers to be comparable, in one line."""
-    shape = "×".join(map(str, pipeline.shapes[0][1:]))
-    guided = ", ".join(f"guidance {way.guidance_scale:g} in {way.num_inference_steps} steps" for way in ways)
-    networks = [
-        f"features of {Path(options.feature_extractor).name}" if options.feature_extractor else "",
-        f"reference {options.reference.name}" if options.reference else "",
-        f"CLIP {Path(options.clip_model).name}" if options.clip_model else "",
-    ]
-    drawn = f"{count} samples of {shape}, seed {options.seed}; {options.sampler}, {guided}"
-    return "; ".join([drawn, *filter(None, networks)])
-
-
-def _report(options: Options, found: dict[Sampling, dict[str, float]], pipeline: Pipeline) -> None:
-    first, *others = found.values()
-    if others:
-        names = [name for name in first if name != "evaluated_samples"]
-        rows = [
-            [f"{way.guidance_scale:g}", str(way.num_inference_steps), *(f"{numbers[name]:.6g}" for name in names)]
-            for way, numbers in found.items()
-        ]
-        print(_aligned([["guidance", "steps", *names], *rows]))
-    else:
-        print(_aligned([[name, f"{value:.6g}"] for name, value in first.items()]))
-    protocol = _protocol(options, list(found), pipeline, int(first["evaluated_samples"]))
-    print(f"protocol: {protocol}")
-    if options.json:
-        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-        table = [vars(way) | {"results": numbers} for way, numbers in found.items()]
-        report = {"settings": settings, "protocol": protocol, "results": first} | ({"table": table} if others else {})
-        write_whole(options.json, lambda path: path.write_text(json.dumps(report, indent=1) + "\n"))
-
-
-def _aligned(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
 
 
 main = command("evaluate", __doc__, Options, evaluate, urls=["model"])

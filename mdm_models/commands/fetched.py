@@ -7,12 +7,13 @@ from pathlib import Path
 from mdm_models.storage import url_of, write_whole
 
 MODEL = re.compile(r"(model/)?(config\.json|pipeline\.json|model\.safetensors|text_encoder/[^/]+)")  # of a run as well
+AVERAGES = re.compile(r"averages/step-\d{8,}\.safetensors")
 VERSIONS = ".versions.json"  # name → what the store said of the file that was copied
 
 
-def on_this_machine(model: Path) -> Path:
+def on_this_machine(model: Path, averages: bool = False) -> Path:
     """The same; of a URL, the copy of the model there, or of that which a run there has left, in the folder `models` of
-    the user's cache directory. What has not changed since is not copied again.
+    the user's cache directory. What has not changed since is not copied again. averages: with the run's snapshots.
 
     Raises FileNotFoundError if no model is there, TrainingError for a store that cannot be read.
     """
@@ -26,7 +27,7 @@ def on_this_machine(model: Path) -> Path:
 
     store = Store(url)
     store.check()
-    names = [name for name in store.names() if MODEL.fullmatch(name)]
+    names = [name for name in store.names() if MODEL.fullmatch(name) or (averages and AVERAGES.fullmatch(name))]
     if not any(name.endswith("model.safetensors") for name in names):
         raise FileNotFoundError(f"{store.url}: there is no model, nor a run that has left one")
     folder = user_cache() / "models" / cache_name(store.url)

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from mdm_models.config import UNetConfig
 from mdm_models.pipeline import Pipeline, PipelineConfig, model_directory
+from mdm_models.pretrained import fitting_model
 from mdm_models.text import PrecomputedText, TextEncoder, TransformerTextEncoder
 from mdm_models.training.checkpoint.checkpoints import list_steps, load_averages
 from mdm_models.training.config import TrainConfig, plan
 from mdm_models.training.denoiser import open_encoder, part_of
+from mdm_models.training.ema.snapshots import reconstruct
 from mdm_models.training.settings import read_settings
 from mdm_models.unet import empty_model
 
@@ -56,3 +58,17 @@ def open_pipeline(given: Path) -> Pipeline:
         return Pipeline.from_pretrained(model_directory(given), dtype=torch.float32)
     encoder = open_encoder(config.model, config.system.seed, torch.device("cpu"))
     return pipeline_of(config, plan(config, None, encoder.width).architecture, encoder, load_averages(given))
+
+
+def take_average(pipeline: Pipeline, run: Path, std: float, with_text: bool = True) -> None:
+    """Put the average of width `std` at the run's last snapshot in the place of the weights of a pipeline.
+
+    with_text: also of its text encoder, if this was trained along. Raises CheckpointError if the run has no snapshots,
+    ValueError if they are of another model or no average has that width.
+    """
+    weights, _ = reconstruct(run, std)
+    unet = part_of(weights, "unet")
+    fitting_model(pipeline.model.config, unet, run / "averages")
+    pipeline.model.load_state_dict(unet)
+    if with_text and isinstance(pipeline.text_encoder, TransformerTextEncoder):
+        pipeline.text_encoder.load_state_dict(part_of(weights, "text"))

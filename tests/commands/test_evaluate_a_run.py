@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mdm_models.commands.ema import main as average
 from mdm_models.commands.evaluate import main
 from mdm_models.training.config import TrainConfig, changed
 from mdm_models.training.settings import read_settings, write_settings
@@ -68,6 +70,54 @@ def test_what_is_given_goes_before_what_the_run_was_told(tmp_path):
         assert main([f"{run}/model", *given, "--json", str(found)]) == 0
         losses[target] = json.loads(found.read_text())["results"]["validation_loss"]
     assert losses["v"] > 1.01 * losses["eps"]  # v is eps over √ᾱ
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory) -> Path:
+    """A run that kept averages, and computes in bfloat16, of whose weights autocast keeps copies."""
+    folder = tmp_path_factory.mktemp("averaged")
+    colours = save_scripted(MeanColour(), folder / "colours.pt")
+    config = changed(settings(pictures(folder), folder / "run"), frames=1, feature_extractor=str(colours))
+    return trained(changed(config, ema_stds=(0.05, 0.2), ema_snapshot_every=1, precision="bf16"), NESTED_MODEL)
+
+
+def evaluated(model: Path, found: Path, *more: str) -> dict:
+    assert main([str(model), "--device", "cpu", "--workers", "0", "--json", str(found), *more]) == 0
+    return json.loads(found.read_text())
+
+
+@pytest.mark.parametrize("named", ["", "model"])
+def test_several_averages_make_a_table_of_what_each_has_alone(averaged, named, tmp_path, capsys):
+    widths = ["0.05", "0.15"]
+    table = evaluated(averaged / named, tmp_path / "found.json", "--ema-stds", *widths, "--steps", "2", "3")["table"]
+    header, *rows, protocol = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["ema_std", "guidance", "steps"]
+    assert [row.split()[::2][:2] for row in rows] == [["0.05", "2"], ["0.05", "3"], ["0.15", "2"], ["0.15", "3"]]
+    assert "in 3 steps; averages of width 0.05, 0.15; features" in protocol
+    assert table[0]["results"]["validation_loss"] != table[2]["results"]["validation_loss"]
+    for std, row in zip(widths, table[1::2], strict=True):
+        assert average([str(averaged), "--std", std, "--out", str(averaged / f"out-{std}" / "model")]) == 0
+        shutil.copy(averaged / "config.json", averaged / f"out-{std}")
+        alone = evaluated(averaged / f"out-{std}" / "model", tmp_path / "alone.json", "--steps", "3")
+        assert row["results"] == pytest.approx(alone["results"], rel=1e-6)
+
+
+def test_the_samples_of_each_average_are_kept_apart(averaged, tmp_path):
+    keep = ["--save-samples", str(tmp_path / "kept"), "--ema-stds", "0.05", "0.2"]
+    first = evaluated(averaged, tmp_path / "found.json", *keep)
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {
+        f"std-{w}-guidance-3-steps-3" for w in ("0.05", "0.2")
+    }
+    assert evaluated(averaged, tmp_path / "found.json", *keep) == first
+
+
+@pytest.mark.parametrize(
+    ("std", "message"), [("0.3", "std is 0.3; it must lie between 0 and 0.289"), ("0.1", "are no averages in")]
+)
+def test_an_average_that_cannot_be_had_is_refused(tmp_path, capsys, std, message):
+    run = trained(changed(settings(pictures(tmp_path), tmp_path / "run"), frames=1), NESTED_MODEL)
+    assert main([str(run), "--device", "cpu", "--workers", "0", "--ema-stds", std]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_cache_may_be_named(tmp_path):
