@@ -79,8 +79,8 @@ class Options:
     kernel_distance: bool = False
     """also the kernel distance of these features: KID, or CMMD if they are CLIP's"""
     reference: Path | None = None
-    """an .npz file with mu and sigma of the real images' features: read if it is there, else written; without it they
-    are those of the samples evaluated"""
+    """an .npz file with mu and sigma of the real images' features, and these themselves if there is a kernel distance:
+    read if it is there, else written; without it they are those of the samples evaluated"""
     clip_model: str | None = None
     """for a CLIP score: directory or hub id of an open_clip model; default: the run's, if it had one"""
     steps: tuple[int, ...] = ()
@@ -136,8 +136,8 @@ def _evaluate(options: Options, processes: Processes) -> None:
         raise ValueError(f"--data is missing: {options.model} is no run whose shards are known")
     if options.reference and not options.feature_extractor:
         raise ValueError("--reference needs --feature-extractor")
-    if options.kernel_distance and (options.reference or not options.feature_extractor):
-        raise ValueError("--kernel-distance needs --feature-extractor, and real images in place of --reference")
+    if options.kernel_distance and not options.feature_extractor:
+        raise ValueError("--kernel-distance needs --feature-extractor")
     autocast = told is not None and options.dtype is None and told.system.uses_bf16(processes.device.type)
     dtype = torch.float32 if autocast else dtype_of(options.dtype, processes.device)
     directory = model_directory(options.model)
@@ -153,7 +153,7 @@ def _evaluate(options: Options, processes: Processes) -> None:
     reference = options.reference
     has_reference = reference is not None and reference.is_file()
     if has_reference:
-        comparison.frechet.load_reference(reference, processes.is_main)
+        comparison.load_reference(reference, processes.is_main)
     guidance = options.guidance_scale or (pipeline.config.guidance_scale,)
     samplings = [Sampling(options.seed, steps, options.sampler, g) for g in guidance for steps in options.steps]
     stds = options.ema_stds or (None,)
@@ -170,7 +170,7 @@ def _evaluate(options: Options, processes: Processes) -> None:
                 found = measure(pipeline, held_out, comparison, processes, options.workers, sampling, kept)
             rows.append(Row(std, sampling, found))
     if reference and not has_reference:
-        comparison.frechet.save_reference(reference, processes.is_main)
+        comparison.save_reference(reference, processes.is_main)
     if processes.is_main:
         networks = [
             f"features of {Path(options.feature_extractor).name}" if options.feature_extractor else "",

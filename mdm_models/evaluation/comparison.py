@@ -1,6 +1,7 @@
 """What sampled images are compared with: real ones, by the Fréchet distance, and their captions, by CLIP score."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,6 +66,22 @@ class Comparison:
                 self.kernel.add_sampled(features)
         if self.clip is not None:
             self.clip.add(sampled, captions)
+
+    def save_reference(self, path: Path, is_main: bool) -> None:
+        """Keep what is known of the real images, for `load_reference`; all ranks call it."""
+        features = None if self.kernel is None else self.kernel.real_features()
+        self.frechet.save_reference(path, is_main, features)
+
+    def load_reference(self, path: Path, is_main: bool) -> None:
+        """Have a file in place of real images; all ranks call it. Raises ValueError in one line if it does not fit."""
+        features = self.frechet.load_reference(path, is_main)
+        if self.kernel is not None:
+            if features is None:
+                raise ValueError(
+                    f"reference statistics {path} have no features, of which {self.kernel.name} is made; delete the "
+                    "file, and the same command writes it anew with them, or leave --kernel-distance out"
+                )
+            self.kernel.take_real(features)
 
     def results(self) -> dict[str, float]:
         """Each by its name, of all ranks' samples; what was sampled is forgotten."""

@@ -81,29 +81,33 @@ class FrechetDistance:
         self._statistics.reset()
         return distance
 
-    def save_reference(self, path: Path, is_main: bool) -> None:
+    def save_reference(self, path: Path, is_main: bool, features: Tensor | None = None) -> None:
         """Write the statistics of what is real, once, by the leading process: an .npz of mu (D,) and sigma (D, D) in
-        float64, as FID tools do. All ranks call it."""
+        float64, as FID tools do, and, if they are given, the features (N, D) that they are of. All ranks call it."""
         with self._statistics.sync_context():
             count = self._statistics.real_features_num_samples.item()
             total, squares = self._statistics.real_features_sum.cpu(), self._statistics.real_features_cov_sum.cpu()
         mean = total / count
         covariance = (squares - count * torch.outer(mean, mean)) / (count - 1)
+        arrays = {"mu": mean.numpy(), "sigma": covariance.numpy(), "metric": self.name}
+        if features is not None:
+            arrays["features"] = features.cpu().numpy()
         if is_main:
 
             def write(partial: Path) -> None:
                 with partial.open("wb") as file:  # given a path, numpy would append .npz
-                    np.savez(file, mu=mean.numpy(), sigma=covariance.numpy(), metric=self.name)
+                    np.savez(file, **arrays)
 
             write_whole(path, write)
 
-    def load_reference(self, path: Path, is_main: bool) -> None:
+    def load_reference(self, path: Path, is_main: bool) -> Tensor | None:
         """Take the statistics of what is real from an .npz with mu and sigma, of `save_reference` or another tool.
+        → the features (N, D) that are kept with them, if any are.
 
         All ranks call it; the leading one holds them, since shares are added up. Raises ValueError in one line if they
         are of another network.
         """
-        mean, covariance = self._read_reference(path)
+        mean, covariance, features = self._read_reference(path)
         self.has_reference = True
         if is_main:
             count = 2  # any number gives the same mean and covariance back
@@ -111,12 +115,14 @@ class FrechetDistance:
             statistics.real_features_num_samples.fill_(count)
             statistics.real_features_sum.copy_(count * mean)
             statistics.real_features_cov_sum.copy_((count - 1) * covariance + count * torch.outer(mean, mean))
+        return features
 
-    def _read_reference(self, path: Path) -> tuple[Tensor, Tensor]:
+    def _read_reference(self, path: Path) -> tuple[Tensor, Tensor, Tensor | None]:
         try:
             with np.load(path, allow_pickle=False) as file:
                 mean, covariance = torch.from_numpy(file["mu"]), torch.from_numpy(file["sigma"])
                 metric = str(file["metric"]) if "metric" in file else self.name
+                features = torch.from_numpy(file["features"]) if "features" in file else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise ValueError(f"reference statistics {path}: not an .npz with mu and sigma: {one_line(error)}") from None
         if metric != self.name:
@@ -126,4 +132,7 @@ class FrechetDistance:
                 f"reference statistics {path}: mu has shape {tuple(mean.shape)} and sigma {tuple(covariance.shape)}; "
                 f"{self.name} needs ({self.width},) and ({self.width}, {self.width})"
             )
-        return mean.double(), covariance.double()
+        if features is not None and (features.dim() != 2 or features.shape[1] != self.width):
+            found = tuple(features.shape)
+            raise ValueError(f"reference statistics {path}: features has shape {found}; it must be (N, {self.width})")
+        return mean.double(), covariance.double(), features

@@ -55,6 +55,8 @@ class KernelDistance:
         own = f"kid_video_{extractor.name}" if is_video else f"kid_{extractor.name}"
         self._distance = cmmd if of_clip else kid
         self.name = extractor.kernel_metric if of_clip else "kid" if extractor.metric == "fid" and not is_video else own
+        self._device = device
+        self._reference: Tensor | None = None
         self._real, self._sampled = (CatMetric(nan_strategy="disable").to(device) for _ in range(2))
 
     def add_real(self, features: Tensor) -> None:
@@ -65,8 +67,16 @@ class KernelDistance:
         """(N, D)"""
         self._sampled.update(features)
 
+    def take_real(self, features: Tensor) -> None:
+        """(N, D), those of all ranks together, the same on each, in place of real ones that are added."""
+        self._reference = features.to(self._device)
+
+    def real_features(self) -> Tensor:
+        """(N, D), those of all ranks together."""
+        return self._real.compute() if self._reference is None else self._reference
+
     def compute(self) -> float:
         """Over what has been added, at least 2 real and 2 sampled; sampled ones are forgotten."""
-        distance = self._distance(self._real.compute(), self._sampled.compute())
+        distance = self._distance(self.real_features(), self._sampled.compute())
         self._sampled.reset()
         return distance

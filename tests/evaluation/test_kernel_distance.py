@@ -46,8 +46,37 @@ def test_cmmd_is_a_thousand_times_the_mmd_of_a_gaussian_kernel():
     assert cmmd(x, x) == pytest.approx(0, abs=1e-9)
 
 
+def with_kernel(colours) -> Comparison:
+    return Comparison(FrechetDistance(colours, False, CPU), None, KernelDistance(colours, False, CPU))
+
+
+def test_a_kept_reference_gives_the_same_distances(colours, tmp_path):
+    path, real, sampled = tmp_path / "real.npz", noise(8), noise(7) // 2
+    first = with_kernel(colours)
+    first.add(real, sampled, [""] * 8)
+    expected = first.results()
+    first.save_reference(path, is_main=True)
+    later = with_kernel(colours)
+    later.load_reference(path, is_main=True)
+    later.add(noise(7), sampled, [""] * 7)
+    assert later.results() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "real.npz have no features, of which kid_colours is made; delete the file"),
+        ({"features": np.zeros((4, 2), np.float32)}, r"features has shape \(4, 2\); it must be \(N, 3\)"),
+    ],
+)
+def test_a_reference_without_features_that_fit_is_refused(colours, tmp_path, content, message):
+    np.savez(tmp_path / "real.npz", mu=np.zeros(3), sigma=np.eye(3), **content)
+    with pytest.raises(ValueError, match=message):
+        with_kernel(colours).load_reference(tmp_path / "real.npz", is_main=True)
+
+
 def test_it_is_of_the_same_features_as_the_frechet_distance_and_forgets_what_was_sampled(colours):
-    comparison = Comparison(FrechetDistance(colours, False, CPU), None, KernelDistance(colours, False, CPU))
+    comparison = with_kernel(colours)
     real, sampled = noise(8), noise(8) // 2
     comparison.add(real, sampled, [""] * 8)
     first = comparison.results()
