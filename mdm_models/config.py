@@ -13,16 +13,16 @@ KINDS = ("image", "space", "time")
 class UNetConfig:
     """One UNet; `inner` is the UNet nested in place of its middle blocks (None: the innermost, an ordinary UNet).
 
-    A stage is a run of residual blocks at one resolution; tuples have one entry a stage, highest resolution first.
+    It halves its resolution between runs of residual blocks; tuples have one entry a resolution, the highest first.
     Source: Gu et al., "Matryoshka Diffusion Models", ICLR 2024, section 3.2 and appendix; video after the same paper.
     """
 
     channels: tuple[int, ...]
-    """width of each stage"""
+    """width at each resolution"""
     blocks: tuple[int, ...]
-    """residual blocks in each stage on the way down (one more on the way up)"""
+    """residual blocks at each resolution on the way down (one more on the way up)"""
     kind: str = "image"
-    """what halving between stages does: "image" height and width of an image, "space" height and width of every frame
+    """what halving the resolution does: "image" height and width of an image, "space" height and width of every frame
     of a clip, "time" the number of frames"""
     attention: tuple[int, ...] = ()
     """attention layers after each residual block; () for none"""
@@ -70,15 +70,17 @@ class UNetConfig:
         for field in dataclasses.fields(self):
             _check_type(field.name, getattr(self, field.name), _HINTS[field.name])
         self._check_sizes()
-        stages = len(self.channels)
-        if stages == 0 or len(self.blocks) != stages:
+        resolutions = len(self.channels)
+        if resolutions == 0 or len(self.blocks) != resolutions:
             raise ValueError(
-                f"channels {self.channels} and blocks {self.blocks} must have one entry a stage, at least one"
+                f"channels {self.channels} and blocks {self.blocks} must have one entry a resolution, at least one"
             )
         for name in ("attention", "temporal_attention"):
             layers = getattr(self, name)
-            if layers and len(layers) != stages:
-                raise ValueError(f"{name} {layers} must be () or have one entry for each of the {stages} stages")
+            if layers and len(layers) != resolutions:
+                raise ValueError(
+                    f"{name} {layers} must be () or have one entry a resolution, of which there are {resolutions}"
+                )
         if self.kind not in KINDS:
             raise ValueError(f"kind {self.kind!r} must be one of {', '.join(KINDS)}")
         if any(self.temporal_attention) and self.kind != "time":
@@ -115,13 +117,13 @@ class UNetConfig:
         for width in attending:
             if width % self.num_heads:
                 raise ValueError(
-                    f"channels {width} of a stage with attention must be a multiple of num_heads {self.num_heads}"
+                    f"channels {width} of a resolution with attention must be a multiple of num_heads {self.num_heads}"
                 )
         for width in over_time:
             if width % self.temporal_head_dim:
                 raise ValueError(
-                    f"channels {width} of a stage with temporal_attention must be a multiple of temporal_head_dim "
-                    f"{self.temporal_head_dim}"
+                    f"channels {width} of a resolution with temporal_attention must be a multiple of "
+                    f"temporal_head_dim {self.temporal_head_dim}"
                 )
         if self.is_video and attending and self.context_width:
             raise ValueError("attention to text needs kind 'image': a clip has one text for many frames")

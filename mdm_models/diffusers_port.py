@@ -2,7 +2,7 @@
 
 A repository of the port has a folder for each model, unet/nesting_level_0 (64²), _1 (256²) and _2 (1024²), with the
 weights in diffusion_pytorch_model.safetensors. The layers are those of the official models under other names; only the
-attention layers of a stage have two numbers: that of the residual block before them, and their own after it.
+attention layers at a resolution have two numbers: that of the residual block before them, and their own after it.
 """
 
 import re
@@ -45,7 +45,7 @@ _ATTENTION = re.compile(r"(.*\b(?:down|up)\.\d+)\.attentions\.(\d+)\.transformer
 def state_dict_from_port(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of the port → ours: new names for the same tensors."""
     renamed = {_renamed(key): value for key, value in state_dict.items()}
-    layers = {}  # stage → attention layers after each of its residual blocks
+    layers = {}  # resolution → attention layers after each of its residual blocks
     for match in filter(None, map(_ATTENTION.fullmatch, renamed)):
         layers[match[1]] = max(layers.get(match[1], 0), int(match[3]) + 1)
 

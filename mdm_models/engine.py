@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mdm_kernels.backend import runs_triton
 from mdm_models.errors import one_line
-from mdm_models.unet import Conditioning, UNet
+from mdm_models.unet import PreparedCondition, UNet
 
 ENGINES = ("auto", "eager", "graph", "compile")
 WARM_UPS = 2  # calls before a capture: the first compiles kernels, the next runs as all that follow
@@ -62,14 +62,14 @@ class GraphedModel:
         self._weights: list[int] = []
         self._pool = None
 
-    def prepare(self, *condition) -> Conditioning:
+    def prepare(self, *condition) -> PreparedCondition:
         weights = [weight.data_ptr() for weight in self.model.parameters()]
         if weights != self._weights:
             self._captures.clear()
             self._weights, self._pool = weights, torch.cuda.graph_pool_handle()
         return self.model.prepare(*condition)
 
-    def __call__(self, x: list[Tensor], time: Tensor, condition: Conditioning) -> list[Tensor]:
+    def __call__(self, x: list[Tensor], time: Tensor, condition: PreparedCondition) -> list[Tensor]:
         if torch.is_autocast_enabled(x[0].device.type):
             return self.model(x, time, condition)
         key = _key(x, time, condition)
@@ -80,7 +80,7 @@ class GraphedModel:
         self._captures.move_to_end(key)
         return self._captures[key](x, time, condition)
 
-    def _capture(self, x: list[Tensor], time: Tensor, condition: Conditioning) -> Callable[..., list[Tensor]]:
+    def _capture(self, x: list[Tensor], time: Tensor, condition: PreparedCondition) -> Callable[..., list[Tensor]]:
         try:
             return Capture(self.model, x, time, condition, self._pool)
         except RuntimeError as error:  # an operation that no graph can hold, or no memory for one
@@ -91,7 +91,7 @@ class GraphedModel:
 class Capture:
     """One captured call: inputs are copied to where it reads them, the graph is replayed, its outputs copied out."""
 
-    def __init__(self, model: UNet, x: list[Tensor], time: Tensor, condition: Conditioning, pool):
+    def __init__(self, model: UNet, x: list[Tensor], time: Tensor, condition: PreparedCondition, pool):
         # Not in inference mode: its tensors could not be written to outside of it.
         with torch.cuda.device(time.device), torch.inference_mode(False), torch.no_grad():
             self.x, self.time, self.condition = [y.clone() for y in x], time.clone(), condition.map(torch.clone)
@@ -106,7 +106,7 @@ class Capture:
             with torch.cuda.graph(self.graph, pool=pool):
                 self.predictions = model(self.x, self.time, self.condition)
 
-    def __call__(self, x: list[Tensor], time: Tensor, condition: Conditioning) -> list[Tensor]:
+    def __call__(self, x: list[Tensor], time: Tensor, condition: PreparedCondition) -> list[Tensor]:
         given, read = [*x, time], [*self.x, self.time]
         if condition is not self.given():  # another prompt
             given += condition.tensors().values()
@@ -179,7 +179,7 @@ def window_starts(count: int, length: int) -> list[int]:
     return [*range(0, count - length, max(1, length // 2)), count - length]
 
 
-def _key(x: list[Tensor], time: Tensor, condition: Conditioning) -> tuple:
+def _key(x: list[Tensor], time: Tensor, condition: PreparedCondition) -> tuple:
     """What a capture depends on: which inputs there are, their shapes and dtypes, and whose kernels run."""
     inputs = {**dict(enumerate(x)), "time": time} | condition.tensors()
     return runs_triton(x[0]), *((name, tuple(y.shape), y.dtype, y.device) for name, y in inputs.items())

@@ -80,14 +80,14 @@ def _level(config: dict, embed_dim: int, context_dim: int) -> UNetConfig:
     else:
         micro = ()
     resnet = config["resnet_config"]
-    stages = len(config["resolution_channels"])
+    resolutions = len(config["resolution_channels"])
     levels = config["attention_levels"]
     if (levels or not config["skip_mid_blocks"]) and resnet["num_groups_norm"] != 32:
         raise ValueError(
             f"official config: num_groups_norm is {resnet['num_groups_norm']}; attention there always has 32 groups"
         )
     attention = tuple(n if i in levels else 0 for i, n in enumerate(config["num_attention_layers"]))
-    temporal = tuple(config.get("num_temporal_attention_layers") or ())[:stages]
+    temporal = tuple(config.get("num_temporal_attention_layers") or ())[:resolutions]
     kind = ("space" if config["temporal_spatial_ds"] else "time") if config["temporal_mode"] else "image"
     proj_dim = max(config["conditioning_feature_proj_dim"], 0)
     shared = {

@@ -33,8 +33,9 @@ from mdm_models.storage import write_model
 
 
 @dataclass(frozen=True)
-class Conditioning:
-    """What every level is told besides its own noisy input and the time; all with one row a sample."""
+class PreparedCondition:
+    """What a model has made of the condition, which every level is told besides its noisy input and the time; all with
+    one row a sample."""
 
     micro: dict[str, Tensor]  # name → (B,)
     context: Tensor | None = None  # (B, S, width)
@@ -53,11 +54,11 @@ class Conditioning:
         micro = {f"micro {name}": value for name, value in self.micro.items()}
         return {name: x for name, x in text.items() if x is not None} | micro | self.keys_values
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
+    def map(self, change: Callable[[Tensor], Tensor]) -> "PreparedCondition":
         """The same with every tensor changed."""
         micro, keys_values = ({key: change(x) for key, x in part.items()} for part in (self.micro, self.keys_values))
         rest = (None if x is None else change(x) for x in (self.context, self.context_mask, self.pooled))
-        return Conditioning(micro, *rest, keys_values)
+        return PreparedCondition(micro, *rest, keys_values)
 
 
 class ResolutionBlocks(nn.Module):
@@ -88,7 +89,7 @@ class ResolutionBlocks(nn.Module):
         self.resample = resamplers[resample](width, config.kind) if resample else None
 
     def block(
-        self, index: int, x: Tensor, embedding: Tensor, condition: Conditioning, skip: Tensor | None = None
+        self, index: int, x: Tensor, embedding: Tensor, condition: PreparedCondition, skip: Tensor | None = None
     ) -> Tensor:
         """Residual block `index`, of x and, on the way up, a skip, and the attention layers after it.
 
@@ -133,12 +134,12 @@ class UNet(nn.Module):
             {name: SinusoidalEmbedding(config.embed_dim, zero=True) for name, _ in config.micro}
         )
         self.conv_in = nn.Conv2d(config.image_channels, config.channels[0], 3, padding=1)
-        self._build_stages(config)
+        self._build_resolutions(config)
         self.norm_out = GroupNormSiLU(config.norm_groups, config.channels[0])
         self.conv_out = zero_init(nn.Conv2d(config.channels[0], config.image_channels, 3, padding=1))
         self._build_middle(config)
 
-    def _build_stages(self, config: UNetConfig) -> None:
+    def _build_resolutions(self, config: UNetConfig) -> None:
         context_dim = config.context_width
         last = len(config.channels) - 1
         skips = [width := config.channels[0]]
@@ -188,12 +189,12 @@ class UNet(nn.Module):
         self,
         x: list[Tensor],
         time: Tensor,
-        context: Tensor | Conditioning | None = None,
+        context: Tensor | PreparedCondition | None = None,
         context_mask: Tensor | None = None,
         micro: dict[str, Tensor] | None = None,
     ) -> list[Tensor]:
         check_inputs(self.config, x, time)
-        if isinstance(context, Conditioning):
+        if isinstance(context, PreparedCondition):
             condition = context
             if condition.rows not in (None, len(time)):
                 raise ValueError(f"context was prepared for {condition.rows} samples; x has {len(time)}")
@@ -206,13 +207,13 @@ class UNet(nn.Module):
 
     def prepare(
         self, context: Tensor | None, context_mask: Tensor | None = None, micro: dict[str, Tensor] | None = None
-    ) -> Conditioning:
+    ) -> PreparedCondition:
         """All that the model makes of the condition alone, whatever x and the time: to be computed once for all steps
         of sampling. model(x, time, model.prepare(context, …)) is model(x, time, context, …), to the last bit.
 
         It holds keys and values of the text for every attention layer: B · S · 2 · channels numbers each.
         """
-        rows = Conditioning(micro or {}, context).rows or 0
+        rows = PreparedCondition(micro or {}, context).rows or 0
         check_condition(self.config, rows, context, context_mask, micro or {})
         condition = self._condition(context, context_mask, micro)
         blocks = [module for module in self.modules() if isinstance(module, AttentionBlock)]
@@ -221,15 +222,15 @@ class UNet(nn.Module):
 
     def _condition(
         self, context: Tensor | None, context_mask: Tensor | None, micro: dict[str, Tensor] | None
-    ) -> Conditioning:
+    ) -> PreparedCondition:
         text = self.innermost.text
         if text is None:
-            return Conditioning(micro or {})
+            return PreparedCondition(micro or {})
         mask = None if context_mask is None else context_mask.bool()
-        return Conditioning(micro or {}, *text(context.to(self.conv_in.weight.dtype), mask))
+        return PreparedCondition(micro or {}, *text(context.to(self.conv_in.weight.dtype), mask))
 
     def denoise(
-        self, x: list[Tensor], outer: Tensor | None, time: Tensor, condition: Conditioning
+        self, x: list[Tensor], outer: Tensor | None, time: Tensor, condition: PreparedCondition
     ) -> tuple[list[Tensor], Tensor]:
         """This level and all inside it.
 
@@ -249,19 +250,19 @@ class UNet(nn.Module):
             h = h + outer
 
         skips = [h]
-        for stage in self.down:
-            for i in range(len(stage.resnets)):
-                h = stage.block(i, h, embedding, own)
+        for resolution in self.down:
+            for i in range(len(resolution.resnets)):
+                h = resolution.block(i, h, embedding, own)
                 skips.append(h)
-            if stage.resample is not None:
-                h = stage.change_resolution(h, rows)
+            if resolution.resample is not None:
+                h = resolution.change_resolution(h, rows)
                 skips.append(h)
         h, inner_predictions = self.middle(h, embedding, x[1:], time, condition)
-        for stage in self.up:
-            for i in range(len(stage.resnets)):
-                h = stage.block(i, h, embedding, own, skip=skips.pop())
-            if stage.resample is not None:
-                h = stage.change_resolution(h, rows)
+        for resolution in self.up:
+            for i in range(len(resolution.resnets)):
+                h = resolution.block(i, h, embedding, own, skip=skips.pop())
+            if resolution.resample is not None:
+                h = resolution.change_resolution(h, rows)
 
         prediction = self.conv_out(self.norm_out(h))
         if is_clip:
@@ -269,7 +270,7 @@ class UNet(nn.Module):
         return [prediction, *inner_predictions], h
 
     def middle(
-        self, h: Tensor, embedding: Tensor, inner: list[Tensor], time: Tensor, condition: Conditioning
+        self, h: Tensor, embedding: Tensor, inner: list[Tensor], time: Tensor, condition: PreparedCondition
     ) -> tuple[Tensor, list[Tensor]]:
         """What stands between the way down and the way up, and the predictions of the levels inside."""
         if self.middle_blocks:
@@ -279,7 +280,7 @@ class UNet(nn.Module):
             h = second(h, embedding)
         return h, []
 
-    def _embed(self, time: Tensor, condition: Conditioning) -> Tensor:
+    def _embed(self, time: Tensor, condition: PreparedCondition) -> Tensor:
         """Time, pooled text and micro-conditions as one vector a sample.  → (B, embed_dim)."""
         embedding = self.time_embed(time)
         if condition.pooled is not None:
@@ -306,7 +307,7 @@ class NestedUNet(UNet):
         return self.inner.innermost
 
     def middle(
-        self, h: Tensor, embedding: Tensor, inner: list[Tensor], time: Tensor, condition: Conditioning
+        self, h: Tensor, embedding: Tensor, inner: list[Tensor], time: Tensor, condition: PreparedCondition
     ) -> tuple[Tensor, list[Tensor]]:
         frames = h.shape[0] // embedding.shape[0]
         features = None

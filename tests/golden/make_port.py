@@ -46,8 +46,8 @@ def port_model(port, config: UNetConfig) -> nn.Module:
 
 def port_config(config: UNetConfig, nesting: bool = False) -> dict:
     """Our config as the port's; `nesting`: it is inside another."""
-    stages = len(config.channels)
-    attention = config.attention or (0,) * stages
+    resolutions = len(config.channels)
+    attention = config.attention or (0,) * resolutions
     blocks = ["CrossAttn" * bool(layers) for layers in attention]
     fields = {
         "block_out_channels": list(config.channels),

@@ -50,7 +50,7 @@ def import_official(checkout: Path) -> None:
 
 
 def unet(**fields) -> dict:
-    """Fields of an innermost official UNet of two stages."""
+    """Fields of an innermost official UNet of two resolutions."""
     return {
         "num_resnets_per_resolution": [1, 1],
         "attention_levels": [1],
@@ -65,15 +65,15 @@ def unet(**fields) -> dict:
     }
 
 
-def nested(inner: dict, stages: int = 2, **fields) -> dict:
-    """Fields of an official UNet of so many stages around another."""
+def nested(inner: dict, resolutions: int = 2, **fields) -> dict:
+    """Fields of an official UNet of so many resolutions around another."""
     return {
-        "num_resnets_per_resolution": [1] * stages,
+        "num_resnets_per_resolution": [1] * resolutions,
         "temporal_dim": 128,
         "attention_levels": [],
-        "num_attention_layers": [0] * stages,
+        "num_attention_layers": [0] * resolutions,
         "conditioning_feature_dim": CONTEXT,
-        "resolution_channels": [32] * stages,
+        "resolution_channels": [32] * resolutions,
         "micro_conditioning": "scale:64",
         "skip_normalization": True,
         "resnet_config": {},
@@ -84,9 +84,9 @@ def nested(inner: dict, stages: int = 2, **fields) -> dict:
 
 def over_time(inner: dict, ratio: int, **fields) -> dict:
     """A time level that divides the frames by `ratio`, with rotary positions."""
-    stages = ratio.bit_length()
-    attention = {"num_temporal_attention_layers": [1] * stages, "temporal_positional_encoding": True}
-    return nested(inner, stages, temporal_mode=True, **attention, **fields)
+    resolutions = ratio.bit_length()
+    attention = {"num_temporal_attention_layers": [1] * resolutions, "temporal_positional_encoding": True}
+    return nested(inner, resolutions, temporal_mode=True, **attention, **fields)
 
 
 def over_space(inner: dict, **fields) -> dict:

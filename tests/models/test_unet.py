@@ -190,13 +190,13 @@ def test_a_condition_prepared_for_another_batch_is_named(tiny):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"blocks": (1, 1)}, "one entry a stage"),
+        ({"blocks": (1, 1)}, "one entry a resolution"),
         ({"kind": "volume"}, "kind 'volume'"),
         ({"channels": (33,)}, "multiples of norm_groups"),
         ({"kind": "time"}, "innermost UNet sees one frame"),
         ({"attention": (1, 1)}, "attention"),
         ({"temporal_attention": (1,)}, "needs kind 'time'"),
-        ({"attention": (1,), "num_heads": 5}, "32 of a stage with attention must be a multiple of num_heads 5"),
+        ({"attention": (1,), "num_heads": 5}, "32 of a resolution with attention must be a multiple of num_heads 5"),
         ({"mid_blocks": True, "num_heads": 5}, "must be a multiple of num_heads 5"),
         ({"dropout": 1.0}, "dropout 1.0"),
         ({"context_layers": -1}, "context_layers -1 must not be negative"),
