@@ -10,14 +10,14 @@ from pathlib import Path
 
 from benchmarks.contenders import COMPILED, OURS, PYTORCH, SDPA
 from benchmarks.kernel_report import read_json
-from benchmarks.measure import BOTH, FORWARD, Row
+from benchmarks.measure import BOTH, FORWARD, KernelRow
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#444444", "#8c564b", "#aa4499")
 RIVALS = {PYTORCH: "#999999", COMPILED: "#e69f00", "fastest SDPA": "#56b4e9", "fastest library": "#cc79a7"}
 
 
-def draw(results: Path) -> None:
-    """Both pictures, beside the results; where matplotlib is missing, a line that says how to draw them elsewhere."""
+def plot(results: Path) -> None:
+    """Both pictures, beside the results; where matplotlib is missing, a line that says how to plot them elsewhere."""
     try:
         import matplotlib
     except ImportError:
@@ -31,7 +31,7 @@ def draw(results: Path) -> None:
         _speedups(machine, rows, results.with_name("speedups.png"))
 
 
-def _largest_batches(rows: list[Row]) -> list[Row]:
+def _largest_batches(rows: list[KernelRow]) -> list[KernelRow]:
     """Of the rows that differ in nothing but the batch, with which a shape begins, the last: the largest."""
     return list({(row.op, row.shape.split("×", 1)[1], row.step): row for row in rows}.values())
 
@@ -41,7 +41,7 @@ def _title(machine: dict) -> str:
     return f"{who} on {machine['device']}, {machine['dtype']}, largest batches"
 
 
-def _roofline(machine: dict, rows: list[Row], path: Path) -> None:
+def _roofline(machine: dict, rows: list[KernelRow], path: Path) -> None:
     """Left: each op's rate over its arithmetic intensity, under the measured roofs. Right: a line for each op and shape
     with the share of the roof that it reaches. A full dot is the forward pass, a ring forward and backward."""
     import matplotlib.pyplot as plt
@@ -90,7 +90,7 @@ def _draw_roofs(panel, machine: dict, intensities: list[float]) -> None:
     panel.grid(which="major", color="#eeeeee")
 
 
-def _speedups(machine: dict, rows: list[Row], path: Path) -> None:
+def _speedups(machine: dict, rows: list[KernelRow], path: Path) -> None:
     """A line for each row, a dot on it for each rival: how many times as long it takes."""
     import matplotlib.pyplot as plt
 
@@ -119,7 +119,7 @@ def _short(step: str) -> str:
     return "fwd" if step == FORWARD else "fwd + bwd"
 
 
-def _fastest_of_each_kind(row: Row) -> dict[str, float]:
+def _fastest_of_each_kind(row: KernelRow) -> dict[str, float]:
     def kind(name: str) -> str:
         if name in (PYTORCH, COMPILED):
             return name
@@ -134,4 +134,4 @@ def _fastest_of_each_kind(row: Row) -> dict[str, float]:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m benchmarks.figures RESULTS/kernels.json")
-    draw(Path(sys.argv[1]))
+    plot(Path(sys.argv[1]))

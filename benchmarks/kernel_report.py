@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks.contenders import COMPILED, OURS, PYTORCH
-from benchmarks.measure import Outcome, Row
+from benchmarks.measure import KernelRow, Outcome
 from benchmarks.report import markdown_table
 from benchmarks.targets import verdicts
 from benchmarks.timing import Timing
@@ -15,7 +15,7 @@ from benchmarks.timing import Timing
 NONE = "–"
 
 
-def read_json(path: Path) -> tuple[dict, list[Row]]:
+def read_json(path: Path) -> tuple[dict, list[KernelRow]]:
     """(machine, rows) as `report.write_json` wrote them."""
 
     def outcome(values: dict) -> Outcome:
@@ -24,13 +24,13 @@ def read_json(path: Path) -> tuple[dict, list[Row]]:
 
     content = json.loads(path.read_text())
     rows = [
-        Row(**row | {"outcomes": {name: outcome(values) for name, values in row["outcomes"].items()}})
+        KernelRow(**row | {"outcomes": {name: outcome(values) for name, values in row["outcomes"].items()}})
         for row in content["rows"]
     ]
     return content["machine"], rows
 
 
-def csv_lines(rows: list[Row]) -> str:
+def csv_lines(rows: list[KernelRow]) -> str:
     """One line for everybody in each row, for other people's tools: times in seconds, sizes in bytes."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -43,7 +43,7 @@ def csv_lines(rows: list[Row]) -> str:
     return text.getvalue()
 
 
-def markdown(machine: dict, rows: list[Row]) -> str:
+def markdown(machine: dict, rows: list[KernelRow]) -> str:
     """The page: ours against its floor, its rivals and its targets; then everybody; then what could not be measured."""
     facts = ", ".join(f"{name} {value}" for name, value in machine.items())
     sections = [f"# Ops on {machine['device']}", facts, summary(machine, rows)]
@@ -66,7 +66,7 @@ def _title(machine: dict) -> str:
     return "Ours" if machine["kernels ran"] else "Ours, as PyTorch references"
 
 
-def summary(machine: dict, rows: list[Row]) -> str:
+def summary(machine: dict, rows: list[KernelRow]) -> str:
     """Whether the targets were met; without a GPU, that nothing was shown."""
     if not machine["kernels ran"]:
         return (
@@ -93,7 +93,7 @@ OURS_COLUMNS = (
 )
 
 
-def _ours(row: Row, judged: bool) -> tuple[str, ...]:
+def _ours(row: KernelRow, judged: bool) -> tuple[str, ...]:
     time = row.seconds(OURS)
     ours, pytorch = row.outcomes.get(OURS, Outcome()), row.outcomes.get(PYTORCH, Outcome())
     rivals = row.rivals()
@@ -121,7 +121,7 @@ def _ours(row: Row, judged: bool) -> tuple[str, ...]:
 EVERYBODY_COLUMNS = ("op", "shape", "step", "who", "µs", "rate", "of floor", "peak MB", "error", "launched by")
 
 
-def _everybody(row: Row) -> list[tuple[str, ...]]:
+def _everybody(row: KernelRow) -> list[tuple[str, ...]]:
     return [
         (
             row.op,
@@ -140,7 +140,7 @@ def _everybody(row: Row) -> list[tuple[str, ...]]:
     ]
 
 
-def _failures(rows: list[Row]) -> str:
+def _failures(rows: list[KernelRow]) -> str:
     """Who did not run and why, with the number of rows."""
     failures = Counter((row.op, name, o.failure) for row in rows for name, o in row.outcomes.items() if o.failure)
     lines = [(op, name, str(count), reason.replace("|", "¦")) for (op, name, reason), count in failures.items()]
@@ -159,7 +159,7 @@ def _microseconds(seconds: float) -> str:
     return f"{1e6 * seconds:.0f}" if seconds >= 1e-4 else f"{1e6 * seconds:.3g}"
 
 
-def _rate(row: Row, time: float | None) -> str:
+def _rate(row: KernelRow, time: float | None) -> str:
     if time is None:
         return NONE
     if row.waits_for_memory:

@@ -25,7 +25,7 @@ from benchmarks import figures, kernel_report, shapes
 from benchmarks.case import Case, Place
 from benchmarks.contenders import OURS
 from benchmarks.machine import DTYPES, Rates, describe, slug
-from benchmarks.measure import Row, failed, measure, row, steps
+from benchmarks.measure import KernelRow, failed, measure, row, steps
 from benchmarks.report import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -61,7 +61,7 @@ def main(options: argparse.Namespace) -> None:
         sys.exit(f"--filter {options.filter!r}: no row contains it")
     rates = Rates.measured(device, DTYPES[options.dtype])
     machine = describe(device, options.dtype, rates) | {"kernels ran": device.type == "cuda"}
-    rows: list[Row] = []
+    rows: list[KernelRow] = []
     for case, step in (progress := tqdm(jobs, unit="row")):
         progress.set_description(f"{case.op} {case.shape}")
         try:
@@ -71,7 +71,7 @@ def main(options: argparse.Namespace) -> None:
         write_json(options.out / "kernels.json", machine, rows)
         (options.out / "kernels.md").write_text(kernel_report.markdown(machine, rows))
     if options.plot:
-        figures.draw(options.out / "kernels.json")
+        figures.plot(options.out / "kernels.json")
         (options.out / "kernels.csv").write_text(kernel_report.csv_lines(rows))
     print(f"{len(rows)} rows in {options.out / 'kernels.md'}. {kernel_report.summary(machine, rows)}")
 

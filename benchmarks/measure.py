@@ -34,7 +34,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Row:
+class KernelRow:
     """One case in one step: forward, or forward and backward."""
 
     op: str
@@ -64,7 +64,9 @@ def steps(case: Case) -> list[str]:
     return [FORWARD, BOTH] if case.backward_bytes else [FORWARD]
 
 
-def measure(case: Case, step: str, rates: Rates, device: torch.device, *, seconds: float, with_compile: bool) -> Row:
+def measure(
+    case: Case, step: str, rates: Rates, device: torch.device, *, seconds: float, with_compile: bool
+) -> KernelRow:
     """Whatever a contender raises is its outcome, and the others go on; they are timed in turn, for about `seconds`
     each."""
     backward = step == BOTH
@@ -92,11 +94,11 @@ def measure(case: Case, step: str, rates: Rates, device: torch.device, *, second
     return row(case, step, rates, outcomes, largest)
 
 
-def row(case: Case, step: str, rates: Rates, outcomes: dict[str, Outcome], largest_tensor: int = 0) -> Row:
+def row(case: Case, step: str, rates: Rates, outcomes: dict[str, Outcome], largest_tensor: int = 0) -> KernelRow:
     least_bytes, operations = case.least_bytes(step == BOTH), case.operations(step == BOTH)
     memory, matrix = least_bytes / rates.copy, operations / rates.matrix
     bound = (max(memory, matrix), memory >= matrix)
-    return Row(case.op, case.shape, step, largest_tensor, least_bytes, operations, *bound, outcomes)
+    return KernelRow(case.op, case.shape, step, largest_tensor, least_bytes, operations, *bound, outcomes)
 
 
 def failed(failure: Exception) -> Outcome:

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plain import plain_pytorch
-from benchmarks.report import Row
+from benchmarks.report import ModelRow
 from benchmarks.timing import peak_memory, time_side_by_side
 from mdm_models import UNet, create_model
 from mdm_models.diffusion import MatryoshkaDiffusion, guide
@@ -86,7 +86,7 @@ class ModelCase:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
-def measure(case: ModelCase, rates, seconds: float) -> Iterator[Row]:
+def measure(case: ModelCase, rates, seconds: float) -> Iterator[ModelRow]:
     """A row for the training step and one for the sampling step."""
 
     def on_plain(step: Callable[[], None]) -> Callable[[], None]:
@@ -106,7 +106,7 @@ def measure(case: ModelCase, rates, seconds: float) -> Iterator[Row]:
     }
     for name, (calls, work) in steps.items():
         case.model.train(name == "training step")
-        yield Row(
+        yield ModelRow(
             name=case.name,
             shape=case.shape,
             step=name,

@@ -76,7 +76,7 @@ def pair(name: str, checkout: Path) -> tuple[OfficialModel, UNet]:
 
 
 @dataclass(frozen=True)
-class Row:
+class OfficialRow:
     """One way of computing one step of a model."""
 
     name: str
@@ -89,7 +89,7 @@ class Row:
 
 def measure(
     name: str, checkout: Path, batch: int, device: torch.device, seconds: float, backward: bool
-) -> Iterator[Row]:
+) -> Iterator[OfficialRow]:
     """A forward pass, and if asked for one with its backward, of the official model and ours, in float32 and bfloat16.
 
     The official code computes in bfloat16 under autocast; our weights are bfloat16 themselves.
@@ -130,10 +130,10 @@ def measure(
             error = None
             if step == "forward":
                 error = ((forward(ways[who]).float() - expected).norm() / expected.norm()).item()
-            yield Row(name, step, who, timing, error)
+            yield OfficialRow(name, step, who, timing, error)
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[OfficialRow]) -> str:
     """A Markdown table: times, and how many times faster each is than the official code in both precisions."""
     baseline = {(row.name, row.step, row.who): row.timing.median for row in rows}
     lines = []

@@ -10,7 +10,7 @@ from benchmarks.timing import Timing
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelRow:
     """One thing measured both ways: "ours" and "plain" are the keys of timings (seconds) and peaks (bytes)."""
 
     name: str
@@ -49,7 +49,7 @@ COLUMNS = (
 )
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[ModelRow]) -> str:
     """A Markdown table; times are medians."""
     return markdown_table(COLUMNS, [_cells(row) for row in rows])
 
@@ -65,7 +65,7 @@ def markdown_table(columns: Sequence[str], lines: list[Sequence[str]]) -> str:
     return "\n".join([row(columns), rule, *map(row, lines)])
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: ModelRow) -> tuple[str, ...]:
     milliseconds = {who: 1000 * timing.median for who, timing in row.timings.items()}
     return (
         row.name,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from benchmarks.contenders import COMPILED, OURS, PYTORCH, SDPA
-from benchmarks.measure import Row
+from benchmarks.measure import KernelRow
 
 COPY_RATE = "the copy rate"
 FASTEST_SDPA = "the fastest SDPA"
@@ -52,7 +52,7 @@ class Verdict:
         return f"{wanted} {self.target.rival}: {reached}, {'met' if self.met else '**missed**'}"
 
 
-def verdicts(row: Row) -> list[Verdict]:
+def verdicts(row: KernelRow) -> list[Verdict]:
     return [
         Verdict(target, _reached(row, target.rival))
         for target in TARGETS
@@ -60,7 +60,7 @@ def verdicts(row: Row) -> list[Verdict]:
     ]
 
 
-def _reached(row: Row, rival: str) -> float | None:
+def _reached(row: KernelRow, rival: str) -> float | None:
     ours = row.seconds(OURS)
     if rival == COPY_RATE:
         time = row.floor

@@ -22,7 +22,7 @@ if (
 
 from benchmarks import models, official
 from benchmarks.machine import DTYPES, Rates, describe
-from benchmarks.report import Row, table, write_json
+from benchmarks.report import ModelRow, table, write_json
 from mdm_models import list_models
 
 
@@ -70,7 +70,7 @@ def main(options: argparse.Namespace) -> None:
     facts = ", ".join(f"{name} {value}" for name, value in machine.items())
     print(facts, end="\n\n")
     seconds = min(options.seconds, 0.3) if options.quick else options.seconds
-    rows: list[Row] | list[official.Row] = []
+    rows: list[ModelRow] | list[official.OfficialRow] = []
     for name in _model_names(options, device):
         _progress(name)
         if options.reference:

@@ -87,13 +87,13 @@ class Results:
 def write_report(results: list[Results], out: Path) -> None:
     """comparison.json and .png, stages.png and samples.png, in `out`."""
     (out / "comparison.json").write_text(json.dumps({r.arm: r.summary() for r in results}, indent=1) + "\n")
-    draw_comparison(results, out / "comparison.png")
-    draw_stages(results, out / "stages.png")
-    draw_samples(results, out / "samples.png")
+    plot_comparison(results, out / "comparison.png")
+    plot_stages(results, out / "stages.png")
+    plot_samples(results, out / "samples.png")
     print(f"{out} has the result: comparison.json, comparison.png, stages.png, samples.png")
 
 
-def draw_comparison(results: list[Results], path: Path) -> None:
+def plot_comparison(results: list[Results], path: Path) -> None:
     """Distance and loss against steps at the top resolution, and against training time; a line a seed."""
     pyplot = _pyplot()
     figure, panels = pyplot.subplots(2, 2, figsize=(10, 7), sharex="col", sharey="row", layout="constrained")
@@ -117,7 +117,7 @@ def draw_comparison(results: list[Results], path: Path) -> None:
     _save(figure, panels.flat, path)
 
 
-def draw_stages(results: list[Results], path: Path) -> None:
+def plot_stages(results: list[Results], path: Path) -> None:
     """Training loss of every level in every stage, one stage after another; the first seed of each arm."""
     pyplot = _pyplot()
     figure, panels = pyplot.subplots(1, len(results), figsize=(10, 4), sharey=True, layout="constrained")
@@ -138,7 +138,7 @@ def draw_stages(results: list[Results], path: Path) -> None:
     _save(figure, panels, path)
 
 
-def draw_samples(results: list[Results], path: Path) -> None:
+def plot_samples(results: list[Results], path: Path) -> None:
     """The last grid of each arm, of its first seed: the same captions, with the real images above."""
     pyplot = _pyplot()
     figure, panels = pyplot.subplots(len(results), 1, figsize=(11, 3 * len(results)), layout="constrained")

@@ -13,7 +13,7 @@ from benchmarks import contenders, figures, kernel_report, kernels, libraries, m
 from benchmarks.case import Case, Place
 from benchmarks.contenders import COMPILED, OURS, PYTORCH, SDPA
 from benchmarks.machine import Rates
-from benchmarks.measure import BOTH, FORWARD, Outcome, Row
+from benchmarks.measure import BOTH, FORWARD, KernelRow, Outcome
 from benchmarks.targets import verdicts
 from benchmarks.timing import Timing
 
@@ -94,7 +94,7 @@ SMALL = Case(
 )
 
 
-def measured(case: Case, step: str = FORWARD) -> Row:
+def measured(case: Case, step: str = FORWARD) -> KernelRow:
     return measure.measure(case, step, RATES, CPU, seconds=0, with_compile=False)
 
 
@@ -186,9 +186,9 @@ def test_compiled_rival_is_measured(monkeypatch):
 MACHINE = {"device": "test", "dtype": "bf16", "copy GB/s": 10.0, "matrix TFLOP/s": 0.1, "kernels ran": True}
 
 
-def row_of(op: str, largest_tensor: int = 10**9, floor: float = 0.8, **seconds: float) -> Row:
+def row_of(op: str, largest_tensor: int = 10**9, floor: float = 0.8, **seconds: float) -> KernelRow:
     outcomes = {name: Outcome(Timing(time, time, time)) for name, time in seconds.items()}
-    return Row(op, "1×1", FORWARD, largest_tensor, 1, 1, floor, True, outcomes)
+    return KernelRow(op, "1×1", FORWARD, largest_tensor, 1, 1, floor, True, outcomes)
 
 
 def test_targets_compare_ours_with_each_rival():
@@ -223,7 +223,7 @@ def test_page_counts_the_targets_met():
 
 def test_pictures_are_left_out_without_matplotlib(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    figures.draw(tmp_path / "kernels.json")
+    figures.plot(tmp_path / "kernels.json")
     assert capsys.readouterr().out.startswith("matplotlib is not installed: no pictures; later, elsewhere: python -m")
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import machine, models, official, plain, throughput
-from benchmarks.report import Row, table
+from benchmarks.report import ModelRow, table
 from benchmarks.timing import Timing, peak_memory
 
 CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ def test_peak_memory_counts_what_lives_at_once():
 
 def test_table_shows_the_ratio_of_medians():
     times = {"ours": Timing(0.5, 0.4, 0.6), "plain": Timing(1.0, 0.9, 1.1)}
-    row = Row("mdm_t2i_64", "1×32", "forward", 4, times, {"ours": 10**6, "plain": 2 * 10**6}, floor=0.25)
+    row = ModelRow("mdm_t2i_64", "1×32", "forward", 4, times, {"ours": 10**6, "plain": 2 * 10**6}, floor=0.25)
     line = table([row]).splitlines()[-1]
     assert [cell.strip() for cell in line.strip("|").split("|")] == [
         "mdm_t2i_64", "1×32", "forward", "500", "1e+03", "2.00×", "8", "250", "50 %", "1", "2",
@@ -80,8 +80,8 @@ def test_a_model_that_the_official_code_lacks_is_refused(tmp_path, capsys):
 
 
 def test_table_shows_how_much_faster_than_the_official_code():
-    def row(who: str, median: float, error: float | None) -> official.Row:
-        return official.Row("mdm_t2i_64", "forward", who, Timing(median, median / 2, 2 * median), error)
+    def row(who: str, median: float, error: float | None) -> official.OfficialRow:
+        return official.OfficialRow("mdm_t2i_64", "forward", who, Timing(median, median / 2, 2 * median), error)
 
     rows = [row("official, float32", 2.0, 0.0), row("official, bf16 autocast", 1.0, 0.01), row("ours, bf16", 0.5, 0.02)]
     line = official.table(rows).splitlines()[-1]
