@@ -112,20 +112,24 @@ def init_process_group(device: str) -> Iterator[Processes]:
 
 
 class StopRequest:
-    """Inside the `with` block SIGUSR1 and the first SIGINT or SIGTERM only set `asked`; a second one acts as usual.
+    """Inside the `with` block SIGUSR1, SIGXCPU and the first SIGINT or SIGTERM only set `asked`; a second one of those
+    two acts as usual.
 
-    Schedulers send SIGUSR1 some time before they end a job, to each of its processes and perhaps twice.
+    Schedulers send SIGUSR1 some time before they end a job, to each of its processes and perhaps twice; the system
+    sends SIGXCPU each second after a limit of CPU time (`ulimit -St`) has passed, behind the block to no effect.
     """
 
     def __enter__(self) -> "StopRequest":
         self.asked = False
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGXCPU)
         self._before = {number: signal.signal(number, self._ask) for number in numbers}
         return self
 
     def _ask(self, number: int, frame) -> None:
         self.asked = True
-        if number != signal.SIGUSR1:
+        if number == signal.SIGXCPU:
+            self._before[number] = signal.SIG_IGN
+        if number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._before[number])
 
     def __exit__(self, *error) -> None:

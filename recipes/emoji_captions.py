@@ -49,7 +49,7 @@ def report(options: Options) -> None:
     pipeline, settings = open_pipeline(options.run), read_settings(options.run)
     if settings is None:
         raise ValueError(f"{options.run} is no run: it has no config.json of one")
-    images, captions = _held_out(options, settings.data.size, settings.data.holdout)
+    images, captions = held_out(options.data, settings.data.size, settings.data.holdout, options.drawings)
     drawn = times_of(settings.objective, torch.linspace(0, 1, SHARES + 2)[1:-1].double(), 1000)
     print(f"{len(captions)} held-out drawings\n  time  right     none      another's  share beyond")
     for time in options.times:
@@ -58,16 +58,17 @@ def report(options: Options) -> None:
         print(f"{time:6}  " + "".join(f"{each:<10.4f}" for each in errors) + f" {(drawn >= time).double().mean():.3f}")
 
 
-def _held_out(options: Options, size: int, holdout: float) -> tuple[Tensor, list[str]]:
-    """Images (N, 3, size, size) in −1…1 and their captions."""
-    config = DataConfig(options.data, size=size, holdout=holdout, workers=0)
+def held_out(shards: tuple[str, ...], size: int, holdout: float, count: int) -> tuple[Tensor, list[str]]:
+    """Images (N, 3, size, size) in −1…1 and their captions, at most `count` of them. Raises ValueError if there are
+    none."""
+    config = DataConfig(shards, size=size, holdout=holdout, workers=0)
     samples = ShardedSamples(open_shards(config))
     reader = SampleReader(samples, config)
     _, numbers = split(samples, holdout)
-    found = [reader.try_read(int(number)) for number in numbers[: options.drawings]]
+    found = [reader.try_read(int(number)) for number in numbers[:count]]
     read = [each for each in found if not isinstance(each, Skip)]
     if not read:
-        raise ValueError(f"no drawing of {' '.join(options.data)} was held out and can be read")
+        raise ValueError(f"no drawing of {' '.join(shards)} was held out and can be read")
     return to_unit_range(torch.stack([image[:, 0] for image, _ in read])), [caption for _, caption in read]
 
 

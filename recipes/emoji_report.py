@@ -71,20 +71,18 @@ def report(options: Options) -> None:
     """Raises TrainingError, OSError or ValueError in one line."""
     pipeline = open_model(options)
     chosen = choose(*drawings(options), options)
-    comparison = Comparison.of(EFFICIENTNET_LITE0, "", SIZE, False, pipeline.device)
-    real = _stacked(chosen.held_out)
+    real = stacked(chosen.held_out)
     sampled = drawn_for(chosen.held_out, pipeline, options)
-    comparison.add(real.to(pipeline.device), sampled.to(pipeline.device), [each.caption for each in chosen.held_out])
     results = {
         **shares(sampled, real, ""),
-        **shares(_stacked(chosen.others), real, "reference_"),
-        **comparison.results(),
+        **shares(stacked(chosen.others), real, "reference_"),
+        **distance(sampled, real, pipeline.device),
     }
     options.out.mkdir(parents=True, exist_ok=True)
     count = options.grid
     save_pairs(options.out / "held_out.webp", real[:count], sampled[:count])
     trained = chosen.trained[:count]
-    save_pairs(options.out / "trained.webp", _stacked(trained), drawn_for(trained, pipeline, options))
+    save_pairs(options.out / "trained.webp", stacked(trained), drawn_for(trained, pipeline, options))
     save_results(options, results)
 
 
@@ -139,6 +137,13 @@ def shares(queries: Tensor, gallery: Tensor, prefix: str) -> dict[str, float]:
     }
 
 
+def distance(sampled: Tensor, real: Tensor, device: torch.device) -> dict[str, float]:
+    """The Fréchet distance of pictures (N, 3, SIZE, SIZE) uint8 from as many others, with the name of its features."""
+    comparison = Comparison.of(EFFICIENTNET_LITE0, "", SIZE, False, device)
+    comparison.add(real.to(device), sampled.to(device), [""] * len(real))
+    return comparison.results()
+
+
 def drawn_for(wanted: list[Drawing], pipeline: Pipeline, options: Options) -> Tensor:
     """A sample for each caption, (N, 3, SIZE, SIZE) uint8 on the CPU."""
     sampled = drawn(pipeline, [each.caption for each in wanted], options)
@@ -148,7 +153,7 @@ def drawn_for(wanted: list[Drawing], pipeline: Pipeline, options: Options) -> Te
     return resized.round().clamp(0, 255).byte()
 
 
-def _stacked(wanted: list[Drawing]) -> Tensor:
+def stacked(wanted: list[Drawing]) -> Tensor:
     return torch.stack([each.pixels for each in wanted])
 
 

@@ -40,7 +40,7 @@ from mdm_models.training.settings import check_paths, compare_records, record_of
 
 
 def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
-    """Train until `steps`, or until SIGINT, SIGTERM or SIGUSR1 asks to stop; returns the run directory.
+    """Train until `steps`, or until SIGINT, SIGTERM, SIGUSR1 or SIGXCPU asks to stop; returns the run directory.
 
     architecture: a UNet other than the one that the settings name; its context_dim must be the text encoder's width.
     Raises TrainingError for what the user can mend.

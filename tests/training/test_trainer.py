@@ -139,7 +139,7 @@ def test_a_run_killed_after_its_last_step_still_gets_its_model(config):
     Pipeline.from_pretrained(run / "model")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGXCPU])
 def test_a_signal_saves_and_stops_and_the_run_goes_on(config, monkeypatch, capsys, number):
     def interrupted(self, *arguments, learn=Learner.learn, **options):
         if self.step == 3:
