@@ -69,11 +69,13 @@ def draw(name: str, options: Options) -> Path:
     """A grid with a row for each resolution of a model."""
     pipeline = Pipeline.from_pretrained(name, dtype=torch.float32)
     began = time.perf_counter()
-    levels = _sampled(pipeline, list(PROMPTS), options.seed)
-    print(f"{name}: {len(PROMPTS)} samples in {time.perf_counter() - began:.0f} s")
+    clips = pipeline.model.config.is_video  # whose captions name no style, as all of them are in one
+    prompts = [prompt.partition(",")[0] if clips else prompt for prompt in PROMPTS]
+    levels = _sampled(pipeline, prompts, options.seed)
+    print(f"{name}: {len(prompts)} samples in {time.perf_counter() - began:.0f} s")
     sizes = ["x".join(str(side) for side in level.shape[2:] if side > 1) for level in levels]
     rows = {size: _even(level, levels[0].shape[2]) for size, level in zip(sizes, levels, strict=True)}
-    save_grid(file := options.out / f"{name}.webp", rows, list(PROMPTS), pipeline.config.frame_rate)
+    save_grid(file := options.out / f"{name}.webp", rows, prompts, pipeline.config.frame_rate)
     return file
 
 
