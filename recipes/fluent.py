@@ -8,17 +8,22 @@ one before as in the paper's largest model; and beside it a plain UNet at 128² 
 are sampled as they learn, at 128², from captions held out of training; comparison.json and comparison.png tell how far
 the samples are from the held-out images and how well both predict these, samples.png shows them. The same command again
 goes on where it was stopped. Almost two hours of one CPU core a seed; --scale gpu is the same at 16², 64² and 256² with
-wider networks.
+wider networks. One of its runs alone, with options in place of its values as in other recipes:
+
+    torchrun --nproc-per-node=2 recipes/fluent.py --preset 8 --data data/fluent/fluent-image-*.tar --out runs/a
+    torchrun --nproc-per-node=2 recipes/fluent.py --preset 32 --data data/fluent/fluent-image-*.tar --out runs/b \
+        --init-from runs/a
 """
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
 from mdm_models.commands.line import exit_code, parse
+from mdm_models.commands.train import Preset, run_recipe
 from mdm_models.config import UNetConfig
 from mdm_models.data.config import DataConfig
 from mdm_models.recipes.fluent_report import Logged, Results, write_report
@@ -28,13 +33,15 @@ from mdm_models.training.config import (
     ObjectiveConfig,
     OptimizerConfig,
     OutputConfig,
-    SystemConfig,
     TrainConfig,
+    changed,
 )
 from mdm_models.training.trainer import train
 from mdm_models.unet import empty_model
 
 TEXT_WIDTH = 64
+PLAIN = "plain"
+Scale = Literal["cpu", "gpu"]
 RATIO = 4  # of the sizes of two nested levels
 EXTRACTOR = "efficientnet-lite0"  # comes with a package, so that it needs no network; its distances are not FID
 
@@ -49,6 +56,10 @@ class Stage:
     batch: int
     steps: int
     evaluate_every: int = 0
+
+    @property
+    def model(self) -> str:
+        return f"fluent_plain_{self.size}" if self.name == PLAIN else f"fluent_{self.size}"
 
     @property
     def sizes(self) -> list[int]:
@@ -67,10 +78,10 @@ class Comparison:
         Literal["both", "nested", "plain"],
         tyro.conf.arg(help="what to train: two processes can share the work; the result shows all that is there"),
     ] = "both"
-    scale: Annotated[Literal["cpu", "gpu"], tyro.conf.arg(help="8² to 128², or 16² to 256² and wider networks")] = "cpu"
+    scale: Annotated[Scale, tyro.conf.arg(help="8² to 128², or 16² to 256² and wider networks")] = "cpu"
 
 
-def arms(scale: str) -> dict[str, list[Stage]]:
+def arms(scale: Scale) -> dict[str, list[Stage]]:
     """The stages of each arm. Outer levels are narrow, as the paper's are; the plain UNet has the same widths at the
     same resolutions, and 2 % more parameters."""
     width, size, batch, more = (1, 8, 8, 1) if scale == "cpu" else (4, 16, 64, 10)
@@ -83,7 +94,7 @@ def arms(scale: str) -> dict[str, list[Stage]]:
         Stage("3", outer, RATIO**2 * size, batch, 1000 * more, evaluate_every=500 * more),
     ]
     plain = _unet(width, (16, 16, 32, 48, 96, 128), (1, 1, 1, 1, 1, 2), text=True)
-    return {"nested": nested, "plain": [Stage("plain", plain, RATIO**2 * size, batch, 2500 * more, 500 * more)]}
+    return {"nested": nested, "plain": [Stage(PLAIN, plain, RATIO**2 * size, batch, 2500 * more, 500 * more)]}
 
 
 def _unet(
@@ -103,22 +114,20 @@ def _unet(
     )
 
 
-def settings(comparison: Comparison, stage: Stage, seed: int, before: Path | None) -> TrainConfig:
+def settings(scale: Scale, stage: Stage, shards: tuple[str, ...], out: str) -> TrainConfig:
     """Noise and weights of the levels are those of the paper's largest model, whose levels have these ratios too; what
     is counted as unshifted, 32² or 64², gives the highest level of both arms the same noise and weight."""
-    on_cpu = comparison.scale == "cpu"
-    smallest, middle, _ = (each.size for each in arms(comparison.scale)["nested"])
+    smallest, middle, _ = (each.size for each in arms(scale)["nested"])
     return TrainConfig(
-        out=str(folder(comparison, stage, seed)),
-        data=DataConfig(comparison.data, size=stage.size, holdout=0.1, workers=0 if on_cpu else 8),
-        model=ModelConfig(stage.name, text_width=TEXT_WIDTH, init_from=str(before) if before else ""),
+        out,
+        DataConfig(shards, size=stage.size, holdout=0.1, workers=0 if scale == "cpu" else 8),
+        ModelConfig(stage.model, text_width=TEXT_WIDTH),
         optimizer=OptimizerConfig(batch_size=stage.batch, steps=stage.steps, lr=1e-3, warmup=50, ema_decay=0.995),
         objective=ObjectiveConfig(
             shift_power=2.0,
             unshifted_size=middle,
             level_weights=tuple(size / smallest for size in stage.sizes),
         ),
-        system=SystemConfig(seed=seed),
         evaluation=EvaluationConfig(
             evaluate_every=stage.evaluate_every, evaluate_samples=256, feature_extractor=EXTRACTOR
         ),
@@ -135,9 +144,10 @@ def folder(comparison: Comparison, stage: Stage, seed: int) -> Path:
 def run(comparison: Comparison) -> None:
     for seed in comparison.seeds:
         for arm, stages in arms(comparison.scale).items():
-            before = None
+            before = ""
             for stage in stages if comparison.arms in ("both", arm) else []:
-                before = train(settings(comparison, stage, seed, before), stage.architecture)
+                config = settings(comparison.scale, stage, comparison.data, str(folder(comparison, stage, seed)))
+                before = str(train(changed(config, seed=seed, init_from=before), stage.architecture))
     report(comparison)
 
 
@@ -160,8 +170,25 @@ def _parameters(stage: Stage) -> int:
     return sum(parameter.numel() for parameter in empty_model(stage.architecture).parameters())
 
 
+def _preset(scale: Scale, stage: Stage) -> Preset:
+    def preset(shards: tuple[str, ...], out: str) -> TrainConfig:
+        return settings(scale, stage, shards, out)
+
+    which = "the plain UNet" if stage.name == PLAIN else f"stage {stage.name}"
+    preset.__doc__ = f"{' around '.join(f'{size}²' for size in stage.sizes)}, {which}, for a {scale.upper()}."
+    return preset
+
+
+SCALES: tuple[Scale, ...] = get_args(Scale)
+STAGES = [(scale, stage) for scale in SCALES for stages in arms(scale).values() for stage in stages]
+PRESETS = {stage.model.removeprefix("fluent_"): _preset(scale, stage) for scale, stage in STAGES}
+ARCHITECTURES = {stage.model: stage.architecture for _, stage in STAGES}
+
+
 def main(arguments: list[str] | None = None) -> int:
     program, arguments = "recipes/fluent.py", sys.argv[1:] if arguments is None else arguments
+    if any(argument.partition("=")[0] == "--preset" for argument in arguments):
+        return run_recipe(PRESETS, __doc__, arguments, ARCHITECTURES)
     return exit_code(program, lambda: run(parse(program, __doc__, Comparison, arguments)))
 
 

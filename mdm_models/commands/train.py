@@ -14,6 +14,7 @@ import tyro
 
 from mdm_models.commands import line
 from mdm_models.commands.line import DONE, exit_code, like
+from mdm_models.config import UNetConfig
 from mdm_models.data.config import DataConfig
 from mdm_models.errors import COME_AGAIN
 from mdm_models.training.config import TrainConfig, changed
@@ -45,10 +46,16 @@ def main(arguments: list[str] | None = None) -> int:
     return exit_code("mdm train", lambda: _train(name, rest))
 
 
-def run_recipe(presets: Mapping[str, Preset], description: str | None, arguments: list[str] | None = None) -> int:
-    """Run a recipe; → exit code. The first preset is the default."""
+def run_recipe(
+    presets: Mapping[str, Preset],
+    description: str | None,
+    arguments: list[str] | None = None,
+    architectures: Mapping[str, UNetConfig] | None = None,
+) -> int:
+    """Run a recipe; → exit code. The first preset is the default. architectures: those of its models, by name, that are
+    not among `list_models()`; a file of recipes/ calls them ARCHITECTURES, as it calls its presets PRESETS."""
     program, arguments = os.path.basename(sys.argv[0]), sys.argv[1:] if arguments is None else arguments
-    return exit_code(program, lambda: _run(program, presets, description, arguments))
+    return exit_code(program, lambda: _run(program, presets, description, arguments, architectures or {}))
 
 
 def parse(
@@ -80,14 +87,21 @@ def parse(
     return dataclasses.replace(like(TrainConfig, options), data=like(DataConfig, options.data)), chosen.dry_run
 
 
-def _run(program: str, presets: Mapping[str, Preset], description: str | None, arguments: list[str]) -> int:
+def _run(
+    program: str,
+    presets: Mapping[str, Preset],
+    description: str | None,
+    arguments: list[str],
+    architectures: Mapping[str, UNetConfig],
+) -> int:
     """→ exit code."""
     config, dry_run = parse(program, presets, description, arguments)
+    architecture = architectures.get(config.model.model)
     check_paths(config)
     if dry_run:
         from mdm_models.training.dry_run.estimate import describe
 
-        print(describe(config, int(os.environ.get("WORLD_SIZE", "1"))))
+        print(describe(config, int(os.environ.get("WORLD_SIZE", "1")), architecture))
         return DONE
     from mdm_models.data.prepare.captioned_folder import shards_for
     from mdm_models.training.checkpoint.checkpoints import is_finished
@@ -95,7 +109,7 @@ def _run(program: str, presets: Mapping[str, Preset], description: str | None, a
 
     data = config.data
     shards, images = (shards_for(names, data.size, data.cache) for names in (data.shards, data.images))
-    run = train(changed(config, shards=shards, images=images))
+    run = train(changed(config, shards=shards, images=images), architecture)
     return DONE if is_finished(run, config.optimizer.steps) else COME_AGAIN
 
 
@@ -104,7 +118,9 @@ def _train(name: str, arguments: list[str]) -> int:
     known = _recipes()
     if name not in known:
         raise ValueError(f"no recipe is named {name!r}; known are {', '.join(known)}")
-    return _run(f"mdm train {name}", known[name].PRESETS, known[name].__doc__, arguments)
+    recipe = known[name]
+    architectures = getattr(recipe, "ARCHITECTURES", {})
+    return _run(f"mdm train {name}", recipe.PRESETS, recipe.__doc__, arguments, architectures)
 
 
 def _recipes() -> dict[str, ModuleType]:
@@ -116,7 +132,7 @@ def _recipes() -> dict[str, ModuleType]:
 
 def _help() -> str:
     """What `mdm train --help` shows."""
-    lines = [f"  mdm train {name:14}{module.__doc__.splitlines()[0]}" for name, module in _recipes().items()]
+    lines = [f"  mdm train {name:14}{(module.__doc__ or name).splitlines()[0]}" for name, module in _recipes().items()]
     more = "`mdm train RECIPE --help` tells its presets and options; `torchrun recipes/RECIPE.py` runs the same."
     usage = "usage: mdm train RECIPE [--preset PRESET] --data SHARDS --out DIR [OPTIONS]"
     return "\n".join([usage, "", *lines, "", more])

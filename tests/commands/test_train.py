@@ -77,6 +77,6 @@ def test_a_dry_run_describes_the_largest_preset_without_data_or_a_run(recipe, tm
 def test_a_run_that_was_stopped_has_an_exit_code_to_be_started_again_by(recipe, tmp_path, monkeypatch, step, code):
     module = recipe("t2v_webvid")
     (tmp_path / "run" / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
-    monkeypatch.setattr(trainer, "train", lambda config: Path(config.out))
+    monkeypatch.setattr(trainer, "train", lambda config, architecture: Path(config.out))
     arguments = ["--data", str(CLIPS), "--out", str(tmp_path / "run"), "--steps", "6"]
     assert run_recipe(module.PRESETS, module.__doc__, arguments) == code

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mdm_models import cli
 from mdm_models.training.config import plan
 
 
@@ -51,10 +52,9 @@ def test_the_arms_are_of_one_size(fluent, scale):
 
 @pytest.mark.parametrize("scale", ["cpu", "gpu"])
 def test_every_stage_fits_its_settings_and_holds_the_one_before(fluent, tmp_path, scale):
-    comparison = fluent.Comparison(data=("a.tar",), out=str(tmp_path), scale=scale)
     for stages in fluent.arms(scale).values():
         for stage in stages:
-            plan(fluent.settings(comparison, stage, 0, None), stage.architecture)
+            plan(fluent.settings(scale, stage, ("a.tar",), str(tmp_path)), stage.architecture)
         for inner, outer in itertools.pairwise(stages):
             assert outer.architecture.inner == inner.architecture
             assert outer.size == 4 * inner.size
@@ -62,11 +62,10 @@ def test_every_stage_fits_its_settings_and_holds_the_one_before(fluent, tmp_path
 
 @pytest.mark.parametrize("scale", ["cpu", "gpu"])
 def test_both_arms_see_the_same_noise_at_the_highest_level_and_weigh_it_alike(fluent, tmp_path, scale):
-    comparison = fluent.Comparison(data=("a.tar",), out=str(tmp_path), scale=scale)
     nested, plain = (
         (stage.architecture.noise_scales(stage.size, objective.unshifted_size), objective.level_weights)
         for stage in (stages[-1] for stages in fluent.arms(scale).values())
-        for objective in [fluent.settings(comparison, stage, 0, None).objective]
+        for objective in [fluent.settings(scale, stage, ("a.tar",), str(tmp_path)).objective]
     )
     assert nested == ([4, 1, 1 / 4], (16, 4, 1))  # as in the paper's model of 1024², 256² and 64²
     assert plain == ([4], (16,))
@@ -100,3 +99,16 @@ def test_one_arm_alone_can_be_reported(fluent, comparison):
     fluent.report(comparison)
     result = json.loads((Path(comparison.out) / "comparison.json").read_text())
     assert result["plain"]["evaluations"] == {}
+
+
+@pytest.mark.parametrize("preset", ["8", "plain_256"])
+def test_each_run_of_the_comparison_is_a_preset_of_mdm_train(capsys, tmp_path, preset):
+    assert (
+        cli.main(["train", "fluent", "--preset", preset, "--data", "a.tar", "--out", str(tmp_path), "--dry-run"]) == 0
+    )
+    assert f"fluent_{preset}" in capsys.readouterr().out
+
+
+def test_the_file_with_a_preset_is_the_same_recipe(fluent, capsys, tmp_path):
+    assert fluent.main(["--preset=8", "--data", "a.tar", "--out", str(tmp_path), "--dry-run", "--steps", "7"]) == 0
+    assert "fluent_8" in capsys.readouterr().out

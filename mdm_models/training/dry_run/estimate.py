@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from mdm_models.config import UNetConfig
 from mdm_models.errors import TrainingError
 from mdm_models.text import load_text_encoder
 from mdm_models.text.load import NUMBERED
@@ -42,9 +43,10 @@ class Memory:
         return sum(dataclasses.astuple(self))
 
 
-def describe(config: TrainConfig, world_size: int = 1) -> str:
-    """Several lines about a run on so many processes, for people. Raises TrainingError for settings that do not fit."""
-    planned = plan(config, context_dim=_feature_width(config.model))
+def describe(config: TrainConfig, world_size: int = 1, architecture: UNetConfig | None = None) -> str:
+    """Several lines about a run on so many processes, for people; architecture: as in `train`. Raises TrainingError
+    for settings that do not fit."""
+    planned = plan(config, architecture, context_dim=_feature_width(config.model))
     chunk, rounds = chunks_of(config.optimizer, world_size)
     model = weightless_model(planned.architecture, config.model)
     devices = ["cuda", "cpu"] if config.system.device == "auto" else [config.system.device]
