@@ -14,7 +14,6 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,10 @@ from mdm_models.training.settings import read_settings
 
 SHORT = "--batch-size 16 --warmup 50 --ema-decay 0.99 --save-every 1000000 --sample-every 0 --evaluate-every 0"
 TIMES = 500, 900  # of 1000, at which errors are measured
+HEADER = (
+    f"| | samples seen | error at {TIMES[0]} | error at {TIMES[1]} | right among five | Fréchet distance |",
+    "|---|---|---|---|---|---|",
+)
 
 
 @dataclass(frozen=True)
@@ -83,29 +86,28 @@ def report(options: Options) -> None:
     """Raises TrainingError, OSError or ValueError in one line."""
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
+    measured: dict[str, dict[str, float]] = {}
+    lines = list(HEADER)
+    print(*lines, sep="\n", flush=True)
     with ThreadPoolExecutor(options.at_once) as pool, Trainings() as trainings:
         try:
-            measured = list(pool.map(lambda choice: _kept(choice, trainings, options), CHOICES))
+            found = pool.map(lambda choice: _kept(choice, trainings, options), CHOICES)
+            for choice, numbers in zip(CHOICES, found, strict=True):
+                measured[choice.title] = numbers
+                lines.append(row(choice.title, numbers))
+                print(lines[-1], flush=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    titles = [choice.title for choice in CHOICES]
-    results = json.dumps(dict(zip(titles, measured, strict=True)), indent=1) + "\n"
-    write_whole(options.out / "choices.json", lambda path: path.write_text(results))
-    text = "\n".join(table(titles, measured)) + "\n"
-    write_whole(options.out / "choices.md", lambda path: path.write_text(text))
-    print(text, end="")
+    write_whole(options.out / "choices.json", lambda path: path.write_text(json.dumps(measured, indent=1) + "\n"))
+    write_whole(options.out / "choices.md", lambda path: path.write_text("\n".join(lines) + "\n"))
 
 
-def table(titles: list[str], measured: list[dict[str, float]]) -> Iterator[str]:
-    """Lines of Markdown."""
-    early, late = TIMES
-    yield f"| | samples seen | error at {early} | error at {late} | right among five | Fréchet distance |"
-    yield "|---|---|---|---|---|---|"
-    for title, row in zip(titles, measured, strict=True):
-        errors = " | ".join(f"{row[f'error_{time}']:.4f}" for time in TIMES)
-        five, frechet = f"{row['right_of_5']:.2f}", f"{row['frechet_efficientnet_lite0']:.0f}"
-        yield f"| {title} | {row['samples_seen']:,.0f} | {errors} | {five} | {frechet} |"
+def row(title: str, numbers: dict[str, float]) -> str:
+    """A line of the table, in Markdown."""
+    cells = [title, f"{numbers['samples_seen']:,.0f}", *(f"{numbers[f'error_{time}']:.4f}" for time in TIMES)]
+    cells += [f"{numbers['right_of_5']:.2f}", f"{numbers['frechet_efficientnet_lite0']:.0f}"]
+    return f"| {' | '.join(cells)} |"
 
 
 class Trainings:
@@ -167,7 +169,13 @@ def measure(run: Path, options: Options) -> dict[str, float]:
     pipeline, settings = open_pipeline(run), read_settings(run)
     assert settings, "a run has settings"
     how = emoji_report.Options(
-        run, options.data, options.out, holdout=settings.data.holdout, steps=options.steps, captions=options.captions
+        run,
+        options.data,
+        options.out,
+        holdout=settings.data.holdout,
+        steps=options.steps,
+        captions=options.captions,
+        quiet=True,
     )
     images, captions = emoji_captions.held_out(options.data, settings.data.size, settings.data.holdout, 128)
     errors = {f"error_{time}": emoji_captions.error(pipeline, images, captions, time, 0) for time in TIMES}

@@ -42,6 +42,8 @@ class Options:
     """of the samples and of the choice of captions"""
     batch_size: int = 25
     """samples at once"""
+    quiet: bool = False
+    """no progress bars"""
     device: str = "auto"
     """auto: a GPU if there is one"""
     dtype: Dtype | None = None
@@ -65,6 +67,7 @@ def drawn(pipeline: Pipeline, captions: list[str], options: Options) -> Tensor:
             guidance_scale=options.guidance_scale,
             seed=options.seed + start,
             output_type="pt",
+            progress=not options.quiet,
         )
         batches.append(torch.from_numpy(to_pixels(sampled)).movedim(-1, 1))
     return torch.cat(batches)
