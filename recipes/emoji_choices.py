@@ -52,11 +52,9 @@ class Choice:
 CHOICES = (
     Choice("present settings", ("--preset 16",)),
     Choice("times of mean 0 and deviation 1", ("--preset 16 --times-mean 0 --times-deviation 1",)),
-    Choice("v predicted", ("--preset 16 --prediction v",)),
     Choice("paper: v, loss in eps, uniform times", ("--preset 16 --prediction v --loss-target eps --times discrete",)),
     Choice("a third of the learning rate", ("--preset 16 --lr 2e-4",)),
     Choice("twice the learning rate", ("--preset 16 --lr 1.2e-3",)),
-    Choice("a longer average", ("--preset 16 --ema-decay 0.995",)),
     Choice("64² at once, half of it at the top", ("--preset 64",)),
     Choice("64² at once, all of it at the top", ("--preset 64 --level-shares 1 1",)),
     Choice("16², then 64²", ("--preset 16", "--preset 64")),
