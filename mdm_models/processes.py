@@ -79,6 +79,33 @@ class Processes:
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """This process among those that see the same run directory: all of `world_size`, unless each machine has one of its
+    own. index: its place among the `count` of them."""
+
+    index: int
+    count: int
+    world_size: int
+
+    @classmethod
+    def of_all(cls, processes: Processes) -> "Sharing":
+        return cls(processes.rank, processes.world_size, processes.world_size)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether this process makes and deletes what is in the directory; the leading one does in its own."""
+        return self.index == 0
+
+    @property
+    def is_of_all(self) -> bool:
+        return self.count == self.world_size
+
+    def share(self, names: list[str]) -> list[str]:
+        """Which of the files in the directory this process takes care of."""
+        return names[self.index :: self.count]
+
+
 @contextlib.contextmanager
 def init_process_group(device: str) -> Iterator[Processes]:
     """Join the processes that torchrun started, if it did. device: "auto", "cpu" or "cuda".

@@ -32,7 +32,6 @@ import torch
 from tyro.conf import Positional, arg
 
 from mdm_models.commands.evaluate_report import Row, protocol_line, report
-from mdm_models.commands.fetched import on_this_machine
 from mdm_models.commands.line import Dtype, check_steps, command, dtype_of
 from mdm_models.data.config import DataConfig, check_above_0
 from mdm_models.data.held_out import HeldOut
@@ -51,6 +50,7 @@ from mdm_models.text.precomputed import UNCONDITIONAL
 from mdm_models.training.config import EvaluationConfig, OutputConfig, SystemConfig, TrainConfig
 from mdm_models.training.ema.power_functions import exponent
 from mdm_models.training.ema.snapshots import list_snapshots
+from mdm_models.training.fetched import on_this_machine
 from mdm_models.training.saved import take_average
 from mdm_models.training.settings import read_settings
 

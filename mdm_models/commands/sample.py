@@ -21,7 +21,6 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 from tyro.conf import Positional, arg
 
-from mdm_models.commands.fetched import on_this_machine
 from mdm_models.commands.line import Dtype, check_steps, command, device_of, dtype_of
 from mdm_models.data.config import check_above_0
 from mdm_models.diffusion.noise import seeded_generators
@@ -30,6 +29,7 @@ from mdm_models.pictures import CLIP_SUFFIXES, Clip
 from mdm_models.pipeline import Pipeline, model_directory
 from mdm_models.processes import init_process_group
 from mdm_models.storage import begin, fingerprint, write_whole
+from mdm_models.training.fetched import on_this_machine
 
 PICTURE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 PICTURE_SUFFIXES = {*PICTURE_FORMATS, *CLIP_SUFFIXES, ".bmp", ".tif", ".tiff", ".avif", ".mov", ".webm", ".mkv", ".avi"}

@@ -34,7 +34,8 @@ class ModelConfig:
     """share of samples trained without their caption, for guidance"""
     init_from: str = ""
     """run directory of the stage before: its averaged weights fill the nested model; or a saved model, by directory or
-    name, of this very architecture or the nested one: training goes on from it"""
+    name, of this very architecture or the nested one: training goes on from it; or the URL of one of the two, of a run
+    that has left its model"""
 
     def __post_init__(self):
         check_above_0(self, "text_width", "text_layers", "text_tokens")

@@ -37,7 +37,6 @@ TOLD = {"data": ("split_shards",), "optimizer": ("micro_batch",), "system": ("pr
 def check_paths(config: TrainConfig) -> None:
     """Raises TrainingError for a URL where a path on a local disk is meant, and for one that cannot be opened."""
     named = {
-        "init-from": config.model.init_from,
         "cache": config.data.cache,
         "prometheus": config.output.prometheus,
     }
@@ -46,8 +45,9 @@ def check_paths(config: TrainConfig) -> None:
             check_local(path, f"--{name}")
     except ValueError as error:
         raise TrainingError(str(error)) from None
-    if url_of(config.out):
-        Store(config.out).check()
+    for path in (config.out, config.model.init_from):
+        if url := url_of(path):
+            Store(url).check()
 
 
 def write_settings(run: Path, config: TrainConfig) -> None:

@@ -17,7 +17,7 @@ from mdm_models.data.shards import ShardedSamples, open_shards
 from mdm_models.data.stream import SampleStream, split
 from mdm_models.errors import TrainingError
 from mdm_models.pipeline import PIPELINE_FILE
-from mdm_models.processes import Processes, StopRequest, init_process_group
+from mdm_models.processes import Processes, Sharing, StopRequest, init_process_group
 from mdm_models.storage import url_of
 from mdm_models.text import TextEncoder
 from mdm_models.training.checkpoint.checkpoints import Checkpoints, list_steps
@@ -26,13 +26,14 @@ from mdm_models.training.config import TrainConfig, chunks_of, images_in, plan
 from mdm_models.training.denoiser import open_encoder
 from mdm_models.training.ema.snapshots import forget_snapshots_after, write_snapshot
 from mdm_models.training.evaluation import Evaluation
+from mdm_models.training.fetched import fetched
 from mdm_models.training.learner import Learner
 from mdm_models.training.monitor.heartbeat import Heartbeat
 from mdm_models.training.monitor.interval import Interval
 from mdm_models.training.monitor.logbook import EVALUATION, Logbook, is_logged
 from mdm_models.training.monitor.preview import Preview
 from mdm_models.training.monitor.profiler import profiling
-from mdm_models.training.monitor.run_lock import locked
+from mdm_models.training.monitor.run_lock import locked, locked_mirror
 from mdm_models.training.monitor.throughput import Throughput
 from mdm_models.training.monitor.watchdog import watched
 from mdm_models.training.parallel import set_determinism
@@ -67,17 +68,23 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
         evaluation = Evaluation.of(config, reader, validation, processes)
 
         held.enter_context(watched(processes, config.system.patience))
-        held.enter_context(locked(run, processes))
-        remote = Remote(told.out, run, output.keep) if url_of(told.out) else None
-        processes.agree(lambda: remote.begin() if remote and processes.is_main else None)
-        init_from = "" if list_steps(run) else config.model.init_from
+        remote, sharing = None, Sharing.of_all(processes)
+        if url_of(told.out):
+            run, sharing = held.enter_context(locked_mirror(run, processes))
+            remote = Remote(told.out, run, output.keep, sharing)
+            remote.begin(processes)
+        else:
+            held.enter_context(locked(run, processes))
+        goes_on, *_ = processes.agree(lambda: bool(list_steps(run)))
+        begins_from = "" if goes_on else config.model.init_from
+        init_from = processes.agree(lambda: fetched(begins_from))[processes.rank]
         learner = Learner(config, planned.architecture, encoder, processes, init_from)
         records = processes.agree(lambda: list(map(record_of, shards)) if processes.is_main else [])[0]
         watch = Watch(shards, records, config.data.max_bad_share) if processes.is_main else None
         record = record_of_run(config, encoder, records)
         compare = partial(compare_records, accept=config.system.accept_changes)
         upload = remote.upload if remote else None
-        checkpoints = Checkpoints(run, learner.identity(), output.keep, processes, record, compare, upload)
+        checkpoints = Checkpoints(run, learner.identity(), output.keep, processes, record, compare, upload, sharing)
         learner.resume(checkpoints)
         if processes.is_main:
             write_settings(run, told)

@@ -48,7 +48,6 @@ def saved(tmp_path) -> Path:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("train", "emoji", "--data", "x.tar", "--out", "x", "--init-from", URL),
         ("train", "emoji", "--data", "x.tar", "--out", "x", "--cache", URL),
         ("train", "emoji", "--data", "x.tar", "--out", "x", "--prometheus", URL),
         ("sample", "x", "a cat", "--out", URL),
@@ -87,8 +86,8 @@ def test_a_run_in_an_unknown_kind_of_store_is_refused_at_once(tmp_path, monkeypa
 
 def test_no_function_makes_a_folder_of_a_url(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(TrainingError, match="--init-from s3://bucket/run is a URL"):
-        train(changed(settings(tmp_path, tmp_path / "run"), init_from=URL))
+    with pytest.raises(TrainingError, match="--cache s3://bucket/run is a URL"):
+        train(changed(settings(tmp_path, tmp_path / "run"), cache=URL))
     with pytest.raises(ValueError, match="is a URL"):
         build_model(NESTED_MODEL).save_pretrained(URL)
     with pytest.raises(ValueError, match="is a URL"):

@@ -47,7 +47,7 @@ def run(config: TrainConfig, folder: Path, environments: list[dict[str, str]], k
         processes.append(context.Process(target=train, args=arguments))
         processes[-1].start()
     for process in processes:
-        process.join(200)
+        process.join(500)
     return [process.exitcode for process in processes]
 
 

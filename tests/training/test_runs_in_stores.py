@@ -1,6 +1,7 @@
 """Runs in an object store, whose machine is lost at any moment."""
 
 import json
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 
 from mdm_models.data import locations
 from mdm_models.training.checkpoint import checkpoints
@@ -88,6 +91,54 @@ def test_another_machine_goes_on_to_the_same_weights(on, store, through):
     assert equal_weights(run, through)
     assert logged(store.read("log.jsonl"))[0] == logged((through / "log.jsonl").read_bytes())[0]
     assert [step for step, _ in logged(store.read("log.jsonl"))] == [2, 3, 4, 6]
+
+
+class Elsewhere(MemoryFileSystem):
+    """fsspec's memory under another protocol: what it is called is tried, not the service of that name."""
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return MemoryFileSystem._strip_protocol(re.sub("^(gs|hf)://", "memory://", path))
+
+
+@pytest.mark.parametrize("protocol", ["gs", "hf"])
+def test_a_run_under_another_protocol_is_gone_on_with(on, through, protocol, monkeypatch):
+    monkeypatch.setitem(_registry, protocol, Elsewhere)
+    url = f"{protocol}://bucket/run"
+    train(on("a", out=url, steps=3), IMAGE_MODEL)
+    assert steps_in(Store(url)) == ["step-00000003"]
+    assert equal_weights(train(on("b", out=url), IMAGE_MODEL), through)
+
+
+def test_machines_that_share_no_folder_go_on_from_the_store_and_so_does_one_alone(shard, tmp_path, monkeypatch):
+    """Of two, one is killed while it sends its part of the second checkpoint."""
+    config = changed(settings(shard, "s3://bucket/run"), frames=1, micro_batch=1)
+    store, part = Store(config.out), "checkpoints/step-00000006/__1_0.distcp"
+    with remote_run.bucket("bucket", tmp_path / "server.log") as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+
+        def both(kill_at: str = "") -> list[int]:
+            joining = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(remote_run.free_port()), "WORLD_SIZE": "2"}
+            alike = environment | joining | {"LOCAL_RANK": "0"}
+            ranks = [alike | {"RANK": rank, "XDG_CACHE_HOME": f"{tmp_path}/{rank}"} for rank in "01"]
+            return remote_run.run(config, tmp_path, ranks, kill_at)
+
+        leader, follower = both(kill_at=part)
+        assert leader not in (None, 0)
+        assert follower == -signal.SIGKILL
+        assert steps_in(store) == ["step-00000003"]
+        assert both() == [0, 0]
+        assert steps_in(store) == ["step-00000003", "step-00000006"]
+        assert [step for step, _ in logged(store.read("log.jsonl"))] == [2, 4, 6]
+        [mirror] = (tmp_path / "1").glob("**/*.rank-1")
+        assert [path.name for path in mirror.glob("checkpoints/*06/*")] == ["__1_0.distcp"]
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "0"))  # which has only the leader's part
+        alone = train(changed(config, steps=7), IMAGE_MODEL)
+    whole = train(changed(config, steps=7, out=str(tmp_path / "whole")), IMAGE_MODEL)
+    ours, theirs = checkpoints.load_averages(alone), checkpoints.load_averages(whole)
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name])
 
 
 def test_each_of_two_processes_sends_its_share(shard, tmp_path):

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from mdm_models.errors import CheckpointError, one_line
-from mdm_models.processes import Processes
+from mdm_models.processes import Processes, Sharing
 from mdm_models.storage import sync
 from mdm_models.training.checkpoint.files import (
     METADATA,
@@ -51,7 +51,8 @@ class Checkpoints:
     record: what is kept with each checkpoint of the data and settings that led to it, as JSON values; compare is called
     with the path of the one from which the run goes on, its record, None if it has none, and ours; it may raise
     CheckpointError. upload: called in the background with each checkpoint that is written, by all processes, and with
-    these; it raises nothing that is to end the run.
+    these; it raises nothing that is to end the run. sharing: who sees the same directory `run`: all, unless machines
+    have mirrors of their own, each of which then gets what its processes write, and must be whole to go on from.
 
     The state is a dict of "model", "optimizer", "ema" and "counters": nested dicts and lists of tensors, plain or
     DTensors, and of numbers and strings. Plain tensors are the same on all processes, which share the writing of them.
@@ -67,10 +68,12 @@ class Checkpoints:
         record: dict | None = None,
         compare: Callable[[Path, dict | None, dict], object] | None = None,
         upload: Callable[[Path, Processes], object] | None = None,
+        sharing: Sharing | None = None,
     ):
         self.run, self.keep = run, keep
         self.record, self.compare, self.upload = json.loads(json.dumps(record)), compare, upload
         self.processes = processes.apart()  # what the thread sends is not mixed up with what a training step sends
+        self.sharing = sharing or Sharing.of_all(processes)
         self.identity = json.loads(json.dumps(identity))  # as it comes back from the disk, with lists for tuples
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._saving: Future | None = None
@@ -114,7 +117,8 @@ class Checkpoints:
         False if there is none yet. A damaged one is passed over with a warning that names it. Raises CheckpointError if
         all are damaged, and if the checkpoint is of another model.
         """
-        paths = self.processes.agree(lambda: list_steps(self.run))[0]
+        steps = self.processes.agree(lambda: [path.name for path in list_steps(self.run)])[0]
+        paths = [folder_of(self.run) / name for name in steps]
         newest = _newest_whole(paths, self._verify, warn=self.processes.is_main)
         if newest is None:
             return False
@@ -141,9 +145,9 @@ class Checkpoints:
             self.compare(path, before, self.record)
 
     def _verify(self, path: Path) -> dict:
-        """`verified_manifest`, each process checking its share of the files."""
+        """`verified_manifest`, each process checking its share of the files of its directory."""
         manifest = self.processes.agree(lambda: read_manifest(path))[0]
-        names = sorted(manifest["files"])[self.processes.rank :: self.processes.world_size]
+        names = self.sharing.share(sorted(manifest["files"]))
         self.processes.agree(lambda: verify(path, {name: manifest["files"][name] for name in names}))
         return manifest
 
@@ -159,10 +163,11 @@ class Checkpoints:
                 process_group=self.processes.group,
                 no_dist=self.processes.world_size == 1,
             )
-            files = [pair for pairs in self.processes.agree(lambda: self._settle(partial)) for pair in pairs]
+            names = self.processes.agree(lambda: self._written(partial))[0]
+            files = [pair for pairs in self.processes.agree(lambda: self._settle(partial, names)) for pair in pairs]
             self.processes.agree(lambda: self._seal(partial, final, dict(files)))
         except (Exception, CheckpointException) as error:
-            if self.processes.is_main:
+            if self.sharing.keeps:
                 shutil.rmtree(partial, ignore_errors=True)
             saved = list_steps(self.run)
             last = f"the last one saved is {saved[-1]}" if saved else "none was saved before"
@@ -176,32 +181,38 @@ class Checkpoints:
 
     def _make_room(self, partial: Path) -> None:
         """An empty folder, and no leftovers of a process that was killed while it saved or deleted."""
-        if self.processes.is_main:
+        if self.sharing.keeps:
             for leftover in partial.parent.glob(".partial-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             partial.mkdir(parents=True)
 
-    def _settle(self, partial: Path) -> list[tuple[str, tuple[int, int]]]:
-        """Have this process's share of the files on the disk; → their names, sizes and checksums."""
-        names = sorted({*SafeReader(partial).data_files(), METADATA})[self.processes.rank :: self.processes.world_size]
-        for name in names:
+    def _written(self, partial: Path) -> list[str]:
+        """The files that all processes have written; the leading one knows."""
+        return sorted({*SafeReader(partial).data_files(), METADATA}) if self.processes.is_main else []
+
+    def _settle(self, partial: Path, names: list[str]) -> list[tuple[str, tuple[int, int]]]:
+        """Have on the disk those of the files that this process has written; → their names, sizes and checksums."""
+        own = [name for name in names if name.startswith(f"__{self.processes.rank}_")]
+        own += [METADATA] * self.processes.is_main
+        for name in own:
             sync(partial / name)
-        return [(name, measured(partial / name)) for name in names]
+        return [(name, measured(partial / name)) for name in own]
 
     def _seal(self, partial: Path, final: Path, files: dict[str, tuple[int, int]]) -> None:
         """Make a written checkpoint the newest, and delete the oldest."""
-        if not self.processes.is_main:
+        if self.processes.is_main:
+            write_manifest(partial, self.identity, files, self.record)
+        if not self.sharing.keeps:
             return
-        write_manifest(partial, self.identity, files, self.record)
         if final.exists():  # a damaged one that was passed over when the run resumed
-            _delete(final)
+            delete(final)
         partial.rename(final)
         sync(final.parent)
         # those of later steps were passed over when the run resumed
         earlier = [path for path in list_steps(self.run) if step_of(path) <= step_of(final)]
         for old in earlier[: -self.keep]:
             with contextlib.suppress(OSError):  # the user may have been quicker; what was asked for is saved
-                _delete(old)
+                delete(old)
 
 
 def list_steps(run: Path) -> list[Path]:
@@ -278,7 +289,7 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def _delete(path: Path) -> None:
+def delete(path: Path) -> None:
     """Delete a checkpoint; one that is half deleted does not have a checkpoint's name."""
     doomed = path.rename(path.with_name(f".partial-deleted-{path.name}"))
     shutil.rmtree(doomed, ignore_errors=True)

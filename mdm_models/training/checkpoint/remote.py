@@ -4,8 +4,13 @@ All is read and written in the mirror, at the speed of a disk; its files are cop
 and at the end. A checkpoint there counts when its manifest.json is there, which is sent last and deleted first: one
 that was half sent, or half deleted, when a machine was lost is none. An empty mirror, on another machine, begins with
 the newest checkpoint of the store and the log up to it.
+
+Machines that share no folder have a mirror each. That of the leading process has the run but for the parts of
+checkpoints that others write; these are in theirs. All parts are in the store alone, from which every mirror is made
+whole when the run begins.
 """
 
+import contextlib
 import json
 import re
 import shutil
@@ -16,9 +21,9 @@ from pathlib import Path
 
 from mdm_models.data.cache import cache_name, user_cache
 from mdm_models.errors import CheckpointError
-from mdm_models.processes import Processes
+from mdm_models.processes import Processes, Sharing
 from mdm_models.storage import sync, url_of, write_whole
-from mdm_models.training.checkpoint.checkpoints import folder_of, list_steps, step_of
+from mdm_models.training.checkpoint.checkpoints import delete, folder_of, list_steps, step_of
 from mdm_models.training.checkpoint.files import MANIFEST, Damaged, read_manifest, verified_manifest
 from mdm_models.training.checkpoint.store import Store, StoreError
 from mdm_models.training.config import TrainConfig, changed
@@ -36,17 +41,34 @@ def mirrored(config: TrainConfig) -> TrainConfig:
 
 
 class Remote:
-    """The store's side of a run. keep: how many checkpoints are kept there."""
+    """The store's side of a run. mirror: this process's; keep: how many checkpoints are kept there; sharing: who has
+    the same mirror."""
 
-    def __init__(self, url: str, mirror: Path, keep: int):
-        self.store, self.mirror, self.keep = Store(url), mirror, keep
+    def __init__(self, url: str, mirror: Path, keep: int, sharing: Sharing):
+        self.store, self.mirror, self.keep, self.sharing = Store(url), mirror, keep, sharing
 
-    def begin(self) -> None:
-        """Bring the mirror to where the run is; by the leading process, before it looks for checkpoints.
+    def begin(self, processes: Processes) -> None:
+        """Bring every mirror to where the run is, before anybody looks for checkpoints; every process calls this.
 
-        Raises StoreError if the store cannot be written to, or if the mirror is of a run that is not there any more;
-        CheckpointError if every checkpoint there is damaged and the mirror has none.
+        Raises StoreError if the store cannot be written to, or if the leading process's mirror is of a run that is not
+        there any more; CheckpointError if every checkpoint there is damaged and that mirror has none.
         """
+        processes.agree(lambda: self._drop_parts() if self.sharing.keeps else None)
+        processes.agree(lambda: self._begin() if processes.is_main else None)
+        if not self.sharing.is_of_all:
+            self._put_newest(processes)
+            newest = processes.agree(lambda: [path.name for path in list_steps(self.mirror)[-1:]])[0]
+            processes.agree(lambda: [self._copy(name) for name in newest] if self.sharing.keeps else None)
+
+    def _drop_parts(self) -> None:
+        """Delete checkpoints of which this mirror has only what was written on this machine."""
+        for path in list_steps(self.mirror):
+            with contextlib.suppress(CheckpointError):  # a damaged one is passed over later, and named
+                files = read_manifest(path)["files"] if (path / MANIFEST).exists() else [MANIFEST]
+                if not all((path / name).exists() for name in files):
+                    delete(path)
+
+    def _begin(self) -> None:
         path = self.mirror / MARK
         there, here = self.store.read(MARK), path.read_bytes() if path.exists() else None
         if here not in (None, there):
@@ -73,30 +95,41 @@ class Remote:
     def finish(self, processes: Processes) -> None:
         """Send all that is new; every process calls this. Raises StoreError, on each of them, if that fails."""
         try:
-            newest = list_steps(self.mirror)[-1:]
-            missing, *_ = processes.agree(lambda: self._missing(newest) if processes.is_main else [])
-            for checkpoint in missing:
-                self._put_checkpoint(checkpoint, processes)
+            self._put_newest(processes)
             processes.agree(lambda: self._put_rest() if processes.is_main else None)
         except StoreError as error:
             raise StoreError(f"{error}; all of the run is in {self.mirror}: the same command sends it") from None
 
-    def _missing(self, checkpoints: list[Path]) -> list[Path]:
+    def _put_newest(self, processes: Processes) -> None:
+        """Send the newest checkpoint that the leading process has, if it is not there."""
+        missing = processes.agree(lambda: self._missing() if processes.is_main else [])[0]
+        for name in missing:
+            self._put_checkpoint(folder_of(self.mirror) / name, processes)
+
+    def _missing(self) -> list[str]:
         there = self._steps()
-        return [path for path in checkpoints if MANIFEST not in there.get(path.name, [])]
+        return [path.name for path in list_steps(self.mirror)[-1:] if MANIFEST not in there.get(path.name, [])]
 
     def _put_checkpoint(self, checkpoint: Path, processes: Processes) -> None:
         place = f"checkpoints/{checkpoint.name}"
-        files = sorted(read_manifest(checkpoint)["files"])[processes.rank :: processes.world_size]
+        files = processes.agree(lambda: sorted(read_manifest(checkpoint)["files"]) if processes.is_main else [])[0]
+        here = files if self.sharing.is_of_all else [name for name in files if (checkpoint / name).exists()]
 
         def leading(work: Callable[[], None]) -> None:
             processes.agree(lambda: work() if processes.is_main else None)
 
         leading(lambda: self.store.delete([f"{place}/{MANIFEST}"]))  # of one that was there before and is replaced
-        processes.agree(lambda: [self.store.put(checkpoint / name, f"{place}/{name}") for name in files])
+        found = processes.agree(lambda: self._put_files(checkpoint, self.sharing.share(here)))
+        if lost := sorted({*files}.difference(*found)):
+            raise StoreError(f"{checkpoint / lost[0]} cannot be sent to {self.store.url}: no machine has it")
         leading(self._put_rest)  # the log up to the checkpoint before that counts
         leading(lambda: self.store.put(checkpoint / MANIFEST, f"{place}/{MANIFEST}"))
         leading(lambda: self._delete_old(step_of(checkpoint)))
+
+    def _put_files(self, checkpoint: Path, names: list[str]) -> list[str]:
+        for name in names:
+            self.store.put(checkpoint / name, f"checkpoints/{checkpoint.name}/{name}")
+        return names
 
     def _put_rest(self) -> None:
         """Send what has changed of the mirror, checkpoints apart."""
@@ -145,7 +178,21 @@ class Remote:
         if newer and here < 0:
             raise CheckpointError(f"every checkpoint in {self.store.url} is damaged; delete them to start over")
 
-    def _fetch(self, name: str, files: list[str]) -> None:
+    def _copy(self, name: str) -> None:
+        """Have a whole copy of a checkpoint of the store in this mirror."""
+        path = folder_of(self.mirror) / name / MANIFEST
+        if path.exists() and path.read_bytes() == self.store.read(f"checkpoints/{name}/{MANIFEST}"):
+            return  # nothing is missing there, after `_drop_parts`
+        try:
+            self._fetch(name, self._steps()[name], beside=False)
+        except Damaged as error:
+            raise CheckpointError(
+                f"checkpoint {self.store.url}/checkpoints/{name} is damaged: {error}; delete it to go on from the one "
+                "before it"
+            ) from None
+
+    def _fetch(self, name: str, files: list[str], beside: bool = True) -> None:
+        """Copy a checkpoint into the mirror. beside: also the files beside the folder of checkpoints."""
         final = folder_of(self.mirror) / name
         partial = final.with_name(f".partial-{name}")
         shutil.rmtree(partial, ignore_errors=True)
@@ -153,8 +200,10 @@ class Remote:
         for file in files:
             self.store.get(f"checkpoints/{name}/{file}", partial / file)
         verified_manifest(partial)
-        for file in self.store.names():
+        for file in self.store.names() if beside else []:
             if "/" not in file and not file.startswith("."):
                 self.store.get(file, self.mirror / file)
+        if final.exists():
+            delete(final)
         partial.rename(final)
         sync(final.parent)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mdm_models.errors import TrainingError
-from mdm_models.processes import Processes
+from mdm_models.processes import Processes, Sharing
 
 LOCK = ".lock"
 PATIENCE = 5.0  # seconds until a network file system shows what another machine has written
@@ -31,20 +31,51 @@ def locked(run: Path, processes: Processes) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def locked_mirror(mirror: Path, processes: Processes) -> Iterator[tuple[Path, Sharing]]:
+    """The same for the mirror of a run in a store, which machines may share or have to themselves; → this process's
+    mirror, and who shares it.
+
+    A machine that does not see the leading process's has one beside it, named after the first rank there: never the
+    same folder, however slow a file system is to show it.
+    """
+    with contextlib.ExitStack() as held:
+        holder, *_ = processes.agree(lambda: held.enter_context(_locked(mirror)) if processes.is_main else "")
+        first = None if processes.is_main or _sees(mirror, holder) else _first_here(processes)
+        same = [rank for rank, other in enumerate(processes.agree(lambda: first)) if other == first]
+        sharing = Sharing(same.index(processes.rank), len(same), processes.world_size)
+        if first is not None:
+            mirror = mirror.with_name(f"{mirror.name}.rank-{first}")
+        mine = sharing.keeps and not processes.is_main
+        processes.agree(lambda: held.enter_context(_locked(mirror)) if mine else "")
+        yield mirror, sharing
+
+
+def _first_here(processes: Processes) -> int:
+    """The first rank on this machine."""
+    return processes.rank - int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def _see(run: Path, holder: str, processes: Processes) -> None:
     """Raise TrainingError if this process does not see the run directory in which the leading one left this text."""
-    if processes.is_main:  # and must not look: to close the file would end its lock
+    if processes.is_main or _sees(run, holder):
         return
-    until = time.monotonic() + PATIENCE
-    while time.monotonic() < until:
-        with contextlib.suppress(OSError):
-            if (run / LOCK).read_text() == holder:
-                return
-        time.sleep(0.1)
     raise TrainingError(
         f"out: rank {processes.rank} on {socket.gethostname()} does not see {run} of {_name(holder)}; all machines of "
         "a run need the same folder there, on storage that they share"
     )
+
+
+def _sees(run: Path, holder: str) -> bool:
+    """Whether the leading process's lock is here, or comes to be seen. It must not look itself: to close the file would
+    end its lock."""
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError):
+            if (run / LOCK).read_text() == holder:
+                return True
+        time.sleep(0.1)
+    return False
 
 
 def _name(text: str) -> str:

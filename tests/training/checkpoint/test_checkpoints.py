@@ -315,7 +315,7 @@ def test_a_directory_that_vanishes_while_it_is_written_is_a_clear_error(tmp_path
     save(tmp_path, 1)
     doomed = checkpoints(tmp_path)
     settle = doomed._settle
-    monkeypatch.setattr(doomed, "_settle", lambda partial: (shutil.rmtree(partial), settle(partial))[1])
+    monkeypatch.setattr(doomed, "_settle", lambda partial, names: (shutil.rmtree(partial), settle(partial, names))[1])
     doomed.save(2, state(2))
     with pytest.raises(CheckpointError, match=r"cannot be written.*No such file.*last one saved is .*step-00000001"):
         doomed.finish()

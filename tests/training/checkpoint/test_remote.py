@@ -12,7 +12,7 @@ import pytest
 
 from mdm_models.data import locations
 from mdm_models.errors import CheckpointError
-from mdm_models.processes import ALONE
+from mdm_models.processes import ALONE, Sharing
 from mdm_models.training.checkpoint.checkpoints import Checkpoints, list_steps
 from mdm_models.training.checkpoint.remote import Remote
 from mdm_models.training.checkpoint.store import Store, StoreError
@@ -55,8 +55,8 @@ class Machine:
 
     def __init__(self, mirror: Path, keep: int):
         mirror.mkdir(exist_ok=True)
-        self.mirror, self.remote = mirror, Remote(URL, mirror, keep)
-        self.remote.begin()
+        self.mirror, self.remote = mirror, Remote(URL, mirror, keep, Sharing.of_all(ALONE))
+        self.remote.begin(ALONE)
         self.checkpoints = Checkpoints(mirror, IDENTITY, keep, ALONE, upload=self.remote.upload)
         state = flat_state(0)
         self.checkpoints.load_newest(state)
@@ -164,6 +164,25 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(machine, store):
     every = pytest.raises(CheckpointError, match=f"every checkpoint in {URL} is damaged")
     with pytest.warns(UserWarning, match="damaged"), every:
         machine("c")
+
+
+def test_a_checkpoint_of_which_only_a_part_was_written_here_is_fetched(machine):
+    mirror = machine("a").save(1, 2).mirror
+    for path in list_steps(mirror):
+        (path / "__0_0.distcp").unlink()
+    again = machine("a")
+    assert again.step == 2
+    assert [path.name for path in list_steps(mirror)] == ["step-00000002"]
+
+
+def test_a_checkpoint_whose_parts_are_on_no_machine_does_not_come_to_count(machine, store):
+    lost = machine("a").save(1)
+    store.delete([f"{step(1)}/manifest.json"])
+    (list_steps(lost.mirror)[0] / "__0_0.distcp").unlink()
+    apart = Remote(URL, lost.mirror, 3, Sharing(0, 1, 2))
+    with pytest.raises(StoreError, match=r"step-00000001/__0_0.distcp cannot be sent to .*: no machine has it"):
+        apart.finish(ALONE)
+    assert steps_in(store) == {1: False}
 
 
 def test_an_upload_that_fails_is_warned_of_and_the_next_one_is_sent(machine, store, failing):

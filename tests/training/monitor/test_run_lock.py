@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from mdm_models.errors import TrainingError
-from mdm_models.processes import Processes
+from mdm_models.processes import Processes, Sharing
 from mdm_models.training.monitor import run_lock
-from mdm_models.training.monitor.run_lock import locked
+from mdm_models.training.monitor.run_lock import locked, locked_mirror
 
 HERE = Processes(0, 1, torch.device("cpu"))
 
@@ -104,6 +104,13 @@ def test_a_machine_that_does_not_see_the_leaders_directory_is_named(tmp_path, mo
     with pytest.raises(TrainingError, match=r"rank 1 on .* does not see .*run of process 7 on node-a; all") as error:
         enter(tmp_path / "run", Elsewhere(1, 2, HERE.device))
     assert "\n" not in str(error.value)
+
+
+def test_a_machine_that_does_not_see_the_leaders_mirror_has_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "PATIENCE", 0.3)
+    with locked_mirror(tmp_path / "run", Elsewhere(1, 2, HERE.device)) as (mirror, sharing):
+        assert (mirror, sharing) == (tmp_path / "run.rank-1", Sharing(0, 1, 2))
+        assert "process" in (mirror / run_lock.LOCK).read_text()
 
 
 def test_a_machine_that_sees_it_after_a_while_goes_on(tmp_path):

@@ -4,11 +4,23 @@ import json
 import re
 from pathlib import Path
 
+from mdm_models.errors import CheckpointError
 from mdm_models.storage import url_of, write_whole
 
 MODEL = re.compile(r"(model/)?(config\.json|pipeline\.json|model\.safetensors|text_encoder/[^/]+)")  # of a run as well
 AVERAGES = re.compile(r"averages/step-\d{8,}\.safetensors")
 VERSIONS = ".versions.json"  # name → what the store said of the file that was copied
+
+
+def fetched(init_from: str) -> str:
+    """What a run begins from, on this machine: of a URL, the copy of the model that is there. Raises TrainingError."""
+    if not url_of(init_from):
+        return init_from
+    try:
+        folder = on_this_machine(Path(init_from))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"init_from {error}") from None
+    return str(folder / "model" if (folder / "model").is_dir() else folder)
 
 
 def on_this_machine(model: Path, averages: bool = False) -> Path:

@@ -2,18 +2,25 @@
 
 import json
 import sys
+from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 import torch
 
 from mdm_models import cli
-from mdm_models.commands.fetched import on_this_machine
+from mdm_models.errors import CheckpointError
 from mdm_models.pipeline import Pipeline, PipelineConfig
 from mdm_models.text import TransformerTextEncoder
+from mdm_models.training.checkpoint.checkpoints import load_averages
 from mdm_models.training.checkpoint.store import Store
+from mdm_models.training.config import changed
+from mdm_models.training.fetched import on_this_machine
+from mdm_models.training.trainer import train
 from mdm_models.unet import build_model
-from tests.training.models import NESTED_MODEL
+from tests.made_data import encode_image, write_shard
+from tests.training.models import NESTED_MODEL, settings
 
 URL = "memory://bucket/run"
 
@@ -55,6 +62,23 @@ def test_what_has_changed_is_copied_again_and_nothing_else(run, tmp_path, monkey
     assert on_this_machine(URL) == folder
     assert copied == ["model/pipeline.json"]
     assert PipelineConfig.load(folder / "model").size == 32
+
+
+def test_a_run_begins_from_a_model_in_a_store(run, tmp_path):
+    shard = shard_of_noise(tmp_path)
+    ended = []
+    for init_from in (URL, str(tmp_path / "model")):
+        config = changed(settings(shard, tmp_path / f"run-{len(ended)}"), frames=1, steps=1, init_from=init_from)
+        ended.append(load_averages(train(config, NESTED_MODEL)))
+    assert all(torch.equal(weight, ended[1][name]) for name, weight in ended[0].items())
+    config = changed(config, out=str(tmp_path / "none"), init_from="memory://bucket/nowhere")
+    with pytest.raises(CheckpointError, match="init_from memory://bucket/nowhere: there is no model"):
+        train(config, NESTED_MODEL)
+
+
+def shard_of_noise(folder: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(256, size=(16, 16, 3), dtype=np.uint8)
+    return write_shard(folder / "a.tar", {key: {"png": encode_image(pixels), "txt": b"a cat"} for key in "ab"})
 
 
 def test_what_copies_a_model_is_not_needed_for_one_that_is_here(monkeypatch):
