@@ -99,9 +99,9 @@ def begin(folder: Path, settings: Mapping[str, object]) -> None:
     write_whole(path, lambda partial: partial.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n"))
 
 
-def fingerprint(directory: Path) -> str:
-    """Of the weights in a model's directory: other weights have another one."""
-    with (directory / WEIGHTS_FILE).open("rb") as file:
+def fingerprint(path: Path) -> str:
+    """Of a file, or of the weights in a model's directory: others have another one."""
+    with (path / WEIGHTS_FILE if path.is_dir() else path).open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 

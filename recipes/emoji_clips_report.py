@@ -71,8 +71,8 @@ def _read(reader: SampleReader, numbers: Sequence[int]) -> tuple[Tensor, list[st
 
 def judged(real: Tensor, sampled: Tensor, captions: list[str], device: torch.device) -> dict[str, float]:
     """Clips (N, 3, T, H, W) uint8, each sampled for the caption of the real one of its number."""
-    size = real.shape[-1]
-    comparison = Comparison.of(EFFICIENTNET_LITE0, "", size, True, device)
+    frames, size = real.shape[2], real.shape[-1]
+    comparison = Comparison.of(EFFICIENTNET_LITE0, "", size, frames, device)
     comparison.add(real.to(device), sampled.to(device), captions)
     extractor = load_extractor(EFFICIENTNET_LITE0, size)
     queries, gallery = (

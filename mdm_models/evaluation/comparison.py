@@ -31,11 +31,12 @@ class Comparison:
         feature_extractor: str,
         clip_model: str,
         image_size: int,
-        is_video: bool,
+        frames: int,
         device: torch.device,
         with_kernel: bool = False,
     ) -> "Comparison":
-        """"" leaves one out. Raises ValueError in one line that names the option and the remedy."""
+        """"" leaves one out; frames: of a clip, 1 for images. Raises ValueError in one line that names the option and
+        the remedy."""
         frechet = clip = kernel = None
         if feature_extractor or clip_model:
             with needing("torchmetrics", "torchvision"):
@@ -43,9 +44,9 @@ class Comparison:
                 from mdm_models.evaluation.frechet import FrechetDistance
                 from mdm_models.evaluation.kernel_distance import KernelDistance
         if feature_extractor:
-            extractor = load_extractor(feature_extractor, image_size)
-            frechet = FrechetDistance(extractor, is_video, device)
-            kernel = KernelDistance(extractor, is_video, device) if with_kernel else None
+            extractor = load_extractor(feature_extractor, image_size, frames)
+            frechet = FrechetDistance(extractor, frames > 1, device)
+            kernel = KernelDistance(extractor, frames > 1, device) if with_kernel else None
         if clip_model:
             clip = ClipScore(clip_model, device)
         return cls(frechet, clip, kernel)

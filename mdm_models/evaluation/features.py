@@ -1,10 +1,12 @@
-"""What every network that gives features of images looks like."""
+"""What every network that gives features of images or clips looks like."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+
+from mdm_models.errors import one_line
 
 IMAGES_AT_ONCE = 64  # of 299² float32: about 70 MB, and a few times that inside a network
 
@@ -14,7 +16,13 @@ class FeatureExtractor(nn.Module):
 
     metric: the name under which the Fréchet distance of these features is reported; name: the network's, as a part of
     such a name. A subclass defines `features` of a batch that is not empty.
+
+    takes_clips: it takes clips (N, 3, T, H, W) in place of images; resizing: how it changes the size of what it sees.
     """
+
+    takes_clips = False
+    at_once = IMAGES_AT_ONCE
+    resizing = "resized by itself"
 
     def __init__(self, name: str, network: nn.Module, num_features: int, metric: str = ""):
         super().__init__()
@@ -31,7 +39,25 @@ class FeatureExtractor(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if not len(images):
             return torch.zeros(0, self.num_features, device=images.device)
-        return torch.cat([self.features(some).float() for some in images.split(IMAGES_AT_ONCE)])
+        return torch.cat([self.features(some).float() for some in images.split(self.at_once)])
+
+
+@torch.no_grad()
+def num_features_of(features: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> int:
+    """How many numbers a network gives of a sample of this shape, for which it is asked of two black ones, uint8.
+
+    Raises ValueError if it does not take them or gives something else.
+    """
+    kind, asked = "images" if len(shape) == 3 else "clips", (2, *shape)
+    try:
+        found = features(torch.zeros(asked, dtype=torch.uint8))
+    except Exception as error:  # the code in a file can raise anything
+        end = one_line(error)[-150:]  # where TorchScript says what happened
+        raise ValueError(f"it does not take {kind} of shape {asked}: …{end}") from None
+    if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != 2:
+        given = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"for two {kind} it gives {given}; it must give features of shape (2, D)")
+    return found.shape[1]
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ class ClipFeatures(nn.Module):
     The first half is their mean over the frames: what is seen. The second is the mean absolute change from one frame to
     the next: how it moves. The mean alone would not notice frames that are shuffled or frozen; all frames side by side,
     T·D numbers, would ask for more clips than anybody samples to estimate their covariance. This is not the FVD of the
-    literature, whose features are a video network's (I3D).
+    literature, whose features are a video network's: see `I3D`.
     """
 
     def __init__(self, frames: FeatureExtractor):
@@ -55,7 +55,8 @@ class FrechetDistance:
     """
 
     def __init__(self, extractor: FeatureExtractor, is_video: bool, device: torch.device):
-        network = ClipFeatures(extractor) if is_video else extractor
+        network = ClipFeatures(extractor) if is_video and not extractor.takes_clips else extractor
+        self.resizing = extractor.resizing
         self.name = network.metric
         self.width = network.num_features
         self.has_reference = False

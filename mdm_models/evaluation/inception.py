@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mdm_models.evaluation.features import FeatureExtractor, needing
 
 POOLED = 2048  # width of the last pooling layer, whose features are compared
+RESIZING = "resized to 299² as TensorFlow 1 did"
 
 
 class InceptionV3(FeatureExtractor):
@@ -23,6 +24,8 @@ class InceptionV3(FeatureExtractor):
 
     Raises ValueError if it is not one.
     """
+
+    resizing = RESIZING
 
     def __init__(self, state_dict: Mapping[str, Tensor]):
         with needing("torch-fidelity"):
@@ -41,6 +44,8 @@ class InceptionV3(FeatureExtractor):
 
 class ScriptedInceptionV3(FeatureExtractor):
     """NVIDIA's TorchScript of the network, used by the FID of StyleGAN3 and EDM; it takes pixels 0…255 and resizes."""
+
+    resizing = RESIZING
 
     def __init__(self, network: nn.Module):
         super().__init__("inception", network, POOLED, metric="fid")

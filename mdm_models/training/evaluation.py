@@ -39,9 +39,9 @@ class Evaluation:
                 share = f"holdout is {config.data.holdout} of {len(reader.samples)}"
                 warnings.warn(f"there is no evaluation: no sample is held out of training ({share})", stacklevel=2)
             return None
-        is_video, size = config.data.frames > 1, config.data.size
+        size, frames = config.data.size, config.data.frames
         try:
-            comparison = Comparison.of(wanted.feature_extractor, wanted.clip_model, size, is_video, processes.device)
+            comparison = Comparison.of(wanted.feature_extractor, wanted.clip_model, size, frames, processes.device)
         except ValueError as error:
             raise TrainingError(str(error)) from None
         chunk_size, _ = chunks_of(config.optimizer, processes.world_size)

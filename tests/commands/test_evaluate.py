@@ -15,9 +15,10 @@ from mdm_models import cli
 from mdm_models.commands.evaluate import main
 from mdm_models.evaluation.clip_score import ClipScore
 from mdm_models.pipeline import Pipeline, PipelineConfig
+from mdm_models.storage import fingerprint
 from mdm_models.text import TransformerTextEncoder
 from mdm_models.unet import build_model
-from tests.evaluation.conftest import MeanColour, distance, save_scripted
+from tests.evaluation.conftest import MeanColour, Motion, distance, save_scripted
 from tests.made_data import encode_clip, encode_image, write_shard
 from tests.text.directories import save_open_clip
 from tests.training.models import CLIP_MODEL, NESTED_MODEL
@@ -185,6 +186,19 @@ def test_clips_have_a_distance_of_their_own(folder, tmp_path):
     assert main([*given, "--feature-extractor", f"{folder}/colours.pt", "--device", "cpu", *write]) == 0
     assert "frechet_video_colours" in json.loads((tmp_path / "clips.json").read_text())["results"]
     assert sorted(path.name for path in (tmp_path / "samples").glob("*.mp4")) == ["000000.mp4", "000001.mp4"]
+
+
+def test_the_distance_of_a_network_of_clips_has_a_protocol(tmp_path):
+    save_pipeline(tmp_path / "model", CLIP_MODEL)
+    write_shard(tmp_path / "data.tar", {f"c{i}": {"mp4": encode_clip(48), "txt": b"a clip"} for i in range(2)})
+    motion, found = save_scripted(Motion(), tmp_path / "motion.pt"), tmp_path / "clips.json"
+    given = [f"{tmp_path}/model", "--data", f"{tmp_path}/data.tar", "--all", "--steps", "1", "--workers", "0"]
+    assert main([*given, "--feature-extractor", str(motion), "--device", "cpu", "--json", str(found)]) == 0
+    report = json.loads(found.read_text())
+    assert report["results"]["fvd_motion"] > 0
+    protocol = report["protocol"]
+    assert protocol.startswith("2 clips of 4 frames of 16×16, 8 a second, clip start random, seed 0; ddim, guidance")
+    assert protocol.endswith(f"; features of motion.pt ({fingerprint(motion)}), resized by itself")
 
 
 @pytest.mark.parametrize(

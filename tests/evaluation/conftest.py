@@ -29,6 +29,14 @@ class MeanColour(nn.Module):
         return images.mean(dim=(2, 3))
 
 
+class Motion(nn.Module):
+    """A network of clips in 0…1 → features (N, 6): the mean colour, and its mean change from frame to frame."""
+
+    def forward(self, clips: Tensor) -> Tensor:
+        colours = clips.mean(dim=(3, 4))
+        return torch.cat([colours.mean(dim=2), (colours[:, :, 1:] - colours[:, :, :-1]).mean(dim=2)], dim=1)
+
+
 @pytest.fixture
 def colours() -> Colours:
     return Colours()
