@@ -187,12 +187,15 @@ def decode_image(data: bytes, size: int, cut: Cut | None = None) -> Tensor:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data))
             check_size(*image.size, size)
-            picture = np.array(on_white(ImageOps.exif_transpose(image)))
+            ImageOps.exif_transpose(image, in_place=True)
+            is_plain = image.mode == "RGB" and not image.has_transparency_data  # most are, and need no copy
+            picture = np.asarray(image if is_plain else on_white(image))
+            pixels = torch.from_numpy(picture).permute(2, 0, 1)[None]  # read only, of which torch warns
     except BadSample:
         raise
     except Exception as error:  # there is no end to what decoders raise for a broken file
         raise BadSample("undecodable", f"{type(error).__name__}: {error}") from None
-    return resize(torch.from_numpy(picture).permute(2, 0, 1)[None], size, cut or Cut()).transpose(0, 1)
+    return resize(pixels, size, cut or Cut()).transpose(0, 1)
 
 
 def check_size(width: int, height: int, size: int) -> None:

@@ -17,6 +17,7 @@ import tarfile
 import time
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
@@ -28,6 +29,7 @@ from mdm_models.data.config import DataConfig
 from mdm_models.data.layout import in_roles, split_name
 from mdm_models.data.locations import UnreachableError, expand, is_local, is_out, look_up, read_beside, store_of
 from mdm_models.data.media import BadSample
+from mdm_models.data.plain_tar import plain_files
 from mdm_models.data.shard_index import INDEX, Shard, from_bytes, hash_of, scan, to_bytes
 from mdm_models.errors import DataError
 from mdm_models.processes import ALONE, Processes
@@ -182,20 +184,31 @@ def _sample(data: bytes, shard: Shard, key_hash: int) -> dict:
     files: dict[str, bytes] = {}
     own = ""
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            for member in tar:
-                named = split_name(member.name) if member.isreg() else None
-                if named is None:
-                    continue
-                key, suffix = named
-                if hash_of(key) != key_hash:  # of the sample behind it, which has no picture
-                    break
-                own = key
-                if suffix in files:
-                    raise BadSample("file twice", f"a duplicate .{suffix} (upper and lower case are one)", key)
-                files[suffix] = tar.extractfile(member).read()
+        for name, read in _files(data):
+            named = split_name(name)
+            if named is None:
+                continue
+            key, suffix = named
+            if hash_of(key) != key_hash:  # of the sample behind it, which has no picture
+                break
+            own = key
+            if suffix in files:
+                raise BadSample("file twice", f"a duplicate .{suffix} (upper and lower case are one)", key)
+            files[suffix] = read()
     except (tarfile.TarError, ValueError, EOFError):
         own = ""
     if not own:
         raise OSError("it is not what it was when its samples were found")
     return {"__key__": own, "__url__": shard.path, **in_roles(files)}
+
+
+def _files(data: bytes) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """The regular files in these bytes of a tar, by name, and what reads them. Raises TarError or ValueError."""
+    plain = plain_files(data)
+    if plain is not None:
+        yield from ((name, lambda content=content: content) for name, content in plain)
+        return
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        for member in tar:
+            if member.isreg():
+                yield member.name, lambda member=member: tar.extractfile(member).read()
