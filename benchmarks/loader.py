@@ -14,7 +14,6 @@ import itertools
 import json
 import pstats
 import random
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -45,7 +44,7 @@ def write_shards(folder: Path, shards: int, samples: int) -> list[str]:
     paths = []
     for number in range(shards):
         path = folder / f"{number:05d}.tar"
-        with tarfile.open(path, "w") as tar:
+        with wds.TarWriter(str(path), encoder=False) as tar:
             for i in range(samples):
                 coarse = Image.fromarray(rng.integers(256, size=(12, 12, 3), dtype=np.uint8))
                 smooth = np.asarray(coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC), dtype=np.float32)
@@ -53,10 +52,7 @@ def write_shards(folder: Path, shards: int, samples: int) -> list[str]:
                 picture = io.BytesIO()
                 Image.fromarray(pixels).save(picture, "JPEG", quality=90)
                 caption = " ".join(words.choices(WORDS, k=words.randint(5, 20)))
-                for suffix, data in (("jpg", picture.getvalue()), ("txt", caption.encode())):
-                    member = tarfile.TarInfo(f"{number:05d}{i:05d}.{suffix}")
-                    member.size = len(data)
-                    tar.addfile(member, io.BytesIO(data))
+                tar.write({"__key__": f"{number:05d}{i:05d}", "jpg": picture.getvalue(), "txt": caption.encode()})
         paths.append(str(path))
     return paths
 

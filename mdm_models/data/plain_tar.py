@@ -1,29 +1,34 @@
 """The files in a few bytes of a tar, in a fifth of the time that tarfile takes to read their headers."""
 
+import re
 import tarfile
 
 BLOCK = tarfile.BLOCKSIZE
+TIMES = re.compile(rb"(\d+ (mtime|atime|ctime)=[\d.]+\n)+")  # what webdataset's TarWriter puts before each file
 
 
 def plain_files(data: bytes) -> list[tuple[str, bytes]] | None:
-    """Names and contents, if all members are regular files that are whole and whose headers say all there is to say, as
-    in nearly every shard; None for any other bytes, which tarfile is to judge."""
-    files, place = [], 0
-    while place < len(data):
+    """Names and contents, if all members are regular files that are whole and whose headers say all there is to say but
+    fractions of seconds, as in nearly every shard; None for any other bytes, which tarfile is to judge."""
+    files, place, owed = [], 0, False
+    while place < len(data) or owed:
         header = data[place : place + BLOCK]
-        if len(header) < BLOCK or header[156] not in b"0\0":  # POSIX's mark of a regular file, and that of old tars
+        if len(header) < BLOCK:
             return None
         try:
             size, checksum = _number(header[124:136]), _number(header[148:156])
         except ValueError:  # of 8 GB and more, or damaged
             return None
         start = place + BLOCK
-        name, folder = _text(header[:100]), _text(header[345:500])
-        if checksum != sum(header[:148]) + sum(header[156:]) + 8 * ord(" "):
+        if checksum != sum(header[:148]) + sum(header[156:]) + 8 * ord(" ") or size < 0 or start + size > len(data):
             return None
-        if not name or name.endswith("/") or size < 0 or start + size > len(data):
-            return None
-        files.append((f"{folder}/{name}" if folder else name, data[start : start + size]))
+        content = data[start : start + size]
+        owed = header[156:157] == tarfile.XHDTYPE and not owed and TIMES.fullmatch(content) is not None
+        if not owed:
+            name, folder = _text(header[:100]), _text(header[345:500])
+            if header[156:157] not in (tarfile.REGTYPE, tarfile.AREGTYPE) or not name or name.endswith("/"):
+                return None
+            files.append((f"{folder}/{name}" if folder else name, content))
         place = start + -(-size // BLOCK) * BLOCK
     return files
 

@@ -4,6 +4,7 @@ import io
 import tarfile
 
 import pytest
+import webdataset
 
 from mdm_models.data.plain_tar import plain_files
 
@@ -35,6 +36,19 @@ def test_plain_members_are_those_that_tarfile_finds(form):
     assert plain_files(data) == read_by_tarfile(data) == list(FILES.items())
 
 
+def test_members_of_webdatasets_writer_are_plain_ones():
+    plain = {name: content for name, content in FILES.items() if name.isascii()}
+    data = tar_of(plain, tarfile.PAX_FORMAT, mtime=1700000000.25)
+    assert data[156:157] == tarfile.XHDTYPE
+    assert plain_files(data) == read_by_tarfile(data) == list(plain.items())
+    assert plain_files(data[:1024]) is None  # what belongs to a file that is not there
+    assert plain_files(tar_of(FILES, tarfile.PAX_FORMAT)) is None  # of a name that is not ASCII
+    written = io.BytesIO()
+    with webdataset.TarWriter(written, encoder=False) as tar:
+        tar.write({"__key__": "a", "jpg": b"1", "txt": b"2"})
+    assert plain_files(written.getvalue()[: 8 * 512]) == [("a.jpg", b"1"), ("a.txt", b"2")]
+
+
 def test_a_long_name_in_two_parts_is_put_together():
     data = tar_of({f"{'folder/' * 15}{'n' * 90}.jpg": b"1"})
     assert plain_files(data) == read_by_tarfile(data)
@@ -45,7 +59,8 @@ def test_a_folder_in_the_manner_of_old_tars_is_left_to_tarfile():
 
 
 @pytest.mark.parametrize(
-    "told", [{"mtime": 0.5}, {"type": tarfile.SYMTYPE, "linkname": "b"}, {"type": tarfile.DIRTYPE}]
+    "told",
+    [{"pax_headers": {"path": "c.jpg"}}, {"type": tarfile.SYMTYPE, "linkname": "b"}, {"type": tarfile.DIRTYPE}],
 )
 def test_what_is_more_than_a_plain_file_is_left_to_tarfile(told):
     assert plain_files(tar_of({"a.jpg": b"", "b.jpg": b""}, tarfile.PAX_FORMAT, **told)) is None
