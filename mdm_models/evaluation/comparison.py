@@ -69,13 +69,14 @@ class Comparison:
             self.clip.add(sampled, captions)
 
     def save_reference(self, path: Path, is_main: bool) -> None:
-        """Keep what is known of the real images, for `load_reference`; all ranks call it."""
+        """Keep what is known of the real images' features, for `load_reference`; all ranks call it."""
         features = None if self.kernel is None else self.kernel.real_features()
-        self.frechet.save_reference(path, is_main, features)
+        if self.frechet is not None:
+            self.frechet.save_reference(path, is_main, features)
 
     def load_reference(self, path: Path, is_main: bool) -> None:
         """Have a file in place of real images; all ranks call it. Raises ValueError in one line if it does not fit."""
-        features = self.frechet.load_reference(path, is_main)
+        features = None if self.frechet is None else self.frechet.load_reference(path, is_main)
         if self.kernel is not None:
             if features is None:
                 raise ValueError(
