@@ -17,7 +17,7 @@ export TOKENIZERS_PARALLELISM := false
 export OMP_WAIT_POLICY := passive
 
 .PHONY: help install check lint types test docs aot aot-report hub-kernel sanitize gpu gpu-tests gpu-kernels gpu-models \
-	gpu-memory demo clean
+	gpu-memory gpu-experiments demo clean
 
 help: ## What there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -66,14 +66,14 @@ sanitize: $(STAMP) ## Run every op under a sanitizer: races, accesses outside a 
 test: $(STAMP) lint aot sanitize ## Everything CI runs
 	$(BIN)/python -m pytest -q -n 2
 
-gpu: ## On a machine with a GPU: the four parts of benchmarks/gpu.sh; make gpu-tests, -kernels, -models, -memory: one
+gpu: ## On a machine with a GPU: the five parts of benchmarks/gpu.sh; make gpu-tests, -kernels, -models, -memory, -experiments: one
 	@benchmarks/gpu.sh --check
 	@$(MAKE) --silent install
-	@failed=; for part in tests kernels models memory; do \
+	@failed=; for part in tests kernels models memory experiments; do \
 		benchmarks/gpu.sh $$part $(BIN)/python || failed="$$failed $$part"; done; \
 		[ -z "$$failed" ] || { echo "make gpu: failed:$$failed" >&2; exit 1; }
 
-gpu-tests gpu-kernels gpu-models gpu-memory:
+gpu-tests gpu-kernels gpu-models gpu-memory gpu-experiments:
 	@[ -n "$$REHEARSE" ] || benchmarks/gpu.sh --check
 	@$(MAKE) --silent install
 	@benchmarks/gpu.sh $(@:gpu-%=%) $(BIN)/python

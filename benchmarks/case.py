@@ -1,6 +1,7 @@
 """What a benchmark of an op needs to know: a `Case`, one op at one shape."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -52,6 +53,8 @@ class Case:
     uses_sdpa: bool = False
     libraries: dict[str, Callable] = field(default_factory=dict)
     """further ways of computing it, by name"""
+    experiments: dict[str, Callable[[], AbstractContextManager]] = field(default_factory=dict)
+    """what ours is measured in besides, by name: contexts that turn on what is off until measured"""
 
     def operations(self, backward: bool) -> int:
         return self.forward_operations + (self.backward_operations if backward else 0)

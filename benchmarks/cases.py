@@ -5,6 +5,7 @@ of pointwise ops are rough counts: they place an op on the roofline's axis and n
 """
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from torch import Tensor
 import mdm_kernels as mk
 from benchmarks import libraries, plain
 from benchmarks.case import Case, Place
+from mdm_kernels.group_norm import launch
 
 GROUP_NORM_OPERATIONS = (10, 20)  # an element, forward and backward: shift, mean, deviation, affine form, SiLU
 SAMPLER_OPERATIONS = 45  # an element: a normal number, guidance, x₀, clip, posterior mean
@@ -53,6 +55,12 @@ def group_norm(place: Place, batch: int, channels: int, size: int, *, film: bool
         sample_dims=(0, None, None) + (0,) * len(options),
         libraries={} if options else libraries.group_norm_silu(32, channels),
     )
+
+
+def group_norm_in_one_pass(place: Place, batch: int, channels: int, size: int, *, skip: int = 0) -> Case:
+    """group_norm_silu at a size that goes by tiles, and the experiment with the same in one pass."""
+    experiments = {"ours in one pass": launch.one_pass}
+    return dataclasses.replace(group_norm(place, batch, channels, size, skip=skip), experiments=experiments)
 
 
 def self_cross_attention(place: Place, batch: int, tokens: int, text: int, width: int) -> Case:

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# What needs a GPU, in four parts, each of less than ten minutes on an H100 with 16 cores and useful alone:
+# What needs a GPU, in five parts, each of less than ten minutes on an H100 with 16 cores and useful alone:
 #
 #   benchmarks/gpu.sh tests   PYTHON    versions, kernels compiled on all cores, a first look, all tests of the kernels
 #   benchmarks/gpu.sh kernels PYTHON    the ops beside PyTorch's and libraries', float32 attention
 #   benchmarks/gpu.sh models  PYTHON    calls captured as graphs, throughput at batches that fill a GPU, > 2³¹ elements
 #   benchmarks/gpu.sh memory  PYTHON    memcheck and racecheck of every op, ncu of the ops' kernels
+#   benchmarks/gpu.sh experiments PYTHON    what is off until measured here: tests of it, and times beside what it would replace
 #   benchmarks/gpu.sh --check           only whether this machine has a GPU
 #
 # PYTHON needs torch, triton, pytest, hypothesis, einops, safetensors, numpy and tqdm; with pytest-xdist tests run beside
@@ -73,7 +74,7 @@ tests() {
     fi
     run 100 first.log "$python" -m pytest "${options[@]}" -m gpu -k "odd_sizes or small or graph" \
         tests/kernels/test_on_gpu.py
-    run 340 tests.log "$python" -m pytest "${options[@]}" -m "not slow" --junitxml "$out/tests.xml" tests/kernels \
+    run 340 tests.log "$python" -m pytest "${options[@]}" -m "not slow" -k "not one_pass and not (one and pass)" --junitxml "$out/tests.xml" tests/kernels \
         --ignore tests/kernels/test_beyond_int32.py --ignore tests/kernels/test_aot.py \
         --ignore tests/kernels/test_sanitize.py
 }
@@ -132,10 +133,23 @@ for name, make in EVERY_OP.items():
         "$python" benchmarks/kernels.py --quick --no-compile --filter 64×256×64² --seconds 0.01 --out "$(mktemp -d)"
 }
 
+# One pass of GroupNorm has programs that wait for each other: if it hangs, it hangs here, and takes nothing else along.
+experiments() {
+    warm_up --cases experiments
+    if [[ $rehearse ]]; then
+        run 900 one_pass.log "$python" -m pytest -q -p no:cacheprovider -m gpu -k "one_pass or (one and pass)" --collect-only \
+            tests/kernels/test_on_gpu.py
+        return
+    fi
+    run 120 one_pass.log "$python" -m pytest -q -x -p no:cacheprovider --device cuda -k "one_pass or (one and pass)" \
+        tests/kernels/test_on_gpu.py tests/kernels/test_group_norm.py tests/kernels/test_group_norm_skip.py
+    run 240 - "$python" benchmarks/kernels.py --experiments --out "$out/experiments"
+}
+
 case $part in
-    tests | kernels | models | memory) "$part" ;;
+    tests | kernels | models | memory | experiments) "$part" ;;
     *)
-        echo "benchmarks/gpu.sh: no part $part; there are tests, kernels, models, memory" >&2
+        echo "benchmarks/gpu.sh: no part $part; there are tests, kernels, models, memory, experiments" >&2
         exit 2
         ;;
 esac

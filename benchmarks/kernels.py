@@ -34,6 +34,7 @@ RESULTS = Path(__file__).parent / "results"
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one shape an op: a first look")
+    parser.add_argument("--experiments", action="store_true", help="what is off, beside what it would replace")
     parser.add_argument("--filter", default="", metavar="TEXT", help="only rows whose op, shape and step contain TEXT")
     parser.add_argument("--out", type=Path, metavar="DIR", help="for the results (GPU: benchmarks/results/<device>)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
@@ -78,6 +79,8 @@ def main(options: argparse.Namespace) -> None:
 
 def _cases(options: argparse.Namespace) -> list[Case]:
     place = Place(options.device, DTYPES[options.dtype])
+    if options.experiments:
+        return shapes.experimental_cases(place)
     if options.device.type != "cuda":
         return shapes.small_cases(place)
     return shapes.quick_gpu_cases(place) if options.quick else shapes.gpu_cases(place)

@@ -74,8 +74,9 @@ def measure(
     exact = _exact(case, sets[0], backward)
     outcomes: dict[str, Outcome] = {}
     runners: dict[str, Runner] = {}
-    for name, function in contenders(case, with_compile).items():
-        call = _step(case, function, backward)
+    calls = {name: _step(case, function, backward) for name, function in contenders(case, with_compile).items()}
+    calls |= {name: _inside(context, calls[OURS]) for name, context in case.experiments.items()}
+    for name, call in calls.items():
         try:
             results = call(*sets[0])  # compiles what there is to compile
             comparable = exact is not None and not (case.plain_is_random and name != OURS)
@@ -146,6 +147,14 @@ def _step(case: Case, function: Callable, backward: bool) -> Callable[..., list[
         return [*results, *torch.autograd.grad(results, leaves, upstream)]
 
     return forward_and_backward if backward else forward
+
+
+def _inside(context: Callable, call: Callable) -> Callable:
+    def call_inside(*inputs):
+        with context():
+            return call(*inputs)
+
+    return call_inside
 
 
 def _exact(case: Case, tensors: tuple[Tensor, ...], backward: bool) -> list[Tensor] | None:

@@ -5,6 +5,7 @@ from benchmarks.cases import (
     diffusers_resnet,
     flash_attention,
     group_norm,
+    group_norm_in_one_pass,
     sampler_step,
     self_cross_attention,
     temporal_attention,
@@ -58,6 +59,17 @@ def quick_gpu_cases(place: Place) -> list[Case]:
         temporal_attention(place, 4, 16, 32),
         *_multires(Levels(place, 16, 256, [(1, 1), (1, 4)])),
         sampler_step(place, 16, 256),
+    ]
+
+
+def experimental_cases(place: Place) -> list[Case]:
+    """What is off until a GPU has shown it right and faster, beside what it would replace."""
+    return [
+        *(
+            group_norm_in_one_pass(place, GROUP_NORMS[shape], *shape)
+            for shape in ((64, 256), (128, 128), (32, 512), (32, 1024))
+        ),
+        group_norm_in_one_pass(place, 16, 256, 128, skip=128),
     ]
 
 

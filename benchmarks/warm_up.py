@@ -5,6 +5,7 @@ models' steps would launch are learnt from meta tensors and compiled beside each
 """
 
 import argparse
+import contextlib
 import sys
 import time
 
@@ -21,7 +22,12 @@ from mdm_kernels.aot.machine_code import TARGETS
 from mdm_models import create_model
 
 META = torch.device("meta")
-CASES = {"none": lambda place: [], "quick": shapes.quick_gpu_cases, "all": shapes.gpu_cases}
+CASES = {
+    "none": lambda place: [],
+    "quick": shapes.quick_gpu_cases,
+    "all": shapes.gpu_cases,
+    "experiments": shapes.experimental_cases,
+}
 STEPS = ((1, False), (2, False), (16, True))
 """Batch of a model's call, and whether it is one of training."""
 
@@ -74,7 +80,9 @@ def launches(cases: str, models: list[str]) -> list[Launch]:
     with mk.use_backend("triton"), backend.recording(add), GPULayouts():
         for case in CASES[cases](Place(META, torch.bfloat16)):
             if case.ours and "diffusers" not in case.op:
-                run_case(case)
+                for context in (contextlib.nullcontext, *case.experiments.values()):
+                    with context():
+                        run_case(case)
         for name in models:
             for batch, train in STEPS:
                 run_model(name, batch, train)

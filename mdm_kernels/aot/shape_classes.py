@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..group_norm import launch as group_norm_launch
 from ..library import ops
 from ..multires import reference
 
@@ -33,6 +34,12 @@ def group_norm_class(
     scale, shift = meta(rows // frames, 2 * channels, dtype=dtype).chunk(2, 1) if film else (None, None)
     y, mean, rstd = ops.group_norm_silu_forward(x, skip, 32, weight, bias, scale, shift, 1e-5, silu)
     ops.group_norm_silu_backward(y, x, skip, mean, rstd, 32, weight, bias, scale, shift, silu)
+
+
+def one_pass_class(*shape: int, **options) -> None:
+    """The same with the groups that are too large for one program in one pass."""
+    with group_norm_launch.one_pass():
+        group_norm_class(*shape, **options)
 
 
 def multires_class(
@@ -101,6 +108,13 @@ SHAPE_CLASSES: dict[str, Callable[[], None]] = {
     "group_norm of a skip, 256 + 128, 128²": functools.partial(group_norm_class, 2, 256, 128, 128, skip_channels=128),
     "group_norm of a skip, 512 + 256, 64² FiLM fp32 NCHW": functools.partial(
         group_norm_class, 2, 512, 64, 64, skip_channels=256, dtype=torch.float32, channels_last=False, film=True
+    ),
+    "group_norm 64×256² FiLM, one pass": functools.partial(one_pass_class, 2, 64, 256, 256, film=True),
+    "group_norm of a skip, 256 + 128, 128², one pass": functools.partial(
+        one_pass_class, 2, 256, 128, 128, skip_channels=128
+    ),
+    "group_norm of a skip, 512 + 256, 64² FiLM fp32 NCHW, one pass": functools.partial(
+        one_pass_class, 2, 512, 64, 64, skip_channels=256, dtype=torch.float32, channels_last=False, film=True
     ),
     "multires 256² + 64²": functools.partial(multires_class, 2, 3, 256, 256, strides=[(1, 1), (1, 4)]),
     "multires 256² + 64², seed in memory": functools.partial(

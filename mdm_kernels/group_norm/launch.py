@@ -1,16 +1,20 @@
 """Which kernels of group_norm_silu run for which shapes, with which tiles and warps.
 
-A group that fits is one program's work (kernels.py); larger ones go by tiles in three launches (tile_kernels.py).
+A group that fits is one program's work (kernels.py); larger ones go by tiles in three launches (tile_kernels.py), or in
+one (one_pass_kernels.py), an experiment that the environment variable MDM_KERNELS_ONE_PASS=1 turns on.
 """
 
+import contextlib
 import functools
 import math
+import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import backend, tiles
+from .. import arguments, backend, tiles
 from ..layouts import is_channels_last
 from ..tiles import next_power_of_2
 
@@ -18,6 +22,21 @@ WHOLE_GROUP_BYTES = 128 * 1024  # of x; all groups in flight then fit a cache of
 SMALL_GROUP = 8192  # elements for which one launch beats three, however few bytes of a group lie side by side
 TILE = 8192  # elements of a tile
 CHANNELS_LAST_WIDTH = 32  # channels of a channels-last tile: 64 bytes in bf16, whole memory sectors
+COUNTERS = 8  # of a unit in one pass: a memory sector
+
+_one_pass = os.environ.get("MDM_KERNELS_ONE_PASS", "0")
+arguments.check_choice("MDM_KERNELS_ONE_PASS", _one_pass, ("0", "1"))
+
+
+@contextlib.contextmanager
+def one_pass(choice: str = "1") -> Iterator[None]:
+    """Inside the block, groups too large for one program are normalised in one pass ("1") or by tiles ("0")."""
+    global _one_pass
+    before, _one_pass = _one_pass, choice
+    try:
+        yield
+    finally:
+        _one_pass = before
 
 
 class Problem(NamedTuple):
@@ -106,6 +125,24 @@ def _combine_gradients_tile(channels: int, row: int) -> dict:
 
 
 @functools.cache
+def _unit(groups: int, channels: int, block_c: int, column: int) -> dict:
+    """The least number of a row's channel blocks that hold whole groups, and these groups."""
+    blocks = min(math.lcm(channels, block_c) // block_c, column)
+    return {"UNIT_BLOCKS": blocks, "UNIT_GROUPS": groups if blocks == column else blocks * block_c // channels}
+
+
+def _one_pass_plan(problem: Problem, x: Tensor) -> tuple[tuple[int], dict]:
+    """The grid of a launch in one pass, and what both of its kernels take."""
+    tile, row, column = row_tiles(problem.channels, problem.arguments["S"], problem.arguments["CHANNELS_LAST"])
+    unit = _unit(problem.arguments["G"], problem.arguments["CHANNELS"], tile["BLOCK_C"], column)
+    units = problem.rows * tiles.count(column, unit["UNIT_BLOCKS"])
+    tickets = units * unit["UNIT_BLOCKS"] * row
+    counters = torch.zeros(units + 1, COUNTERS, dtype=torch.int32, device=x.device)
+    left = torch.empty(tickets, dtype=torch.int32, device=x.device)
+    return (tickets,), {"counters_ptr": counters, "left_ptr": left, "tiles": row} | tile | unit
+
+
+@functools.cache
 def _affine_tile(rows: int) -> dict:
     """32 channels are 128 bytes of float32."""
     return {"BLOCK_N": min(next_power_of_2(max(rows, 1)), 128), "BLOCK_C": 32, "num_warps": 4}
@@ -118,7 +155,7 @@ def _film_tile(frames: int) -> dict:
 
 def forward(problem: Problem, x: Tensor, skip: Tensor | None, y, mean, rstd, eps: float, silu: bool) -> None:
     """Write y, mean and rstd."""
-    from . import kernels, tile_kernels
+    from . import kernels, one_pass_kernels, tile_kernels
 
     tensors = {"x_ptr": x, "skip_ptr": skip}
     everything = problem.arguments | {"SILU": silu}
@@ -133,14 +170,21 @@ def forward(problem: Problem, x: Tensor, skip: Tensor | None, y, mean, rstd, eps
     grid = (problem.rows * row * column,)
     means, deviations = (_float32(problem.rows, row, problem.channels, like=x) for _ in range(2))
     partial = {"means_ptr": means, "deviations_ptr": deviations, "tiles": row}
+    combine = _combine_statistics_tile(problem.arguments["CHANNELS"], row)
+    if _one_pass == "1":
+        grid, plan = _one_pass_plan(problem, x)
+        backend.launch(
+            one_pass_kernels.one_pass_forward, grid, **tensors, y_ptr=y, mean_ptr=mean, rstd_ptr=rstd, eps=eps,
+            BLOCK=combine["BLOCK"], **everything, **partial | plan,
+        )  # fmt: skip
+        return
     backend.launch(
         tile_kernels.tile_statistics, grid, **tensors, **partial,
         **problem.some("G", "S", "C_SKIP", "CHANNELS", "CHANNELS_LAST"), **tile,
     )  # fmt: skip
     backend.launch(
         tile_kernels.combine_statistics, (problem.groups,), **partial, mean_ptr=mean, rstd_ptr=rstd, eps=eps,
-        TILE_S=tile["BLOCK_S"], **problem.some("G", "S", "CHANNELS"),
-        **_combine_statistics_tile(problem.arguments["CHANNELS"], row),
+        TILE_S=tile["BLOCK_S"], **problem.some("G", "S", "CHANNELS"), **combine,
     )  # fmt: skip
     backend.launch(
         tile_kernels.apply_forward, grid, **tensors, y_ptr=y, mean_ptr=mean, rstd_ptr=rstd, tiles=row,
@@ -152,7 +196,7 @@ def backward(
     problem: Problem, dy: Tensor, x: Tensor, skip: Tensor | None, dx, dskip, mean, rstd, sums: list[Tensor], silu: bool
 ) -> None:
     """Write dx and dskip, and the sums (N, C) of du and du·x̂ over positions that the other gradients follow from."""
-    from . import kernels, tile_kernels
+    from . import kernels, one_pass_kernels, tile_kernels
 
     tensors = {"dy_ptr": dy, "x_ptr": x, "skip_ptr": skip, "mean_ptr": mean, "rstd_ptr": rstd}
     results = {"dx_ptr": dx, "dskip_ptr": dskip}
@@ -168,11 +212,18 @@ def backward(
         name: _float32(problem.rows, row, problem.channels, like=x) for name in ("sums_du_ptr", "sums_du_xhat_ptr")
     }
     group_means = {name: torch.empty_like(mean) for name in ("mean_dz_ptr", "mean_dz_xhat_ptr")}
+    combine = _combine_gradients_tile(problem.arguments["CHANNELS"], row)
+    if _one_pass == "1":
+        grid, plan = _one_pass_plan(problem, x)
+        backend.launch(
+            one_pass_kernels.one_pass_backward, grid, **tensors, **results, **tile_sums, **totals, **group_means,
+            COMBINE_C=combine["BLOCK_C"], COMBINE_T=combine["BLOCK_T"], **everything, **plan,
+        )  # fmt: skip
+        return
     backend.launch(tile_kernels.tile_gradient_sums, grid, **tensors, **tile_sums, tiles=row, **everything, **tile)
     backend.launch(
         tile_kernels.combine_gradient_sums, (problem.groups,), **tile_sums, **totals, **group_means, tiles=row,
-        **problem.some("weight_ptr", "scale_ptr", "scale_stride", "G", "S", "frames", "CHANNELS"),
-        **_combine_gradients_tile(problem.arguments["CHANNELS"], row),
+        **problem.some("weight_ptr", "scale_ptr", "scale_stride", "G", "S", "frames", "CHANNELS"), **combine,
     )  # fmt: skip
     backend.launch(
         tile_kernels.apply_backward, grid, **tensors, **results, **group_means, tiles=row, **everything, **tile

@@ -37,21 +37,42 @@ def tile_position(program, C, S, tiles, BLOCK_C: tl.constexpr, BLOCK_S: tl.const
     channel_blocks = tl.cdiv(C, BLOCK_C)
     tile = ((program // channel_blocks) % tiles).to(tl.int64)
     n = (program // (channel_blocks * tiles)).to(tl.int64)
-    c = (program % channel_blocks) * BLOCK_C + tl.arange(0, BLOCK_C)[:, None]
+    c, first_s, i, inside = tile_elements(program % channel_blocks, tile, C, S, BLOCK_C, BLOCK_S)
+    return n, tile, c, first_s, i, inside
+
+
+@triton.jit
+def tile_elements(block, tile, C, S, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr):
+    """Of a block of channels and a tile of positions: c, first_s, i and inside, as of `tile_position`."""
+    c = block * BLOCK_C + tl.arange(0, BLOCK_C)[:, None]
     first_s = tile * BLOCK_S
     i = tl.arange(0, BLOCK_S)[None, :]
-    return n, tile, c, first_s, i, (c < C) & (first_s + i < S)
+    return c, first_s, i, (c < C) & (first_s + i < S)
+
+
+@triton.jit
+def less_pilots(x, x_ptr, skip_ptr, n, c, C, C_SKIP, S, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """A tile of x and the skip minus its groups' pilots, [BLOCK_C, BLOCK_S] in float32; anything outside the row."""
+    first_c = tl.minimum(c, C - 1) // CHANNELS * CHANNELS  # [BLOCK_C, 1]
+    pilot_at = elements(x_ptr, skip_ptr, n, first_c, 0, 0, C, C_SKIP, S, CHANNELS_LAST)
+    return x.to(tl.float32) - tl.load(pilot_at).to(tl.float32)
 
 
 @triton.jit
 def load_shifted(
     x_ptr, skip_ptr, n, c, first_s, i, inside, C, C_SKIP, S, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr
 ):
-    """A tile of x and the skip minus its groups' pilots, [BLOCK_C, BLOCK_S] in float32; anything outside the row."""
-    x_at = elements(x_ptr, skip_ptr, n, c, first_s, i, C, C_SKIP, S, CHANNELS_LAST)
-    first_c = tl.minimum(c, C - 1) // CHANNELS * CHANNELS  # [BLOCK_C, 1]
-    pilot_at = elements(x_ptr, skip_ptr, n, first_c, 0, 0, C, C_SKIP, S, CHANNELS_LAST)
-    return tl.load(x_at, inside, other=0.0).to(tl.float32) - tl.load(pilot_at).to(tl.float32)
+    """`less_pilots` of the tile in memory."""
+    x = tl.load(elements(x_ptr, skip_ptr, n, c, first_s, i, C, C_SKIP, S, CHANNELS_LAST), inside, other=0.0)
+    return less_pilots(x, x_ptr, skip_ptr, n, c, C, C_SKIP, S, CHANNELS, CHANNELS_LAST)
+
+
+@triton.jit
+def channel_statistics(x, inside, tile, S, BLOCK_S: tl.constexpr):
+    """Mean and Σ(x − mean)² of every channel of a tile, [BLOCK_C, 1]."""
+    mean = tl.sum(tl.where(inside, x, 0.0), 1, keep_dims=True) / tl.minimum(S - tile * BLOCK_S, BLOCK_S).to(tl.float32)
+    x = tl.where(inside, x - mean, 0.0)
+    return mean, tl.sum(x * x, 1, keep_dims=True)
 
 
 @triton.jit
@@ -63,11 +84,10 @@ def tile_statistics(
     C = G * CHANNELS
     n, tile, c, first_s, i, inside = tile_position(tl.program_id(0), C, S, tiles, BLOCK_C, BLOCK_S)
     x = load_shifted(x_ptr, skip_ptr, n, c, first_s, i, inside, C, C_SKIP, S, CHANNELS, CHANNELS_LAST)
-    mean = tl.sum(tl.where(inside, x, 0.0), 1, keep_dims=True) / tl.minimum(S - tile * BLOCK_S, BLOCK_S).to(tl.float32)
-    x = tl.where(inside, x - mean, 0.0)
+    mean, deviation = channel_statistics(x, inside, tile, S, BLOCK_S)
     out = (n * tiles + tile) * C + c
     tl.store(means_ptr + out, mean, c < C)
-    tl.store(deviations_ptr + out, tl.sum(x * x, 1, keep_dims=True), c < C)
+    tl.store(deviations_ptr + out, deviation, c < C)
 
 
 @triton.jit
@@ -76,7 +96,17 @@ def combine_statistics(
     CHANNELS: tl.constexpr, TILE_S: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """mean and rstd of one group of one row from the statistics of its channels' tiles."""
-    group = tl.program_id(0)
+    combine_group_statistics(
+        tl.program_id(0), means_ptr, deviations_ptr, mean_ptr, rstd_ptr, G, S, tiles, eps, CHANNELS, TILE_S, BLOCK
+    )
+
+
+@triton.jit
+def combine_group_statistics(
+    group, means_ptr, deviations_ptr, mean_ptr, rstd_ptr, G, S, tiles, eps,
+    CHANNELS: tl.constexpr, TILE_S: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """`combine_statistics` of the group numbered n·G + g."""
     C = G * CHANNELS
     row = (group // G).to(tl.int64) * tiles * C + (group % G) * CHANNELS
     count = tl.cast(S, tl.float32) * CHANNELS
@@ -113,11 +143,27 @@ def apply_forward(
     C = G * CHANNELS
     program = tl.num_programs(0) - 1 - tl.program_id(0)  # last tiles first: the reduction left them in the cache
     n, _, c, first_s, i, inside = tile_position(program, C, S, tiles, BLOCK_C, BLOCK_S)
+    x = load_shifted(x_ptr, skip_ptr, n, c, first_s, i, inside, C, C_SKIP, S, CHANNELS, CHANNELS_LAST)
+    store_transformed(
+        x, y_ptr, mean_ptr, rstd_ptr,
+        weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
+        n, c, first_s, i, inside, G, S, frames, CHANNELS, CHANNELS_LAST, SILU,
+    )  # fmt: skip
+
+
+@triton.jit
+def store_transformed(
+    x, y_ptr, mean_ptr, rstd_ptr,
+    weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
+    n, c, first_s, i, inside, G, S, frames,
+    CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, SILU: tl.constexpr,
+):  # fmt: skip
+    """y of a tile of which x, less the pilots, is there."""
+    C = G * CHANNELS
     group = n * G + c // CHANNELS  # [BLOCK_C, 1]
     gain, offset = channel_transform(
         weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride, n // frames, c, c < C
     )
-    x = load_shifted(x_ptr, skip_ptr, n, c, first_s, i, inside, C, C_SKIP, S, CHANNELS, CHANNELS_LAST)
     x -= tl.load(mean_ptr + group, c < C, other=0.0)
     y = activated(x * (tl.load(rstd_ptr + group, c < C, other=0.0) * gain) + offset, SILU)
     y_at = y_ptr + offsets(n, c, first_s, i, C, S, CHANNELS_LAST)
@@ -131,7 +177,25 @@ def tile_gradients(
     n, c, first_s, i, inside, G, S, frames, C_SKIP,
     CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
-    """du and x̂ of a tile [BLOCK_C, BLOCK_S], rstd and gain of its channels [BLOCK_C, 1]."""
+    """`gradients` of the tile in memory."""
+    C = G * CHANNELS
+    x = load_shifted(x_ptr, skip_ptr, n, c, first_s, i, inside, C, C_SKIP, S, CHANNELS, CHANNELS_LAST)
+    dy = tl.load(dy_ptr + offsets(n, c, first_s, i, C, S, CHANNELS_LAST), inside, other=0.0)
+    return gradients(
+        dy, x, mean_ptr, rstd_ptr,
+        weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
+        n, c, G, frames, CHANNELS, SILU,
+    )  # fmt: skip
+
+
+@triton.jit
+def gradients(
+    dy, x, mean_ptr, rstd_ptr,
+    weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
+    n, c, G, frames, CHANNELS: tl.constexpr, SILU: tl.constexpr,
+):  # fmt: skip
+    """du and x̂ of a tile [BLOCK_C, BLOCK_S] from dy and from x less the pilots; rstd and gain of its channels
+    [BLOCK_C, 1]."""
     C = G * CHANNELS
     group = n * G + c // CHANNELS
     gain, offset = channel_transform(
@@ -139,10 +203,8 @@ def tile_gradients(
     )
     rstd = tl.load(rstd_ptr + group, c < C, other=0.0)
     mean = tl.load(mean_ptr + group, c < C, other=0.0)
-    x = load_shifted(x_ptr, skip_ptr, n, c, first_s, i, inside, C, C_SKIP, S, CHANNELS, CHANNELS_LAST)
     xhat = (x - mean) * rstd
-    dy = tl.load(dy_ptr + offsets(n, c, first_s, i, C, S, CHANNELS_LAST), inside, other=0.0).to(tl.float32)
-    return activation_gradient(dy, xhat * gain + offset, SILU), xhat, rstd, gain
+    return activation_gradient(dy.to(tl.float32), xhat * gain + offset, SILU), xhat, rstd, gain
 
 
 @triton.jit
@@ -174,7 +236,20 @@ def combine_gradient_sums(
 ):  # fmt: skip
     """Sums over the tiles: Σ du and Σ du·x̂ of each channel of one group of one row, and the group's mean of
     dz = gain·du and of dz·x̂."""
-    group = tl.program_id(0)
+    combine_group_gradient_sums(
+        tl.program_id(0),
+        sums_du_ptr, sums_du_xhat_ptr, sum_du_ptr, sum_du_xhat_ptr, mean_dz_ptr, mean_dz_xhat_ptr,
+        weight_ptr, scale_ptr, scale_stride, G, S, frames, tiles, CHANNELS, BLOCK_C, BLOCK_T,
+    )  # fmt: skip
+
+
+@triton.jit
+def combine_group_gradient_sums(
+    group, sums_du_ptr, sums_du_xhat_ptr, sum_du_ptr, sum_du_xhat_ptr, mean_dz_ptr, mean_dz_xhat_ptr,
+    weight_ptr, scale_ptr, scale_stride, G, S, frames, tiles,
+    CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """`combine_gradient_sums` of the group numbered n·G + g."""
     n = (group // G).to(tl.int64)
     C = G * CHANNELS
     count = tl.cast(S, tl.float32) * CHANNELS
@@ -219,6 +294,19 @@ def apply_backward(
         weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride,
         n, c, first_s, i, inside, G, S, frames, C_SKIP, CHANNELS, CHANNELS_LAST, SILU,
     )  # fmt: skip
+    store_input_gradients(
+        du, xhat, rstd, gain, dx_ptr, dskip_ptr, mean_dz_ptr, mean_dz_xhat_ptr,
+        n, c, first_s, i, inside, G, S, C_SKIP, CHANNELS, CHANNELS_LAST,
+    )  # fmt: skip
+
+
+@triton.jit
+def store_input_gradients(
+    du, xhat, rstd, gain, dx_ptr, dskip_ptr, mean_dz_ptr, mean_dz_xhat_ptr,
+    n, c, first_s, i, inside, G, S, C_SKIP, CHANNELS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """dx and dskip of a tile of which `gradients` are there."""
+    C = G * CHANNELS
     group = n * G + c // CHANNELS
     mean_dz = tl.load(mean_dz_ptr + group, c < C, other=0.0)
     mean_dz_xhat = tl.load(mean_dz_xhat_ptr + group, c < C, other=0.0)

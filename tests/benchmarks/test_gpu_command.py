@@ -31,7 +31,7 @@ def stand_in(folder: Path, failing: str) -> Path:
     return python
 
 
-PARTS = ("tests", "kernels", "models", "memory")
+PARTS = ("tests", "kernels", "models", "memory", "experiments")
 
 
 def run(folder: Path, part: str, failing: str = "nothing that fails") -> tuple[subprocess.CompletedProcess, list[str]]:
@@ -61,6 +61,8 @@ def test_each_part_runs_what_it_says(tmp_path):
     assert "benchmarks.graphs --models mdm_t2i_64,mdm_t2i_256,mdm_t2i_1024" in ran["models"]
     assert "--models mdm_t2i_64 --batch 32" in ran["models"]
     assert "test_beyond_int32.py" in ran["models"]
+    assert f"kernels.py --experiments --out {tmp_path}/experiments/out/experiments" in ran["experiments"]
+    assert "one_pass" in ran["experiments"]
     assert all(f"--tool {tool}" in ran["memory"] for tool in ("memcheck", "racecheck"))
 
 
@@ -93,7 +95,7 @@ def test_a_torch_that_sees_no_gpu_is_named(tmp_path):
 def test_an_unknown_part_is_named(tmp_path):
     process, _ = run(tmp_path, "everything")
     assert process.returncode == 2
-    assert process.stderr == "benchmarks/gpu.sh: no part everything; there are tests, kernels, models, memory\n"
+    assert process.stderr == f"benchmarks/gpu.sh: no part everything; there are {', '.join(PARTS)}\n"
 
 
 def test_benchmarks_need_no_package_that_a_plain_torch_image_lacks():

@@ -34,6 +34,11 @@ def test_every_case_of_the_benchmark_is_learnt():
     assert {"tile_statistics", "apply_backward", "flash_forward", "flash_key_gradient", "temporal_backward"} <= names
 
 
+def test_experiments_are_learnt_beside_what_they_would_replace():
+    names = {launch.name for launch in warm_up.launches("experiments", [])}
+    assert {"tile_statistics", "apply_backward", "one_pass_forward", "one_pass_backward"} <= names
+
+
 def test_what_is_learnt_is_compiled():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = "--cases none --models mdm_t2i_tiny --target sm_90 --processes 1 --most 1"

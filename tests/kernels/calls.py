@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import mdm_kernels as mk
+from mdm_kernels.group_norm import launch as group_norm_launch
 
 KEPT_IN_FLOAT32 = ("alpha_bars", "rotary")  # at every dtype of the rest but float64
 
@@ -60,6 +61,18 @@ class Call:
                 return results
             gradients = torch.autograd.grad(results, leaves, [(upstream or upstream_gradient)(y) for y in results])
         return [*(y.detach() for y in results), *gradients]
+
+
+class InOnePass(Call):
+    """A call of group_norm whose groups, where they are too large for one program, are normalised in one pass."""
+
+    def run(self, *args) -> list[Tensor]:
+        with group_norm_launch.one_pass():
+            return super().run(*args)
+
+
+def in_one_pass(call: Call) -> InOnePass:
+    return InOnePass(call.function, call.arguments, call.differentiable)
 
 
 def upstream_gradient(y: Tensor) -> Tensor:

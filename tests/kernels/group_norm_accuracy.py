@@ -10,7 +10,7 @@ from mdm_kernels.backend import use_backend
 from mdm_kernels.group_norm import launch
 from tests.kernels.accuracy import nearby
 
-PATHS = ("whole group", "tiles")
+PATHS = ("whole group", "tiles", "one pass")
 
 
 @contextlib.contextmanager
@@ -18,7 +18,7 @@ def triton(path="whole group"):
     """Run the Triton kernels, for groups of any size along one path."""
     limit, launch.WHOLE_GROUP_BYTES = launch.WHOLE_GROUP_BYTES, 2**20 if path == "whole group" else 0
     try:
-        with use_backend("triton"):
+        with use_backend("triton"), launch.one_pass("1" if path == "one pass" else "0"):
             yield
     finally:
         launch.WHOLE_GROUP_BYTES = limit

@@ -48,6 +48,7 @@ def test_each_path_runs_kernels_of_its_own():
         *("tile_statistics", "combine_statistics", "apply_forward"),
         *("tile_gradient_sums", "combine_gradient_sums", "apply_backward"),
     }
+    assert launched["one pass"] == {"one_pass_forward", "one_pass_backward"}
 
 
 @pytest.mark.parametrize("path", PATHS)

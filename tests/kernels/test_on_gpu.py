@@ -12,16 +12,19 @@ from torch import Tensor
 
 from tests.kernels import calls
 from tests.kernels.accuracy import inaccuracies
-from tests.kernels.calls import EVERY_OP, Call
+from tests.kernels.calls import EVERY_OP, Call, in_one_pass
 from tests.kernels.zoo_calls import describe, few_rows, zoo_calls
 
 pytestmark = pytest.mark.gpu
+
+IN_ONE_PASS = "group_norm, one pass"  # an experiment, which `benchmarks/gpu.sh experiments` runs, apart from the rest
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 FILLING_A_GPU: dict[str, Callable[[], Call]] = {
     "group_norm, whole groups": lambda: calls.group_norm(8, 512, 32, 32, groups=32, skip=256, film_rows=8),
     "group_norm, tiles": lambda: calls.group_norm(4, 64, 256, 256, groups=32, film_rows=2),
+    IN_ONE_PASS: lambda: in_one_pass(calls.group_norm(4, 64, 256, 256, groups=32, film_rows=2)),
     "flash": lambda: calls.flash(4, 8, 1024, 1024, 64),
     "self_cross, 64 wide": lambda: calls.self_cross(4, 1024, 128, 8, 64),
     "self_cross, 96 wide": lambda: calls.self_cross(16, 256, 128, 8, 96, channels_last=False),
@@ -92,6 +95,21 @@ def test_concurrent_streams_give_the_same_bits(make):
     torch.cuda.synchronize()
     for result in results:
         assert_equal(result, expected)
+
+
+@every_dtype
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("channels", "size", "skip"), [(64, 256, 0), (32, 512, 0), (32, 1024, 0), (256, 128, 128), (60, 250, 30)], ids=str
+)
+def test_one_pass_computes_what_tiles_compute(channels, size, skip, channels_last, dtype):
+    """The same tiles and sums; a group's are summed by more threads, in another order."""
+    groups = 30 if channels == 60 else 32
+    call = calls.group_norm(2, channels, size, size, skip=skip, groups=groups, channels_last=channels_last).to(dtype)
+    expected = call.run("triton")
+    for result, wanted in zip(in_one_pass(call).run("triton"), expected, strict=True):
+        eps = max(torch.finfo(dtype).eps, 1e-5)
+        torch.testing.assert_close(result, wanted, rtol=eps, atol=eps * wanted.abs().max().item())
 
 
 # CUDA graphs
