@@ -22,7 +22,7 @@ CALLS = 50  # timed as one
 
 
 class Case(NamedTuple):
-    ours: Callable[..., Tensor]
+    ours: Callable[..., Tensor | list[Tensor]]
     inputs: tuple[Tensor, ...]  # what is differentiated
     plain: Callable[..., Tensor] | None = None
     plain_inputs: tuple[Tensor, ...] = ()
@@ -79,7 +79,7 @@ def cases() -> dict[str, Case]:
     }
 
 
-def repeated(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], backward: bool) -> Callable[[], None]:
+def repeated(function: Callable, inputs: tuple[Tensor, ...], backward: bool) -> Callable[[], None]:
     def call() -> None:
         for _ in range(CALLS):
             result = function(*inputs)

@@ -158,7 +158,7 @@ def diffusers_resnet(place: Place, batch: int, channels: int, size: int) -> Case
 
         torch.manual_seed(0)
         block = ResnetBlock2D(in_channels=channels, temb_channels=4 * channels, time_embedding_norm="scale_shift")
-        block = block.to(place.device, memory_format=torch.channels_last).requires_grad_(False)
+        block = block.to(place.device).to(memory_format=torch.channels_last).requires_grad_(False)
         ours = copy.deepcopy(block).to(place.dtype)
         mk.accelerate(ours)
         blocks.update(ours=ours, oracle=copy.deepcopy(block).double(), plain=block.to(place.dtype))

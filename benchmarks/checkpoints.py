@@ -57,7 +57,7 @@ def main() -> None:
             path = Path(folder) / "floor"
             with path.open("wb") as file:
                 for tensor in everything:
-                    file.write(tensor.numpy())
+                    file.write(tensor.numpy().data)
             sync(path)
             path.unlink()
 

@@ -51,7 +51,9 @@ def measure(way: str, name: str, saved: str) -> dict[str, float]:
 def _peak() -> int:
     """Bytes of the largest resident memory that this program has had. (getrusage counts that of the parent, too.)"""
     status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024
+    if not (told := re.search(r"VmHWM:\s*(\d+) kB", status)):
+        raise OSError("/proc/self/status has no VmHWM: this kernel does not tell a program's largest memory")
+    return int(told[1]) * 1024
 
 
 def best_of(repeats: int, way: str, name: str, saved: str) -> dict[str, float]:

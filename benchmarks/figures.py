@@ -51,11 +51,11 @@ def _roofline(machine: dict, rows: list[KernelRow], path: Path) -> None:
     lines = list(dict.fromkeys((row.op, row.shape) for row in rows))[::-1]
     size = (17, max(7, 2 + 0.24 * len(lines)))
     figure, (roofs, shares) = plt.subplots(1, 2, figsize=size, width_ratios=(3, 2))
-    _draw_roofs(roofs, machine, [row.operations / row.least_bytes for row in rows])
+    _plot_roofs(roofs, machine, [row.operations / row.least_bytes for row in rows])
     for row in rows:
         fill = colours[row.op] if row.step == FORWARD else "none"
         style = {"marker": "o", "color": colours[row.op], "markerfacecolor": fill, "markersize": 8, "linestyle": ""}
-        time = row.seconds(OURS)
+        time = row.seconds(OURS) or math.nan
         roofs.plot(row.operations / row.least_bytes, row.operations / time / 1e12, **style)
         shares.plot(100 * row.floor / time, lines.index((row.op, row.shape)), **style)
     shares.set_yticks(range(len(lines)), [f"{op}  {shape}" for op, shape in lines], fontsize=8)
@@ -75,7 +75,7 @@ def _roofline(machine: dict, rows: list[KernelRow], path: Path) -> None:
     plt.close(figure)
 
 
-def _draw_roofs(panel, machine: dict, intensities: list[float]) -> None:
+def _plot_roofs(panel, machine: dict, intensities: list[float]) -> None:
     copy, matrix = machine["copy GB/s"] / 1e3, machine["matrix TFLOP/s"]  # both in 10¹² a second
     ridge = matrix / copy
     left, right = min(intensities) / 4, max(*intensities, ridge) * 4
@@ -97,8 +97,9 @@ def _speedups(machine: dict, rows: list[KernelRow], path: Path) -> None:
     rows = _largest_batches(rows)[::-1]
     figure, panel = plt.subplots(figsize=(11, 2 + 0.24 * len(rows)))
     for y, row in enumerate(rows):
+        ours = row.seconds(OURS) or math.nan
         for rival, seconds in _fastest_of_each_kind(row).items():
-            panel.plot(seconds / row.seconds(OURS), y, "o", color=RIVALS[rival], markersize=7)
+            panel.plot(seconds / ours, y, "o", color=RIVALS[rival], markersize=7)
     panel.set_yticks(range(len(rows)), [f"{row.op}  {row.shape}  {_short(row.step)}" for row in rows], fontsize=8)
     panel.set_ylim(-1, len(rows))
     panel.axvline(1, color="black", linewidth=1.5)

@@ -1,6 +1,7 @@
 """The results of `benchmarks/kernels.py`: a page to read and JSON to keep."""
 
 import csv
+import dataclasses
 import io
 import json
 from collections import Counter
@@ -20,7 +21,7 @@ def read_json(path: Path) -> tuple[dict, list[KernelRow]]:
 
     def outcome(values: dict) -> Outcome:
         timing = Timing(**values["timing"]) if values["timing"] else None
-        return Outcome(**values | {"timing": timing})
+        return dataclasses.replace(Outcome(**values), timing=timing)
 
     content = json.loads(path.read_text())
     rows = [
@@ -97,7 +98,7 @@ def _ours(row: KernelRow, judged: bool) -> tuple[str, ...]:
     time = row.seconds(OURS)
     ours, pytorch = row.outcomes.get(OURS, Outcome()), row.outcomes.get(PYTORCH, Outcome())
     rivals = row.rivals()
-    fastest = min(rivals, key=rivals.get, default=None)
+    fastest = min(rivals, key=rivals.__getitem__, default=None)
 
     def speed_up(rival: str) -> str:
         return f"{rivals[rival] / time:.2f}" if time and rival in rivals else NONE

@@ -14,7 +14,7 @@ def group_norm_silu(num_groups: int, channels: int) -> dict[str, Callable]:
 
     @functools.cache
     def apex_module(device: torch.device, dtype: torch.dtype) -> nn.Module:
-        from apex.contrib.group_norm import GroupNorm
+        from apex.contrib.group_norm import GroupNorm  # pyright: ignore[reportMissingImports]: an optional rival
 
         if channels not in GroupNorm.SUPPORTED_CHANNELS:
             raise NotImplementedError(f"apex leaves {channels} channels to PyTorch")
@@ -22,7 +22,7 @@ def group_norm_silu(num_groups: int, channels: int) -> dict[str, Callable]:
 
     @functools.cache
     def liger_module() -> nn.Module:
-        from liger_kernel.transformers.group_norm import LigerGroupNorm
+        from liger_kernel.transformers.group_norm import LigerGroupNorm  # pyright: ignore[reportMissingImports]: an optional rival
 
         return LigerGroupNorm(channels, num_groups, eps=1e-5)
 
@@ -39,7 +39,7 @@ def flash_attention() -> dict[str, Callable]:
     """Of (q, k, v), each (B, H, L, D)."""
 
     def xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        from xformers.ops import memory_efficient_attention
+        from xformers.ops import memory_efficient_attention  # pyright: ignore[reportMissingImports]: an optional rival
 
         return memory_efficient_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
 
@@ -50,7 +50,7 @@ def self_cross_attention(num_heads: int) -> dict[str, Callable]:
     """Of (qkv, context_kv) as in `mdm_kernels.self_cross_attention`."""
 
     def xformers(qkv: Tensor, context_kv: Tensor) -> Tensor:
-        from xformers.ops import memory_efficient_attention
+        from xformers.ops import memory_efficient_attention  # pyright: ignore[reportMissingImports]: an optional rival
 
         q, k, v = (part.unflatten(2, (num_heads, -1)) for part in qkv.chunk(3, dim=2))
         text_k, text_v = (part.unflatten(2, (num_heads, -1)) for part in context_kv.chunk(2, dim=2))

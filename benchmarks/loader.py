@@ -18,10 +18,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import webdataset as wds
+import webdataset
 from PIL import Image
 from torch import Tensor
 
@@ -35,6 +36,7 @@ from mdm_models.data.stream import SampleStream, batches, split
 
 SIZE = 256
 OURS, PLAIN = "ours", "webdataset"
+wds: Any = webdataset  # whose own types leave out most of its names
 WORDS = ("red", "green", "small", "large", "house", "tree", "river", "cat", "dog", "under", "beside", "with", "two")
 
 

@@ -48,7 +48,8 @@ class ModelCase:
         self.shape = f"{batch}×" + (f"{frames}×" if frames else "") + f"{size}²"
         clip = (batch, 3, frames, size, size) if frames else (batch, 3, size, size)
         self.images = torch.rand(clip, device=device) * 2 - 1
-        self.strides = config.strides if frames else [space for _, space in config.strides]
+        self.is_clip = frames is not None
+        self.strides = config.strides  # (time, space) a level
         self.time = torch.randint(0, 1000, (batch,), device=device)
         self.context = torch.randn(batch, TEXT_TOKENS, config.innermost.context_dim, device=device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-6, fused=True)
@@ -78,8 +79,8 @@ class ModelCase:
         return counter.get_total_flops()
 
     def _clean_levels(self) -> list[torch.Tensor]:
-        if self.images.dim() == 4:
-            return [self.images[:, :, ::space, ::space] for space in self.strides]
+        if not self.is_clip:
+            return [self.images[:, :, ::space, ::space] for _, space in self.strides]
         return [self.images[:, :, ::time, ::space, ::space] for time, space in self.strides]
 
     def _autocast(self) -> contextlib.AbstractContextManager:

@@ -94,7 +94,8 @@ def measure(
 
     The official code computes in bfloat16 under autocast; our weights are bfloat16 themselves.
     """
-    theirs, ours = (model.to(device) for model in pair(name, checkout))
+    theirs, ours = pair(name, checkout)
+    theirs, ours = theirs.to(device), ours.to(device)
     rounded = copy.deepcopy(ours).to(torch.bfloat16)
     torch.manual_seed(1)
     size, _ = SIZES[name]
@@ -118,7 +119,7 @@ def measure(
         return model(x, time, context)[0]
 
     def forward_and_backward(model: Callable) -> None:
-        sum(level.float().square().mean() for level in model(x, time, context)).backward()
+        torch.stack([level.float().square().mean() for level in model(x, time, context)]).sum().backward()
         for network in (theirs, ours, rounded):
             network.zero_grad()
 

@@ -21,10 +21,10 @@ def group_norm_silu(
 ):
     x = x if skip is None else torch.cat([x, skip], dim=1)
     y = F.group_norm(x, num_groups, weight, bias, eps)
-    if scale is not None:
+    if scale is not None and shift is not None:
         frames = x.shape[0] // scale.shape[0]
-        scale, shift = (film.repeat_interleave(frames, dim=0)[:, :, None, None] for film in (scale, shift))
-        y = y * (1 + scale) + shift
+        gain, offset = (film.repeat_interleave(frames, dim=0)[:, :, None, None] for film in (scale, shift))
+        y = y * (1 + gain) + offset
     return F.silu(y) if activation == "silu" else y
 
 

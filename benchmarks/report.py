@@ -54,7 +54,7 @@ def table(rows: list[ModelRow]) -> str:
     return markdown_table(COLUMNS, [_cells(row) for row in rows])
 
 
-def markdown_table(columns: Sequence[str], lines: list[Sequence[str]]) -> str:
+def markdown_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Aligned, so that it can be read as text too."""
     widths = [max(len(line[i]) for line in [columns, *lines]) for i in range(len(columns))]
 

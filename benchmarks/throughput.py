@@ -27,7 +27,7 @@ from mdm_models import list_models
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    summary, *_ = __doc__.split("\n\n")
+    summary, *_ = (__doc__ or "").split("\n\n")
     parser = argparse.ArgumentParser(description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one small model: under a minute on a laptop")
     parser.add_argument("--json", type=Path, metavar="FILE.json", help="write every number there, the table to FILE.md")
@@ -70,18 +70,19 @@ def main(options: argparse.Namespace) -> None:
     facts = ", ".join(f"{name} {value}" for name, value in machine.items())
     print(facts, end="\n\n")
     seconds = min(options.seconds, 0.3) if options.quick else options.seconds
-    rows: list[ModelRow] | list[official.OfficialRow] = []
+    rows: list[ModelRow] = []
+    compared: list[official.OfficialRow] = []
     for name in _model_names(options, device):
         _progress(name)
         if options.reference:
-            rows += official.measure(name, options.reference, options.batch, device, seconds, options.backward)
+            compared += official.measure(name, options.reference, options.batch, device, seconds, options.backward)
         else:
             rows += models.measure(models.ModelCase(name, options.batch, dtype, device), rates, seconds)
     _progress("")
-    shown = official.table(rows) if options.reference else table(rows)
+    shown = official.table(compared) if options.reference else table(rows)
     print(shown)
     if options.json:
-        write_json(options.json, machine, rows)
+        write_json(options.json, machine, compared or rows)
         options.json.with_suffix(".md").write_text(f"{facts}\n\n{shown}\n")
 
 

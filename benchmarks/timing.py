@@ -4,7 +4,7 @@ import gc
 import statistics
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,7 @@ class Timing:
 
 
 def time_side_by_side(
-    calls: dict[str, Callable[[], object]], device: torch.device, *, seconds: float, at_least: int = 3
+    calls: Mapping[str, Callable[[], object]], device: torch.device, *, seconds: float, at_least: int = 3
 ) -> dict[str, Timing]:
     """Time several ways of doing one thing in turn, so that a noisy machine disturbs all alike.
 

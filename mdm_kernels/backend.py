@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -78,13 +79,17 @@ def shapes_only(x: Tensor) -> bool:
     return private_torch.is_fake(x) or (x.device.type == "meta" and _recorder is None)
 
 
-def autocast(*tensors: Tensor | None) -> list[Tensor | None]:
+@overload
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]: ...
+@overload
+def autocast(first: Tensor, second: Tensor | None, /) -> tuple[Tensor, Tensor | None]: ...
+def autocast(*tensors: Tensor | None) -> Any:
     """The tensors in the autocast dtype where autocast is on for their device; float64 and None stay as they are."""
     device = next(t.device.type for t in tensors if t is not None)
     if device == "meta" or not torch.is_autocast_enabled(device):  # a meta device has no autocast
-        return list(tensors)
+        return tensors
     dtype = torch.get_autocast_dtype(device)
-    return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors]
+    return tuple([t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors])
 
 
 def launch(kernel, grid: tuple[int, ...], /, **arguments) -> None:

@@ -14,6 +14,11 @@ class GroupNorm(nn.Module):
     has_backward = True
     can_torch_compile = True
 
+    num_groups: int
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+
     def forward(self, input: Tensor) -> Tensor:
         return group_norm_silu(input, self.num_groups, self.weight, self.bias, self.eps, activation=None)
 
@@ -23,6 +28,12 @@ class GroupNormSiLU(nn.Module):
 
     has_backward = True
     can_torch_compile = True
+
+    num_groups: int
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+    activation: str | None
 
     def forward(
         self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, skip: Tensor | None = None

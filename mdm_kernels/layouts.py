@@ -1,5 +1,7 @@
 """Memory formats: which one a tensor has, and the same values in a given one."""
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,10 @@ def is_channels_last(x: Tensor) -> bool:
     return not x.is_contiguous() and x.dim() > 2 and x.shape[1] > 1 and x.stride(1) == 1
 
 
+@overload
+def dense(x: Tensor, channels_last: bool) -> Tensor: ...
+@overload
+def dense(x: None, channels_last: bool) -> None: ...
 def dense(x: Tensor | None, channels_last: bool) -> Tensor | None:
     """x itself if it is None or dense in that memory format, a copy otherwise."""
     if x is None:

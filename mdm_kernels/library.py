@@ -7,6 +7,7 @@ the Autograd key), not in the public function, so that a call of `torch.ops.mdm_
 
 import contextlib
 from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -64,6 +65,9 @@ def below_autograd(op: Callable, *args):
 class Derivative(private_torch.SingleLevelFunction):
     """Base of the ops' autograd.Functions, which autograd and torch.func reach one level of differentiation at a
     time."""
+
+    apply: ClassVar[Callable[..., Any]]
+    """torch's, which its types leave out"""
 
     _compiled_autograd_key = private_torch.compiled_autograd_key
 

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -113,7 +114,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     device = torch.device("cuda", torch.cuda.current_device())
     name = torch.cuda.get_device_name(device)
-    chosen = tune(device, torch.bfloat16, lambda call: triton.testing.do_bench(call, return_mode="median"))
+
+    def median_time(call: Callable) -> float:
+        return cast(float, triton.testing.do_bench(call, return_mode="median"))  # a list only of several quantiles
+
+    chosen = tune(device, torch.bfloat16, median_time)
     out = options.out or tiles.file_of(name)
     out.parent.mkdir(parents=True, exist_ok=True)
     content = {"device": name, "torch": torch.__version__, "triton": triton.__version__, "tiles": chosen}

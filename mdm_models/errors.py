@@ -21,7 +21,7 @@ class CheckpointError(TrainingError):
     """A checkpoint cannot be written, read or used."""
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """An error's message without line breaks; its type's name if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 

@@ -6,8 +6,10 @@ one row a frame: the frames of a clip are consecutive rows. Attention reads the 
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,23 +18,30 @@ from torch import Tensor, nn
 
 from mdm_kernels import GroupNormSiLU, flash_attention, self_cross_attention, temporal_attention
 
+Layer = TypeVar("Layer", bound=nn.Module)
 
-def zero_init(layer: nn.Module) -> nn.Module:
+
+def module_list(modules: Iterable[Layer]) -> Sequence[Layer]:
+    """An nn.ModuleList, typed by what is in it, as torch's is not."""
+    return cast(Sequence[Layer], nn.ModuleList(modules))
+
+
+def zero_init(layer: Layer) -> Layer:
     """Start a layer at zero, so that the branch that ends in it adds nothing at first."""
-    layer.starts_at_zero = True  # for `materialise`, where the layer was made without memory
+    vars(layer)["starts_at_zero"] = True  # for `materialise`, where the layer was made without memory
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
 
 
-def materialise(model: nn.Module, device: torch.device) -> nn.Module:
+def materialise(model: Layer, device: torch.device) -> Layer:
     """Give a model that was made on the meta device its memory, in its memory format, and torch's usual first values.
 
     One number drawn from torch's generator decides them all: each layer draws from a generator of its own, so that
     several threads can fill a large model at once. Layers that start at zero draw nothing.
     """
     modules = list(model.modules())
-    seed = torch.randint(2**48, (), device="cpu").item()
+    seed = int(torch.randint(2**48, (), device="cpu").item())
     with ThreadPoolExecutor() as pool:
         list(pool.map(_fill, modules, repeat(device), range(seed, seed + len(modules))))
     return model.to(device)  # the buffers
@@ -49,8 +58,8 @@ def _fill(module: nn.Module, device: torch.device, seed: int) -> None:
         bound = module.weight[0].numel() ** -0.5  # weights and biases alike: 1 / √(inputs of one output)
         for parameter in module.parameters():
             parameter.uniform_(-bound, bound, generator=generator)
-    elif hasattr(module, "reset_parameters"):  # normalisations: ones and zeros
-        module.reset_parameters()
+    elif reset := getattr(module, "reset_parameters", None):  # normalisations: ones and zeros
+        reset()
 
 
 def tokens_of(x: Tensor) -> Tensor:
@@ -148,12 +157,15 @@ class AttentionBlock(nn.Module):
         self.ffn_norm = GroupNormSiLU(norm_groups, channels, activation=None) if ffn else None
         self.ffn = FeedForward(channels) if ffn else None
 
-    def prepare(self, context: Tensor) -> Tensor:
-        """Keys and values of the text, which are the same at every step of sampling.  → (B, S, 2C)."""
+    def prepare(self, context: Tensor | None) -> Tensor | None:
+        """Keys and values of the text, which are the same at every step of sampling.  → (B, S, 2C); None where the
+        layer sees no text."""
         return self._keys_values(context)  # FSDP hides the weights again after `prepare`: forward must not call it
 
     def _keys_values(self, context: Tensor | None) -> Tensor | None:
-        return None if self.context_kv is None else self.context_kv(self.context_norm(context))
+        if self.context_kv is None or self.context_norm is None:
+            return None
+        return self.context_kv(self.context_norm(context))
 
     def forward(
         self, x: Tensor, context: Tensor | None, context_mask: Tensor | None, keys_values: Tensor | None = None
@@ -163,7 +175,7 @@ class AttentionBlock(nn.Module):
         mask = context_mask if keys_values is not None else None
         h = self_cross_attention(qkv, keys_values, num_heads=self.num_heads, key_mask=mask)
         x = x + image_of(self.proj(h), like=x)
-        if self.ffn is not None:
+        if self.ffn is not None and self.ffn_norm is not None:
             x = x + image_of(self.ffn(tokens_of(self.ffn_norm(x))), like=x)
         return x
 
@@ -229,7 +241,7 @@ class TimeConv(nn.Conv1d):
         picture = x.permute(0, 2, 3, 1).reshape(rows // frames, frames, height * width, channels).permute(0, 3, 1, 2)
         if repeat > 1:
             picture = F.interpolate(picture, scale_factor=(repeat, 1))
-        padding = (*self.padding, 0)
+        padding = (int(self.padding[0]), 0)
         picture = F.conv2d(picture, self.weight[..., None], self.bias, stride=(*self.stride, 1), padding=padding)
         return picture.permute(0, 2, 3, 1).reshape(-1, height, width, self.out_channels).permute(0, 3, 1, 2)
 
@@ -293,7 +305,7 @@ class TextConditioning(nn.Module):
         width = proj_dim or context_dim
         self.masked = masked
         self.proj = nn.Linear(context_dim, proj_dim) if proj_dim else nn.Identity()
-        self.layers = nn.ModuleList(TextSelfAttention(width) for _ in range(layers))
+        self.layers = module_list(TextSelfAttention(width) for _ in range(layers))
         self.pool = nn.Linear(width, embed_dim, bias=False)
 
     def forward(self, context: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:

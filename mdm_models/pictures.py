@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -43,7 +44,9 @@ class Clip:
         return lambda path: save_animation(path, self.frames, self.frame_rate, suffix, quality=95)
 
 
-def save_animation(path: Path, frames: Sequence[Image.Image], frame_rate: float, form: str, **options) -> None:
+def save_animation(
+    path: Path | BinaryIO, frames: Sequence[Image.Image], frame_rate: float, form: str, **options
+) -> None:
     """Write an endless GIF or WebP whose frames last as long together as they are to, to the nearest unit of the form:
     each ends at the whole unit next to its time. options: further ones of Pillow's."""
     unit = {"gif": 10, "webp": 1}[form]  # milliseconds

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -77,7 +78,7 @@ class PipelineConfig:
             raise ValueError(f"{path} is damaged: {one_line(error)}") from None
         if not isinstance(values, dict) or values.pop("format_version", None) != FORMAT_VERSION:
             raise ValueError(f"{path} is not a pipeline's config of format_version {FORMAT_VERSION}")
-        types = {field.name: field.type for field in dataclasses.fields(cls)}
+        types: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(cls)}
         if strays := sorted(values.keys() - types.keys()):  # one that is missing takes its default
             raise ValueError(f"{path} must have no keys but {', '.join(types)}: see {', '.join(strays)}")
         if "size" not in values:
@@ -175,8 +176,8 @@ class Pipeline:
         self._running = None  # captured graphs hold the memory in which the weights are now
         self.model.to(device=device, dtype=dtype)
         self.diffusion.to(self.device)
-        if hasattr(self.text_encoder, "to"):
-            self.text_encoder.to(self.device)
+        if move := getattr(self.text_encoder, "to", None):
+            move(self.device)
         return self
 
     @torch.no_grad()
@@ -236,7 +237,7 @@ class Pipeline:
         count = len(prompts) * num_images_per_prompt
         guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        interval = {} if guidance_interval is None else {"guidance_interval": guidance_interval}
+        interval: dict[str, Any] = {} if guidance_interval is None else {"guidance_interval": guidance_interval}
         self._running = self._running or engine_for(self.model, self.engine)
         model = RowByRow(self._running) if low_memory else self._running
         shapes = self.shapes
@@ -268,7 +269,7 @@ class Pipeline:
                 return_levels=True,
                 **interval,
             )
-        shown = [self._shown(level, output_type) for level in levels]
+        shown: Any = [self._shown(level, output_type) for level in levels]
         return shown if return_levels else shown[0]
 
     def _text(self, prompts: list[str], negative: str | Sequence[str] | None, repeats: int) -> dict[str, Tensor]:

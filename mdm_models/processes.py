@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -65,7 +65,7 @@ class Processes:
         for _, error in outcomes:
             if error is not None:
                 raise error
-        return [result for result, _ in outcomes]
+        return [cast(Result, result) for result, _ in outcomes]
 
     def gather(self, items: list) -> list:
         """The items of all processes, in the order of their ranks."""
@@ -154,10 +154,11 @@ class StopRequest:
 
     def _ask(self, number: int, frame) -> None:
         self.asked = True
-        if number == signal.SIGXCPU:
-            self._before[number] = signal.SIG_IGN
-        if number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._before[number])
+        asked = signal.Signals(number)
+        if asked == signal.SIGXCPU:
+            self._before[asked] = signal.SIG_IGN
+        if asked in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(asked, self._before[asked])
 
     def __exit__(self, *error) -> None:
         for number, handler in self._before.items():

@@ -6,7 +6,7 @@ returns one tensor a level, highest resolution first.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,12 +21,14 @@ from mdm_models.inputs import check_condition, check_inputs
 from mdm_models.layers import (
     AttentionBlock,
     Downsample,
+    Layer,
     ResidualBlock,
     SinusoidalEmbedding,
     TemporalAttentionBlock,
     TextConditioning,
     Upsample,
     materialise,
+    module_list,
     zero_init,
 )
 from mdm_models.storage import write_model
@@ -41,7 +43,7 @@ class PreparedCondition:
     context: Tensor | None = None  # (B, S, width)
     context_mask: Tensor | None = None  # (B, S) bool
     pooled: Tensor | None = None  # (B, embed_dim)
-    keys_values: dict[AttentionBlock, Tensor] = field(default_factory=dict)  # (B, S, 2C) where known already
+    keys_values: dict[nn.Module, Tensor] = field(default_factory=dict)  # of attention, (B, S, 2C), where known already
 
     @property
     def rows(self) -> int | None:
@@ -51,14 +53,18 @@ class PreparedCondition:
     def tensors(self) -> dict[object, Tensor]:
         """All that there is, by what it is."""
         text = {"context": self.context, "context_mask": self.context_mask, "pooled": self.pooled}
-        micro = {f"micro {name}": value for name, value in self.micro.items()}
-        return {name: x for name, x in text.items() if x is not None} | micro | self.keys_values
+        found: dict[object, Tensor] = {name: x for name, x in text.items() if x is not None}
+        found.update({f"micro {name}": value for name, value in self.micro.items()})
+        found.update(self.keys_values.items())
+        return found
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "PreparedCondition":
         """The same with every tensor changed."""
-        micro, keys_values = ({key: change(x) for key, x in part.items()} for part in (self.micro, self.keys_values))
-        rest = (None if x is None else change(x) for x in (self.context, self.context_mask, self.pooled))
-        return PreparedCondition(micro, *rest, keys_values)
+        micro = {name: change(x) for name, x in self.micro.items()}
+        keys_values = {block: change(x) for block, x in self.keys_values.items()}
+        text = (self.context, self.context_mask, self.pooled)
+        context, mask, pooled = (None if x is None else change(x) for x in text)
+        return PreparedCondition(micro, context, mask, pooled, keys_values)
 
 
 class ResolutionBlocks(nn.Module):
@@ -73,15 +79,15 @@ class ResolutionBlocks(nn.Module):
         self.attention_layers = config.attention[index] if config.attention else 0
         self.temporal_layers = config.temporal_attention[index] if config.temporal_attention else 0
         blocks = len(in_channels)
-        self.resnets = nn.ModuleList(
+        self.resnets = module_list(
             ResidualBlock(channels, width, config.embed_dim, config.norm_groups, config.dropout)
             for channels in in_channels
         )
-        self.attention = nn.ModuleList(
+        self.attention = module_list(
             AttentionBlock(width, config.num_heads, config.norm_groups, context_dim, config.attention_ffn)
             for _ in range(blocks * self.attention_layers)
         )
-        self.temporal = nn.ModuleList(
+        self.temporal = module_list(
             TemporalAttentionBlock(width, config.temporal_head_dim, config.rotary)
             for _ in range(blocks * self.temporal_layers)
         )
@@ -103,11 +109,8 @@ class ResolutionBlocks(nn.Module):
         return x
 
     @staticmethod
-    def _after(layers: nn.ModuleList, count: int, index: int) -> nn.ModuleList:
+    def _after(layers: Sequence[Layer], count: int, index: int) -> Sequence[Layer]:
         return layers[index * count : (index + 1) * count]
-
-    def change_resolution(self, x: Tensor, rows: int) -> Tensor:
-        return self.resample(x, x.shape[0] // rows)
 
 
 class UNet(nn.Module):
@@ -143,17 +146,18 @@ class UNet(nn.Module):
         context_dim = config.context_width
         last = len(config.channels) - 1
         skips = [width := config.channels[0]]
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        down, up = [], []
         for i, channels in enumerate(config.channels):
             in_channels = [width] + [channels] * (config.blocks[i] - 1)
-            self.down.append(ResolutionBlocks(config, i, in_channels, context_dim, "down" if i < last else None))
+            down.append(ResolutionBlocks(config, i, in_channels, context_dim, "down" if i < last else None))
             skips += [channels] * (config.blocks[i] + (i < last))
             width = channels
         for i in reversed(range(last + 1)):
             channels = config.channels[i]
             in_channels = [(width if j == 0 else channels) + skips.pop() for j in range(config.blocks[i] + 1)]
-            self.up.append(ResolutionBlocks(config, i, in_channels, context_dim, "up" if i else None))
+            up.append(ResolutionBlocks(config, i, in_channels, context_dim, "up" if i else None))
             width = channels
+        self.down, self.up = module_list(down), module_list(up)
 
     def _build_middle(self, config: UNetConfig) -> None:
         self.text = None
@@ -217,14 +221,15 @@ class UNet(nn.Module):
         check_condition(self.config, rows, context, context_mask, micro or {})
         condition = self._condition(context, context_mask, micro)
         blocks = [module for module in self.modules() if isinstance(module, AttentionBlock)]
-        keys_values = {block: block.prepare(condition.context) for block in blocks if block.context_kv is not None}
+        made = {block: block.prepare(condition.context) for block in blocks}
+        keys_values = {block: value for block, value in made.items() if value is not None}
         return dataclasses.replace(condition, keys_values=keys_values)
 
     def _condition(
         self, context: Tensor | None, context_mask: Tensor | None, micro: dict[str, Tensor] | None
     ) -> PreparedCondition:
         text = self.innermost.text
-        if text is None:
+        if text is None or context is None:
             return PreparedCondition(micro or {})
         mask = None if context_mask is None else context_mask.bool()
         return PreparedCondition(micro or {}, *text(context.to(self.conv_in.weight.dtype), mask))
@@ -255,14 +260,14 @@ class UNet(nn.Module):
                 h = resolution.block(i, h, embedding, own)
                 skips.append(h)
             if resolution.resample is not None:
-                h = resolution.change_resolution(h, rows)
+                h = resolution.resample(h, h.shape[0] // rows)
                 skips.append(h)
         h, inner_predictions = self.middle(h, embedding, x[1:], time, condition)
         for resolution in self.up:
             for i in range(len(resolution.resnets)):
                 h = resolution.block(i, h, embedding, own, skip=skips.pop())
             if resolution.resample is not None:
-                h = resolution.change_resolution(h, rows)
+                h = resolution.resample(h, h.shape[0] // rows)
 
         prediction = self.conv_out(self.norm_out(h))
         if is_clip:
@@ -297,6 +302,7 @@ class NestedUNet(UNet):
     """A UNet with another UNet, nested or not, in place of its middle blocks."""
 
     def _build_middle(self, config: UNetConfig) -> None:
+        assert config.inner is not None  # as `_unet` has seen
         self.inner = _unet(config.inner)
         width, inner_width = config.channels[-1], config.inner.channels[0]
         self.in_adapter = zero_init(nn.Conv2d(width, inner_width, 3, padding=1)) if config.in_adapter else None

@@ -13,7 +13,7 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
@@ -64,7 +64,8 @@ def denoise(
         if left.is_set():
             raise _Left
         if i + 1 < steps:
-            shown.put(Shown(i + 1, steps, [to_pictures(level, pipeline.config.frame_rate) for level in levels]))
+            pictures = [to_pictures(level, pipeline.config.frame_rate) for level in levels]
+            shown.put(Shown(i + 1, steps, cast(Levels, pictures)))
 
     def run() -> None:
         try:
@@ -78,7 +79,7 @@ def denoise(
                 callback=after_step,
                 progress=False,
             )
-            shown.put(Shown(steps, steps, levels))
+            shown.put(Shown(steps, steps, cast(Levels, levels)))
         except Exception as error:
             shown.put(error)
 
@@ -198,7 +199,7 @@ def build(pipeline: Pipeline, name: str, steps: int | None = None) -> gr.Blocks:
                     visible=has_styles, elem_id="style",
                 )  # fmt: skip
                 count = gr.Slider(1, MOST_PICTURES, 4, step=1, label=kind, elem_id="count", buttons=[])
-                steps = gr.Slider(
+                step_count = gr.Slider(
                     2, MOST_STEPS, steps or pipeline.config.num_inference_steps, step=1, label="Steps",
                     elem_id="steps", buttons=[],
                 )  # fmt: skip
@@ -210,12 +211,12 @@ def build(pipeline: Pipeline, name: str, steps: int | None = None) -> gr.Blocks:
             with gr.Column(scale=2, min_width=320):
                 out = gr.HTML(INVITATION, elem_id="out")
         events = [go.click, prompt.submit]
-        inputs = [prompt, style, count, seed, steps, guidance_scale]
+        inputs = [prompt, style, count, seed, step_count, guidance_scale]
         drawing = [
             event(draw, inputs, out, concurrency_limit=AT_ONCE, concurrency_id="draw", show_progress="hidden")
             for event in events
         ]
-        stop.click(None, cancels=drawing)
+        stop.click(None, cancels=cast(Any, drawing))  # its type asks for dicts
     return blocks
 
 

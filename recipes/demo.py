@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -120,7 +121,7 @@ def settings(options: Options) -> tuple[TrainConfig, str]:
             times="logit_normal",
             times_mean=0.5,
             times_deviation=1.5,
-            prediction=known.prediction,
+            prediction=cast(Any, known.prediction),  # one of the names that training knows
             loss_target="v",
         ),
         optimizer=OptimizerConfig(batch_size=8, steps=FIRST, lr=3e-4, warmup=10, ema_decay=0.98),
@@ -149,7 +150,7 @@ def _shown(pipeline: Pipeline, captions: tuple[str, ...], seed: int) -> Tensor:
 def _sampled(pipeline: Pipeline, prompts: list[str], seed: int) -> list[Tensor]:
     """A sample a prompt at each resolution, (N, 3, T, H, W) in −1…1; T = 1 of pictures."""
     prompts = prompts if pipeline.text_encoder is not None else [""] * len(prompts)
-    levels = pipeline(prompts, seed=seed, output_type="pt", return_levels=True)
+    levels = cast(list[Tensor], pipeline(prompts, seed=seed, output_type="pt", return_levels=True))
     return [level if level.dim() == 5 else level.unsqueeze(2) for level in levels]
 
 

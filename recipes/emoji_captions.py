@@ -75,6 +75,8 @@ def held_out(shards: tuple[str, ...], size: int, holdout: float, count: int) -> 
 @torch.no_grad()
 def error(pipeline: Pipeline, images: Tensor, captions: list[str], time: int, seed: int) -> float:
     """Mean squared error of the innermost level's predicted image."""
+    if pipeline.text_encoder is None:
+        raise ValueError("this model reads no captions")
     strides = [images.shape[-1] // shape[-1] for shape in pipeline.shapes]
     x_t = pipeline.diffusion.add_noise(images, torch.full((len(images),), time - 1), strides, seed=seed)
     preds = pipeline.model(x_t, torch.full((len(images),), time - 1), *pipeline.text_encoder(captions))

@@ -9,7 +9,7 @@ the frames); frechet_video_… is the distance of these samples from these clips
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -62,10 +62,10 @@ def clips(options: Options, pipeline: Pipeline) -> tuple[tuple[Tensor, list[str]
     return _read(reader, held_out), _read(reader, chosen)
 
 
-def _read(reader: SampleReader, numbers: Sequence[int]) -> tuple[Tensor, list[str]]:
+def _read(reader: SampleReader, numbers: Iterable[int]) -> tuple[Tensor, list[str]]:
     found = [read for read in (reader.try_read(int(number)) for number in numbers) if not isinstance(read, Skip)]
     if not found:
-        raise ValueError(f"none of {len(numbers)} clips can be read as the model needs them")
+        raise ValueError("none of the clips can be read as the model needs them")
     return torch.stack([clip for clip, _ in found]), [caption for _, caption in found]
 
 

@@ -12,7 +12,7 @@ samples from these pictures, which shrinks as they grow in number.
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,7 +97,7 @@ def drawings(options: Options) -> tuple[list[Drawing], list[Drawing]]:
     return trained, unseen
 
 
-def _read(samples: ShardedSamples, indices: Sequence[int]) -> list[Drawing]:
+def _read(samples: ShardedSamples, indices: Iterable[int]) -> list[Drawing]:
     found = []
     for index in indices:
         sample = samples[int(index)]
@@ -129,11 +129,11 @@ def choose(trained: list[Drawing], held_out: list[Drawing], options: Options) ->
 def shares(queries: Tensor, gallery: Tensor, prefix: str) -> dict[str, float]:
     """Of pictures (N, 3, SIZE, SIZE) uint8, each of which should be nearest to the gallery's of the same number."""
     extractor = load_extractor(EFFICIENTNET_LITE0, SIZE)
-    features = [extractor(pictures) for pictures in (queries, gallery)]
+    asked, among = (extractor(pictures) for pictures in (queries, gallery))
     right = torch.arange(len(queries))
     return {
-        f"{prefix}nearest_is_right": share_right(*features, right),
-        f"{prefix}right_of_5": share_right(*features, right, among=5),
+        f"{prefix}nearest_is_right": share_right(asked, among, right),
+        f"{prefix}right_of_5": share_right(asked, among, right, among=5),
     }
 
 

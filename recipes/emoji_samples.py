@@ -4,7 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 from PIL import Image
@@ -69,7 +69,7 @@ def drawn(pipeline: Pipeline, captions: list[str], options: Options) -> Tensor:
             output_type="pt",
             progress=not options.quiet,
         )
-        batches.append(torch.from_numpy(to_pixels(sampled)).movedim(-1, 1))
+        batches.append(torch.from_numpy(to_pixels(cast(Tensor, sampled))).movedim(-1, 1))
     return torch.cat(batches)
 
 
@@ -83,7 +83,7 @@ def save_pairs(path: Path, real: Tensor, sampled: Tensor, frame_rate: float = 1.
 def _frames(images: Tensor) -> list[list[Image.Image]]:
     """All pictures of each moment; of pictures there is one."""
     clips = images if images.dim() == 5 else images[:, :, None]
-    return [to_pictures(moment / 127.5 - 1, 1) for moment in clips.unbind(2)]
+    return [cast(list[Image.Image], to_pictures(moment / 127.5 - 1, 1)) for moment in clips.unbind(2)]
 
 
 def _sheet(columns: tuple[list[Image.Image], ...]) -> Image.Image:

@@ -180,7 +180,9 @@ def _preset(scale: Scale, stage: Stage) -> Preset:
 
 
 SCALES: tuple[Scale, ...] = get_args(Scale)
-STAGES = [(scale, stage) for scale in SCALES for stages in arms(scale).values() for stage in stages]
+STAGES: list[tuple[Scale, Stage]] = [
+    (scale, stage) for scale in SCALES for stages in arms(scale).values() for stage in stages
+]
 PRESETS = {stage.model.removeprefix("fluent_"): _preset(scale, stage) for scale, stage in STAGES}
 ARCHITECTURES = {stage.model: stage.architecture for _, stage in STAGES}
 

@@ -76,7 +76,7 @@ def on_40_gb(preset: Preset, micro_batch: int) -> Preset:
     def smaller(shards: tuple[str, ...], out: str) -> TrainConfig:
         return changed(preset(shards, out), micro_batch=micro_batch)
 
-    smaller.__doc__ = f"{preset.__doc__.rstrip('.')}, for GPUs of 40 GB: {micro_batch} samples at once."
+    smaller.__doc__ = f"{(preset.__doc__ or '').rstrip('.')}, for GPUs of 40 GB: {micro_batch} samples at once."
     return smaller
 
 

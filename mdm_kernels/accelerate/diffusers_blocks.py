@@ -4,6 +4,8 @@ Both are subclasses that add nothing to their base but a forward, so that an ins
 Written for diffusers 0.42.
 """
 
+from typing import Any
+
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
@@ -19,14 +21,16 @@ class FusedResnetBlock2D(ResnetBlock2D):
         """input_tensor (N, C, H, W), temb (N, D) or None → (N, C_out, H', W'); other arguments are the base's."""
         fused = all(runs_as_one(norm, self.nonlinearity) for norm in (self.norm1, self.norm2))
         embedded = (temb is None) == (self.time_emb_proj is None)
-        if args or kwargs or not fused or not embedded:
-            return super().forward(input_tensor, temb, *args, **kwargs)
+        modulated = self.time_embedding_norm == "scale_shift"
+        if args or kwargs or not fused or not embedded or (modulated and temb is None):
+            given: Any = temb  # None is allowed, which diffusers' annotation leaves out
+            return super().forward(input_tensor, given, *args, **kwargs)
 
         x, h = self._resampled(input_tensor, norm_silu(self.norm1, input_tensor))
         h = self.conv1(h)
         if self.time_emb_proj is not None:
             temb = self.time_emb_proj(temb if self.skip_time_act else self.nonlinearity(temb))  # (N, C_out or 2·C_out)
-        if self.time_embedding_norm == "scale_shift":
+        if temb is not None and modulated:
             scale, shift = temb.chunk(2, dim=1)
             h = norm_silu(self.norm2, h, scale, shift)
         else:
@@ -84,7 +88,9 @@ class FlashAttention(Attention):
         elif self.norm_cross:
             keys_from = self.norm_encoder_hidden_states(encoder_hidden_states)
 
-        projections = self.to_q(hidden_states), self.to_k(keys_from), self.to_v(keys_from)
+        to_k: Any = self.to_k  # as to_v and to_out, None in joint attention alone
+        to_v: Any = self.to_v
+        projections = self.to_q(hidden_states), to_k(keys_from), to_v(keys_from)
         query, key, value = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in projections)
         query = query if self.norm_q is None else self.norm_q(query)
         key = key if self.norm_k is None else self.norm_k(key)
@@ -92,7 +98,8 @@ class FlashAttention(Attention):
         h = scaled_dot_product_attention(query, key, value, attention_mask, scale=scale)
         h = h.transpose(1, 2).flatten(2).to(query.dtype)
 
-        project, dropout = self.to_out
+        to_out: Any = self.to_out
+        project, dropout = to_out
         h = dropout(project(h))
         if image_shape is not None:
             h = h.transpose(1, 2).reshape(image_shape)

@@ -70,7 +70,9 @@ def _swap_output(unet: nn.Module, report: Report) -> dict[int, str]:
     """Let the output norm of a UNet apply the SiLU that the UNet calls next; that becomes an Identity."""
     norm, activation = unet.conv_norm_out, unet.conv_act
     uses = sum(module is norm for _, module in unet.named_modules(remove_duplicate=False))
-    if norm is None or uses != 1 or not runs_as_one(norm, activation) or "forward" in vars(unet):
+    if not isinstance(norm, nn.Module) or not isinstance(activation, nn.Module):
+        return {}
+    if uses != 1 or not runs_as_one(norm, activation) or "forward" in vars(unet):
         return {}
     report.changes.set_attribute(norm, "activation", "silu")
     report.changes.set_attribute(unet, "conv_act", nn.Identity().train(activation.training))

@@ -5,7 +5,7 @@ import concurrent.futures
 import inspect
 import multiprocessing
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -19,7 +19,8 @@ class Launch(NamedTuple):
     """One recorded launch: enough to compile its kernel."""
 
     shape_class: str
-    kernel: object
+    kernel: Any
+    """a @triton.jit function, whose type is another one under the interpreter"""
     arguments: dict
     """the kernel's, and Triton's options, by name"""
     variant: int = 1
@@ -98,7 +99,7 @@ def compile_launch(launch: Launch, target: str) -> dict[str, int]:
     """`machine_code.measure` of a launch's kernel on a target."""
     from triton.runtime import driver
 
-    driver.set_active(CompilingDriver(target))
+    driver.set_active(CompilingDriver(target))  # pyright: ignore[reportArgumentType]: it launches nothing
     on_amd = TARGETS[target].backend == "hip"
     arguments = backend.wavefront_options(launch.arguments) if on_amd else launch.arguments
     compiled = launch.kernel.warmup(grid=(1,), **arguments)
@@ -109,7 +110,7 @@ _jobs: list[tuple[Launch, str]] = []
 """(launch, target); the processes of the pool inherit it, since a kernel cannot be pickled"""
 
 
-def _compile_job(index: int) -> dict:
+def _compile_job(index: int) -> dict[str, Any]:
     launch, target = _jobs[index]
     try:
         return compile_launch(launch, target)
@@ -126,6 +127,7 @@ def compile_all(jobs: list[tuple[Launch, str]], processes: int = 2) -> Iterator[
         numbers = {pool.submit(_compile_job, number): number for number in range(len(jobs))}
         for future in concurrent.futures.as_completed(numbers):
             launch, target = jobs[numbers[future]]
+            outcome: dict[str, Any]
             try:
                 outcome = future.result()
             except concurrent.futures.process.BrokenProcessPool:

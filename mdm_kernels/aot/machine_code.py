@@ -76,8 +76,15 @@ def nvidia_code(cubin: bytes) -> dict[str, int]:
         file.flush()
         usage = _nvidia_tool("cuobjdump", "--dump-resource-usage", file.name)
         assembly = _nvidia_tool("nvdisasm", "--print-code", "--no-dataflow", file.name)
-    registers, stack = (int(re.search(rf"\b{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))
+    registers, stack = (_number(rf"\b{key}:(\d+)", usage) for key in ("REG", "STACK"))
     return {"registers": registers, "stack": stack, "spills": stack // 4} | nvidia_instructions(assembly)
+
+
+def _number(pattern: str, text: str) -> int:
+    """What the group of the pattern's first match says. Raises ValueError if there is none."""
+    if not (match := re.search(pattern, text)):
+        raise ValueError(f"{pattern}: not in what the tool printed, {text[:200]!r}")
+    return int(match[1])
 
 
 def _nvidia_tool(name: str, *arguments: str) -> str:
@@ -99,7 +106,7 @@ def amd_code(assembly: str) -> dict[str, int]:
     register is no spill; one that goes to memory shows as stack."""
 
     def metadata(key: str) -> int:
-        return int(re.search(rf"\.{key}:\s+(\d+)", assembly)[1])
+        return _number(rf"\.{key}:\s+(\d+)", assembly)
 
     cost = {
         "registers": metadata("vgpr_count"),

@@ -76,13 +76,13 @@ def flash_attention(
     arguments.check_optional_tensors(key_mask=key_mask)
     q, k, v = backend.autocast(q, k, v)
     checks.check_flash_attention(q, k, v, key_mask)
-    scale = q.shape[3] ** -0.5 if scale is None else scale
-    arguments.check_numbers(scale=scale)
-    if not scale > 0:
+    factor: float = q.shape[3] ** -0.5 if scale is None else scale
+    arguments.check_numbers(scale=factor)
+    if not factor > 0:
         raise ValueError(f"scale is {scale}; it must be positive")
     if q.shape[3] > checks.MAX_HEAD_WIDTH or not backend.runs_triton(q):
-        return reference.flash_attention(q, k, v, key_mask, scale)
-    out, _ = _flash_forward(q, k, v, key_mask, scale)
+        return reference.flash_attention(q, k, v, key_mask, factor)
+    out, _ = _flash_forward(q, k, v, key_mask, factor)
     return out
 
 

@@ -14,10 +14,10 @@ from .checks import check_arguments, check_channels, check_options
     "group_norm_silu_forward(Tensor x, Tensor? skip, int num_groups, Tensor? weight, Tensor? bias, Tensor? scale, "
     "Tensor? shift, float eps, bool silu) -> (Tensor, Tensor, Tensor)"
 )
-def _forward(x, skip, num_groups, weight, bias, scale, shift, eps, silu):
+def _forward(x: Tensor, skip: Tensor | None, num_groups: int, weight, bias, scale, shift, eps: float, silu: bool):
     """y in x's memory format; mean less the group's first element, and rstd, both (N, num_groups) in float32."""
     channels_last = is_channels_last(x)
-    x, skip = (dense(tensor, channels_last) for tensor in (x, skip))
+    x, skip = dense(x, channels_last), None if skip is None else dense(skip, channels_last)
     y = empty(x, x.shape[1] + (0 if skip is None else skip.shape[1]), channels_last)
     mean, rstd = (torch.empty(x.shape[0], num_groups, dtype=torch.float32, device=x.device) for _ in range(2))
     if not backend.shapes_only(x) and y.numel():
@@ -31,10 +31,14 @@ def _forward(x, skip, num_groups, weight, bias, scale, shift, eps, silu):
     "Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift, bool silu) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-def _backward(dy, x, skip, mean, rstd, num_groups, weight, bias, scale, shift, silu):
+def _backward(
+    dy: Tensor, x: Tensor, skip: Tensor | None, mean: Tensor, rstd: Tensor, num_groups: int,
+    weight, bias, scale, shift, silu: bool,
+):  # fmt: skip
     """Gradients of x, skip, weight, bias, scale, shift, each in its tensor's dtype; an empty one for what is None."""
     channels_last = is_channels_last(x)
-    x, skip, dy = (dense(tensor, channels_last) for tensor in (x, skip, dy))
+    x, dy = dense(x, channels_last), dense(dy, channels_last)
+    skip = None if skip is None else dense(skip, channels_last)
     dx = empty(x, x.shape[1], channels_last)
     dskip = None if skip is None else empty(x, skip.shape[1], channels_last)
     gradients = [
@@ -129,7 +133,16 @@ def group_norm_silu(
 class GroupNormSiLU(nn.GroupNorm):
     """`group_norm_silu` as an nn.GroupNorm: its parameters, its state dict. `num_channels` counts those of a skip."""
 
-    def __init__(self, num_groups, num_channels, eps=1e-5, affine=True, activation="silu", device=None, dtype=None):
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        activation: str | None = "silu",
+        device=None,
+        dtype=None,
+    ):
         check_options(num_groups, eps, activation)
         arguments.check_ints(num_channels=num_channels)
         arguments.check_bools(affine=affine)

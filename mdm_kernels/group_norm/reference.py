@@ -101,10 +101,10 @@ def _group_norm(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor 
     if long_sums:
         centred = x - _group_means(x, num_groups)
         rstd = torch.rsqrt(_group_means(centred.square(), num_groups) + eps)
-        if weight is None:
+        if weight is None or bias is None:
             return centred * rstd
-        weight, bias = (parameter.view(-1, *[1] * (x.dim() - 2)) for parameter in (weight, bias))
-        return torch.addcmul(bias, centred, rstd * weight)
+        ones = [1] * (x.dim() - 2)
+        return torch.addcmul(bias.view(-1, *ones), centred, rstd * weight.view(-1, *ones))
     with torch.no_grad():
         mean = _group_means(x, num_groups)
     return torch.group_norm(x - mean, num_groups, weight, bias, eps)  # F.group_norm refuses one value a group

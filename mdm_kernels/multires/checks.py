@@ -23,7 +23,7 @@ def checked_strides(images: Tensor, strides: Sequence[Stride]) -> list[tuple[int
         raise TypeError(f"strides is {type(strides).__name__}; it must be a list of one stride a level")
     if len(strides) == 0:
         raise ValueError("strides is empty; it must hold one stride a level")
-    pairs = [tuple(stride) if isinstance(stride, list | tuple) else (1, stride) for stride in strides]
+    pairs = [tuple(stride if isinstance(stride, list | tuple) else (1, stride)) for stride in strides]
     frames = 1 if images.dim() == 4 else images.shape[2]
     for i, pair in enumerate(pairs):
         for part in pair:
@@ -36,7 +36,7 @@ def checked_strides(images: Tensor, strides: Sequence[Stride]) -> list[tuple[int
         if frames % time or images.shape[-2] % space or images.shape[-1] % space:
             shape = tuple(images.shape)
             raise ValueError(f"images has shape {shape}; its T, H, W must divide by strides[{i}] = {pair}")
-    return pairs
+    return [(time, space) for time, space in pairs]
 
 
 def level_shape(images: Tensor, stride: tuple[int, int]) -> tuple[int, ...]:
@@ -66,6 +66,7 @@ def check_noise(
         raise ValueError("give either noise or seed, and not both")
     if seed is not None:
         _check_seed(seed, images)
+    if noise is None:
         return
     arguments.check_tensor_lists(noise=noise)
     if len(noise) != len(strides):
@@ -121,7 +122,7 @@ def checked_rows(
                 f"be {shape}"
             )
         _check_level(f"preds[{i}]", pred, shape, images)
-    return rows
+    return list(rows)
 
 
 def check_loss_spaces(prediction: str, loss_target: str) -> None:

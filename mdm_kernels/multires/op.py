@@ -76,9 +76,8 @@ def multires_noise(
     if launch.fits(images) and backend.runs_triton(images):
         times, spaces = map(list, zip(*strides, strict=True))
         return _noise(images, alpha_bars, times, spaces, list(noise or []), *launch.split_seed(seed))
-    if noise is None:
-        noise = reference.seeded_noise(images, strides, seed)
-    return reference.noised(images, alpha_bars, strides, noise)
+    given = list(noise or []) if seed is None else reference.seeded_noise(images, strides, seed)
+    return reference.noised(images, alpha_bars, strides, given)
 
 
 @define(
@@ -218,7 +217,6 @@ def multires_loss(
             prediction, loss_target, weights, False, per_level,
         )  # fmt: skip
         return loss
-    if noise is None:
-        noise = reference.seeded_noise(images, strides, seed)
-    terms = reference.loss_terms(preds, images, alpha_bars, strides, noise, prediction, loss_target, weights)
+    given = list(noise or []) if seed is None else reference.seeded_noise(images, strides, seed)
+    terms = reference.loss_terms(preds, images, alpha_bars, strides, given, prediction, loss_target, weights)
     return terms if per_level else terms.sum(0)

@@ -9,6 +9,7 @@ Everything is computed in float32, or in float64 if the images are float64.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,7 @@ def loss_factor(alpha_bar: Tensor, prediction: str, loss_target: str) -> Tensor:
     return squared_size[loss_target] / squared_size[prediction].clamp_min(SMALLEST_DENOMINATOR)
 
 
-def noised(images: Tensor, alpha_bars: Tensor, strides: list[tuple[int, int]], noise: list[Tensor]) -> list[Tensor]:
+def noised(images: Tensor, alpha_bars: Tensor, strides: list[tuple[int, int]], noise: Sequence[Tensor]) -> list[Tensor]:
     """x_t of every level in the images' dtype; alpha_bars (levels, B), noise one tensor a level."""
     levels = []
     for alpha_bar, stride, eps in zip(alpha_bars, strides, noise, strict=True):
@@ -63,11 +64,11 @@ def noised(images: Tensor, alpha_bars: Tensor, strides: list[tuple[int, int]], n
 
 
 def loss_terms(
-    preds: list[Tensor],
+    preds: Sequence[Tensor],
     images: Tensor,
     alpha_bars: Tensor,
     strides: list[tuple[int, int]],
-    noise: list[Tensor],
+    noise: Sequence[Tensor],
     prediction: str,
     loss_target: str,
     weights: list[float],

@@ -73,7 +73,7 @@ def _recognised(weights: dict[str, Tensor], source: Path) -> str:
     """The named model that has these tensors. ValueError, which names the nearest one, if there is none."""
     shapes = {(key, tensor.shape) for key, tensor in weights.items()}
     differing = {name: len(shapes ^ _shapes(model_config(name))) for name in list_models()}
-    nearest = min(differing, key=differing.get)
+    nearest = min(differing, key=differing.__getitem__)
     if differing[nearest]:
         raise ValueError(
             f"{source} is none of the models that mdm_models names; the nearest is {nearest}, from which "

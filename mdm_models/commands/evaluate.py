@@ -56,6 +56,9 @@ from mdm_models.training.fetched import on_this_machine
 from mdm_models.training.saved import take_average
 from mdm_models.training.settings import read_settings
 
+ClipStart = Literal["random", "first", "middle"]
+Sampler = Literal["ddim", "ddpm", "dpmpp_2m", "heun"]
+
 
 @dataclass(frozen=True)
 class Options:
@@ -69,7 +72,7 @@ class Options:
     """evaluate on all of the data, not on the share held out"""
     samples: int | None = None
     """at most so many; default: as many as in the run's evaluation, or 1000"""
-    clip_start: Literal["random", "first", "middle"] | None = None
+    clip_start: ClipStart | None = None
     """where in its clip a sample begins, "random" at its first frame; default: as in the run"""
     loss_target: Literal["eps", "v", "x0"] | None = None
     """the space of the loss; default: that which the model was trained in"""
@@ -92,7 +95,7 @@ class Options:
     ema_stds: tuple[float, ...] = ()
     """widths of averages, as shares of the run, made from the snapshots of a run that was trained with --ema-stds;
     default: the average that is the model"""
-    sampler: Literal["ddim", "ddpm", "dpmpp_2m", "heun"] | None = None
+    sampler: Sampler | None = None
     """how samples are drawn; default: as in the run, or ddim"""
     seed: int | None = None
     """a sample depends on it and on the sample's number; default: that of the run, or 0"""
@@ -120,6 +123,21 @@ class Options:
         check_above_0(self, *(name for name in ("samples", "batch_size") if getattr(self, name) is not None))
 
 
+@dataclass(frozen=True)
+class Completed(Options):
+    """The options with nothing left open that measuring needs."""
+
+    holdout: float = DataConfig.holdout
+    samples: int = EvaluationConfig.evaluate_samples
+    clip_start: ClipStart = DataConfig.clip_start
+    feature_extractor: str = EvaluationConfig.feature_extractor
+    clip_model: str = EvaluationConfig.clip_model
+    sampler: Sampler = OutputConfig.sampler
+    seed: int = SystemConfig.seed
+    cache: str = DataConfig.cache
+    cache_gb: float = DataConfig.cache_gb
+
+
 def evaluate(options: Options) -> None:
     """Raises TrainingError, OSError, ValueError or TypeError in one line."""
     for steps in options.steps:
@@ -131,9 +149,9 @@ def evaluate(options: Options) -> None:
 
 
 def _evaluate(options: Options, processes: Processes) -> None:
-    options = dataclasses.replace(options, model=on_this_machine(options.model, averages=bool(options.ema_stds)))
-    told = _told(options.model)
-    options = _completed(options, told)
+    model = on_this_machine(options.model, averages=bool(options.ema_stds))
+    told = _told(model)
+    options = _completed(dataclasses.replace(options, model=model), told)
     if not options.data:
         raise ValueError(f"--data is missing: {options.model} is no run whose shards are known")
     if options.reference and not options.feature_extractor:
@@ -159,7 +177,7 @@ def _evaluate(options: Options, processes: Processes) -> None:
     held_out = _held_out(options, pipeline, processes)
     reference = options.reference
     has_reference = reference is not None and reference.is_file()
-    if has_reference:
+    if reference is not None and has_reference:
         comparison.load_reference(reference, processes.is_main)
     guidance = options.guidance_scale or (pipeline.config.guidance_scale,)
     samplings = [Sampling(options.seed, steps, options.sampler, g) for g in guidance for steps in options.steps]
@@ -171,8 +189,8 @@ def _evaluate(options: Options, processes: Processes) -> None:
             take_average(pipeline, _run(options.model), std, with_text=not options.text_encoder)
         for sampling in samplings:
             kept = None
-            if options.save_samples:
-                kept, *_ = processes.agree(partial(_kept, options, sampling, std, pipeline, several))
+            if folder := options.save_samples:
+                kept, *_ = processes.agree(partial(_kept, options, folder, sampling, std, pipeline, several))
             with torch.autocast(processes.device.type, torch.bfloat16, enabled=autocast):  # ends before weights change
                 found = measure(pipeline, held_out, comparison, processes, options.workers, sampling, kept)
             rows.append(Row(std, sampling, found))
@@ -193,7 +211,7 @@ def _run(model: Path) -> Path:
     return model.parent if model.name == "model" and not (model / "model").is_dir() else model
 
 
-def _completed(options: Options, told: TrainConfig | None) -> Options:
+def _completed(options: Options, told: TrainConfig | None) -> Completed:
     """The options with what is not given taken from the run, if there is one, or from the defaults of training."""
     data, evaluation, output, system = (
         (told.data, told.evaluation, told.output, told.system)
@@ -218,10 +236,10 @@ def _completed(options: Options, told: TrainConfig | None) -> Options:
         theirs |= {"loss_target": told.objective.loss_target, "guidance_scale": (output.guidance_scale,)}
         if Path(told.model.text_encoder or "/", UNCONDITIONAL).is_file():  # features, which the run was shown
             theirs["text_encoder"] = told.model.text_encoder
-    return dataclasses.replace(options, **theirs | given)
+    return Completed(**vars(options) | theirs | given)
 
 
-def _held_out(options: Options, pipeline: Pipeline, processes: Processes) -> HeldOut:
+def _held_out(options: Completed, pipeline: Pipeline, processes: Processes) -> HeldOut:
     shape = pipeline.shapes[0]
     config = DataConfig(
         shards=shards_for(options.data, pipeline.config.size, options.cache),
@@ -247,10 +265,10 @@ def _held_out(options: Options, pipeline: Pipeline, processes: Processes) -> Hel
 
 
 def _kept(
-    options: Options, sampling: Sampling, ema_std: float | None, pipeline: Pipeline, several: bool
+    options: Completed, folder: Path, sampling: Sampling, ema_std: float | None, pipeline: Pipeline, several: bool
 ) -> KeptSamples:
     """Where the samples drawn in this way are."""
-    folder, average = options.save_samples, {}
+    average = {}
     name = f"guidance-{sampling.guidance_scale:g}-steps-{sampling.num_inference_steps}"
     if ema_std is not None:
         average = {"ema_std": ema_std, "updates": list_snapshots(_run(options.model))[-1].updates}
@@ -259,7 +277,7 @@ def _kept(
         folder = folder / name
     directory = model_directory(options.model)
     followed = ("data", "holdout", "all", "samples", "clip_start", "text_encoder", "dtype")
-    settings = {name: str(getattr(options, name)) for name in followed}
+    settings: dict[str, object] = {name: str(getattr(options, name)) for name in followed}
     settings |= {name: str(value) for name, value in (vars(sampling) | average).items()}
     return KeptSamples(folder, pipeline.config.frame_rate, settings | {"weights": fingerprint(directory)})
 
@@ -277,7 +295,7 @@ def _drawn(options: Options, pipeline: Pipeline) -> str:
 def _networks(options: Options, comparison: Comparison) -> list[str]:
     """What judged the samples, for the protocol."""
     found = []
-    if options.feature_extractor:
+    if options.feature_extractor and comparison.frechet is not None:
         path = Path(options.feature_extractor)
         weights = path / WEIGHTS_FILE if path.is_dir() else path
         of_file = f" ({fingerprint(weights)})" if weights.is_file() else ""

@@ -10,7 +10,7 @@ import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 import tyro
@@ -19,6 +19,9 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, OmitSubcommandPrefixe
 from mdm_models.commands.refusal import refusal
 from mdm_models.errors import TrainingError, one_line, warn_in_one_line
 from mdm_models.storage import check_local
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Dtype = Literal["float32", "bfloat16", "float16", "fp32", "bf16", "fp16"]
 DTYPES = {
@@ -33,6 +36,7 @@ DONE, REFUSED, STOPPED = 0, 2, 130
 MARKERS = (OmitArgPrefixes, OmitSubcommandPrefixes, FlagCreatePairsOff)
 
 Options = TypeVar("Options")
+Fields = TypeVar("Fields", bound="DataclassInstance")
 Main = Callable[[list[str] | None], int]
 
 
@@ -112,7 +116,7 @@ def check_steps(steps: int | None) -> None:
         raise ValueError(f"--steps {steps}: num_inference_steps is {steps}; it must be at least 1")
 
 
-def like(kind: type[Options], values: object) -> Options:
+def like(kind: type[Fields], values: object) -> Fields:
     """A dataclass of the same fields as another one of that type."""
     return kind(**{field.name: getattr(values, field.name) for field in dataclasses.fields(kind)})
 

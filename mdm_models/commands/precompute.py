@@ -23,7 +23,7 @@ from tyro.conf import Positional, arg
 from mdm_models.commands.line import DTYPES, Dtype, command, device_of
 from mdm_models.data.cache import ShardCache
 from mdm_models.data.config import DataConfig, check_above_0
-from mdm_models.data.layout import CAPTION_SUFFIXES, in_roles, split_name
+from mdm_models.data.layout import CAPTION_SUFFIXES, content, in_roles, split_name
 from mdm_models.data.locations import expand
 from mdm_models.data.media import BadSample
 from mdm_models.data.reader import caption_of
@@ -109,7 +109,7 @@ def _samples(shard: Shard) -> Iterator[tuple[str, dict[str, bytes]]]:
     with shard.open() as file, tarfile.open(fileobj=file, mode="r:") as tar:
         for key, members in itertools.groupby(_members(tar, end), lambda member: member[0]):
             files = in_roles({suffix: member for _, suffix, member in members})
-            yield key, {s: tar.extractfile(files[s]).read() for s in CAPTION_SUFFIXES if s in files}
+            yield key, {s: content(tar, files[s]) for s in CAPTION_SUFFIXES if s in files}
 
 
 def _members(tar: tarfile.TarFile, end: int) -> Iterator[tuple[str, str, tarfile.TarInfo]]:

@@ -13,13 +13,14 @@ used is skipped; DIR/report.json counts why, DIR/reports names each. `mdm prepar
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from PIL import Image
 from tyro.conf import Positional, arg, subcommand
 
 from mdm_models.commands.line import command
 from mdm_models.data.prepare import captioned_folder, captions, emoji, fluent_emoji, imagenet
+from mdm_models.data.prepare.folder import ShardFolder
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,12 @@ Options = (
 def prepare(options: Options) -> None:
     """Raises OSError or ValueError in one line."""
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are skipped by their size
-    folders = options.source.prepare(options)
+    source: Any = options.source  # whose options these are
+    folders: list[ShardFolder] = source.prepare(options)
     for folder in folders:
         print(folder.summary())
     if not any(folder.written for folder in folders):
         raise ValueError(f"nothing was written to {folders[0].out}; {folders[0].reports} says why of each sample")
 
 
-main = command("prepare", __doc__, Options, prepare)
+main = command("prepare", __doc__, Options, prepare)  # pyright: ignore[reportArgumentType]: a union, as tyro takes

@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -36,6 +36,9 @@ PICTURE_SUFFIXES = {*PICTURE_FORMATS, *CLIP_SUFFIXES, ".bmp", ".tif", ".tiff", "
 
 
 ELSEWHERE = ("model", "file", "out", "device", "batch_size", "low_memory")  # options that no picture follows from
+
+
+Pictures = list[Image.Image | Clip]
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def sample(options: Options) -> None:
     options = dataclasses.replace(options, model=on_this_machine(options.model))
     if options.file:
         check_above_0(options, "count")
-        sample_file(options)
+        sample_file(options, options.file)
         return
     device = device_of(options.device)
     image = None if options.image is None else _read(options.image)
@@ -111,7 +114,7 @@ def sample(options: Options) -> None:
         list(options.prompts), num_images_per_prompt=options.count, seed=seed, image=image, **_how(options)
     )
     prompts = [prompt for prompt in options.prompts for _ in range(options.count)]
-    for path, picture, prompt in zip(paths, shown, prompts, strict=True):
+    for path, picture, prompt in zip(paths, cast(Pictures, shown), prompts, strict=True):
         _save(picture, path)
         print(f"{path}: {prompt}")
     print(f"seed {seed}")
@@ -133,10 +136,10 @@ def _how(options: Options) -> dict[str, Any]:
     }
 
 
-def sample_file(options: Options) -> None:
+def sample_file(options: Options, file: Path) -> None:
     """Draw what is missing in the folder of the pictures of a file of prompts; the processes of torchrun share it."""
     with init_process_group(options.device) as processes:
-        prompts = _lines(options.file)
+        prompts = _lines(file)
         image = None if options.image is None else _read(options.image)
         dtype = dtype_of(options.dtype, processes.device)
         pipeline = Pipeline.from_pretrained(
@@ -157,7 +160,7 @@ def sample_file(options: Options) -> None:
                 generators = seeded_generators(options.seed or 0, numbers)
                 asked = [prompts[number // options.count] for number in numbers]
                 shown = pipeline(asked, generator=generators, image=image, progress=False, **_how(options))
-                for number, picture in zip(numbers, shown, strict=True):
+                for number, picture in zip(numbers, cast(Pictures, shown), strict=True):
                     _save(picture, paths[number])
                 bar.update(len(numbers))
         processes.any(False)  # all leave together: torchrun ends those that are left

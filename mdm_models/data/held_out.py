@@ -1,7 +1,7 @@
 """The samples that a model is evaluated on, shared out over the ranks."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,23 +62,24 @@ class HeldOut(Dataset):
             yield from self._kept
             return
         starts = range(0, len(self.numbers), self.batch_size)
+        batches = [list(self.numbers[start : start + self.batch_size]) for start in starts]
         loader = DataLoader(
             self,
-            batch_sampler=[self.numbers[start : start + self.batch_size] for start in starts],
+            batch_sampler=batches,
             num_workers=workers,
             collate_fn=list,
             worker_init_fn=stand_apart,
             generator=torch.Generator(),  # or else it would draw from the one that training draws dropout from
         )
         read = []
-        for numbers, items in zip(loader.batch_sampler, loaded(loader), strict=True):
+        for numbers, items in zip(batches, loaded(loader), strict=True):
             batch = self._batch(numbers, items)
             if self.keep:
                 read.append(batch)
             yield batch
         self._kept = read
 
-    def _batch(self, numbers: range, items: list[tuple[Tensor, str, str] | None]) -> HeldOutBatch:
+    def _batch(self, numbers: Sequence[int], items: list[tuple[Tensor, str, str] | None]) -> HeldOutBatch:
         config = self.reader.config
         nothing = torch.zeros(3, config.frames, config.size, config.size, dtype=torch.uint8), "", ""
         images, captions, prompts = zip(*(item or nothing for item in items), strict=True)

@@ -5,6 +5,7 @@ sample are neighbours. A picture or caption may have a name of its own before it
 KEY.caption.txt.
 """
 
+import tarfile
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -24,6 +25,14 @@ NEIGHBOURS = (
 )
 
 Content = TypeVar("Content")
+
+
+def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """The bytes of a file in a tar. Raises ValueError for what is no file, such as a folder."""
+    file = tar.extractfile(member)
+    if file is None:
+        raise ValueError(f"{member.name} is no file")
+    return file.read()
 
 
 def split_name(name: str) -> tuple[str, str] | None:

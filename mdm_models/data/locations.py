@@ -69,7 +69,7 @@ def _expand_one(name: str) -> list[str]:
     folder = _folder_of(name) if is_local(name) else ""
     try:
         patterns = list(braceexpand.braceexpand(name.removeprefix(folder)))
-    except braceexpand.UnbalancedBracesError:
+    except braceexpand.UnbalancedBracesError:  # pyright: ignore[reportAttributeAccessIssue]: no such types there
         raise DataError(f"data: the braces of {name!r} are not balanced") from None
     paths = [path for pattern in patterns for path in _matches(folder, pattern)]
     if not paths:
@@ -152,7 +152,7 @@ def _is_missing(error: Exception) -> bool:
     return _status(error) in MISSING
 
 
-def _status(error: Exception) -> int:
+def _status(error: BaseException | None) -> int:
     """The HTTP status that an error of a store tells of; 0 if it tells of none."""
     response = getattr(error, "response", None)
     told = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}  # as botocore has it

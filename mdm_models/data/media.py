@@ -11,6 +11,7 @@ import av
 import numpy as np
 import torch
 import torch.nn.functional as F
+from av.container import InputContainer
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -50,7 +51,7 @@ def demuxer_of(data: bytes) -> str | None:
     return "avi" if data[:4] == b"RIFF" and data[8:12] == b"AVI " else None
 
 
-def open_container(data: bytes):
+def open_container(data: bytes) -> InputContainer:
     """An encoded clip, opened by PyAV. Raises BadSample for what is not a clip.
 
     The demuxer is named, not guessed: some that FFmpeg would guess, of playlists, follow links to other files.
@@ -58,7 +59,7 @@ def open_container(data: bytes):
     demuxer = demuxer_of(data)
     if demuxer is None:
         raise BadSample("undecodable", f"not an mp4, QuickTime, WebM, Matroska or AVI file: begins with {data[:16]!r}")
-    return av.open(io.BytesIO(data), format=demuxer)
+    return av.open(io.BytesIO(data), mode="r", format=demuxer)
 
 
 def decode_clip(
@@ -143,12 +144,13 @@ def timed(frames: Iterable[av.VideoFrame], rate: Fraction, until: Fraction) -> I
     times. until: the time at which the last one ends, unless it says itself that it lasts longer."""
     before, then = None, Fraction(0)
     for frame in frames:
-        now = then + (1 / rate if before else 0) if frame.pts is None else frame.pts * frame.time_base
+        told = None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
+        now = then + (1 / rate if before else 0) if told is None else told
         if before and now > then:
             yield before, then, now - then
         before, then = frame, now
     if before:
-        lasts = before.duration * before.time_base if before.duration else 1 / rate
+        lasts = before.duration * before.time_base if before.duration and before.time_base else 1 / rate
         yield before, then, max(lasts, until - then)
 
 

@@ -69,7 +69,7 @@ def scan(path: str, name: str = "", may_be_empty: bool = False) -> Shard:
 
     def end_sample() -> None:
         nonlocal without_media
-        if has_media:
+        if has_media and current is not None:
             bounds.append(begin)
             keys.append(hash_of(current))
         elif current is not None:
@@ -86,7 +86,7 @@ def scan(path: str, name: str = "", may_be_empty: bool = False) -> Shard:
                 if member is None:
                     end_sample()
                     break
-                tar.members.clear()  # they would be kept, some 1000 bytes each
+                tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]: they would be kept, some 1000 bytes each
                 named = split_name(member.name)
                 if not member.isreg() or named is None:
                     continue

@@ -19,6 +19,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import BinaryIO
 
 import numpy as np
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 from mdm_models.data.cache import ShardCache
 from mdm_models.data.config import DataConfig
-from mdm_models.data.layout import in_roles, split_name
+from mdm_models.data.layout import content, in_roles, split_name
 from mdm_models.data.locations import UnreachableError, expand, is_local, is_out, look_up, read_beside, store_of
 from mdm_models.data.media import BadSample
 from mdm_models.data.plain_tar import plain_files
@@ -206,9 +207,9 @@ def _files(data: bytes) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """The regular files in these bytes of a tar, by name, and what reads them. Raises TarError or ValueError."""
     plain = plain_files(data)
     if plain is not None:
-        yield from ((name, lambda content=content: content) for name, content in plain)
+        yield from ((name, lambda whole=whole: whole) for name, whole in plain)
         return
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
         for member in tar:
             if member.isreg():
-                yield member.name, lambda member=member: tar.extractfile(member).read()
+                yield member.name, partial(content, tar, member)

@@ -180,7 +180,7 @@ def batches(
     chunks = (range(g * chunk_size, (g + 1) * chunk_size) for g in itertools.count(first, world_size))
     loader = DataLoader(
         Positions(stream, stream.order(chunk_size, world_size * max(workers, 1))),
-        batch_sampler=chunks,
+        batch_sampler=map(list, chunks),
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=pin,
@@ -240,12 +240,12 @@ class Tally:
 
 def _collate(items: list[Item]) -> Batch:
     """One batch; shorter than asked if nothing usable was found for an item."""
-    usable = [item for item in items if item.clip is not None]
-    images = torch.stack([item.clip for item in usable]) if usable else torch.zeros(0, dtype=torch.uint8)
+    usable = [(item.clip, item.caption) for item in items if item.clip is not None]
+    images = torch.stack([clip for clip, _ in usable]) if usable else torch.zeros(0, dtype=torch.uint8)
     skipped = [skip for item in items for skip in item.skipped]
     bad = sum(skip.reason not in PASSING for skip in skipped)
     shards = frozenset().union(*(item.shards for item in items))
-    return Batch(images, [item.caption for item in usable], list(dict.fromkeys(skipped)), bad, shards)
+    return Batch(images, [caption for _, caption in usable], list(dict.fromkeys(skipped)), bad, shards)
 
 
 def loaded(loader: DataLoader) -> Iterator:

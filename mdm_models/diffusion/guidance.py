@@ -53,22 +53,23 @@ class GuidedModel:
     interval: tuple[float, float]
 
     def __call__(self, x: list[Tensor], t: float) -> list[Tensor]:
-        if self.doubled is None or not self.interval[0] <= t <= self.interval[1]:
+        if not self.interval[0] <= t <= self.interval[1] or (beside := self._beside) is None:
             return self._predictions(x, t, self._alone)
-        return guide(self._predictions([torch.cat([y, y]) for y in x], t, self._beside), self.scales)
+        return guide(self._predictions([torch.cat([y, y]) for y in x], t, beside), self.scales)
 
     @cached_property
     def _alone(self) -> tuple:
         return self._prepared(self.condition)
 
     @cached_property
-    def _beside(self) -> tuple:
-        return self._prepared(self.doubled)
+    def _beside(self) -> tuple | None:
+        return None if self.doubled is None else self._prepared(self.doubled)
 
     def _prepared(self, condition: Condition) -> tuple:
         """What the model takes after x and the time."""
         given = condition.context, condition.context_mask, condition.micro
-        return (self.model.prepare(*given),) if hasattr(self.model, "prepare") else given
+        prepare = getattr(self.model, "prepare", None)
+        return given if prepare is None else (prepare(*given),)
 
     def _predictions(self, x: list[Tensor], t: float, condition: tuple) -> list[Tensor]:
         dtype = torch.int64 if isinstance(t, int) else x[0].dtype

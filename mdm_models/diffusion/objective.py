@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mdm_kernels.multires import multires_loss, multires_noise
 from mdm_models.diffusion.schedule import NoiseLevel, NoiseSchedule, Time
-from mdm_models.diffusion.solvers import ddim_step, ddpm_step
+from mdm_models.diffusion.solvers import ddim_step, ddpm_step, flow_step
 from mdm_models.diffusion.thresholding import thresholded
 
 
@@ -173,9 +173,8 @@ class MatryoshkaDiffusion(nn.Module):
         x_0 = self.denoised(x_t, preds, at_t, threshold)
         x_t = [at_least_float32(x) for x in x_t]
         if eta == 0:
-            noise = [None] * len(x_t)
-        elif noise is None:
-            noise = [torch.randn_like(x) for x in x_t]
+            return x_0, [flow_step(*level) for level in zip(x_t, x_0, at_t, at_s, strict=True)]
+        noise = [torch.randn_like(x) for x in x_t] if noise is None else noise
         levels = zip(x_t, x_0, at_t, at_s, noise, strict=True)
         if eta is None:
             return x_0, [ddpm_step(*level) for level in levels]

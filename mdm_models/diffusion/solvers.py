@@ -36,6 +36,8 @@ def ddim_step(x: Tensor, x_0: Tensor, t: NoiseLevel, s: NoiseLevel, eta: float, 
     12 and 16). eta 0 needs no noise; eta 1 has the posterior's variance."""
     if eta == 0:
         return flow_step(x, x_0, t, s)
+    if noise is None:
+        raise ValueError(f"noise is None; eta {eta} needs noise of the shape of x, {tuple(x.shape)}")
     variance = eta**2 * (1 - snr_ratio(t, s))  # of the fresh noise, as a share of s.sigma²
     eps = (x - t.alpha * x_0) / t.sigma
     return s.alpha * x_0 + s.sigma * ((1 - variance).sqrt() * eps + variance.sqrt() * noise)
@@ -89,18 +91,19 @@ def dpmpp_2m(process: Process, x: Levels, times: Sequence[float]) -> Steps:
     Two steps are of first order: the first has no prediction before it, and the last ends without noise, at λ = ∞, to
     which nothing can be extrapolated.
     """
-    x_0_before = half_logsnr_before = None
+    before = None  # the prediction before this one, and its half logsnr
     for t, s in itertools.pairwise(times):
         x_0 = process.denoise(x, t)
         at_t, at_s = process.noise_levels(t), process.noise_levels(s)
         half_logsnr, half_logsnr_next = at_t[0].half_logsnr, at_s[0].half_logsnr  # their differences are all levels'
         mean = x_0
-        if x_0_before is not None and s > 0:
+        if before is not None and s > 0:
+            x_0_before, half_logsnr_before = before
             half_r = (half_logsnr_next - half_logsnr) / (half_logsnr - half_logsnr_before) / 2  # 1 / 2r of the paper
-            mean = [y_0 + half_r * (y_0 - before) for y_0, before in zip(x_0, x_0_before, strict=True)]
+            mean = [y_0 + half_r * (y_0 - y_before) for y_0, y_before in zip(x_0, x_0_before, strict=True)]
         x = [flow_step(*level) for level in zip(x, mean, at_t, at_s, strict=True)]
         yield t, x_0, x
-        x_0_before, half_logsnr_before = x_0, half_logsnr
+        before = x_0, half_logsnr
 
 
 def heun(process: Process, x: Levels, times: Sequence[float]) -> Steps:

@@ -6,6 +6,7 @@ Models differ widely: compare only scores of one.
 """
 
 import os
+from typing import Any
 
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -31,8 +32,9 @@ class ClipScore:
 
     def __init__(self, path_or_id: str, device: torch.device):
         name = path_or_id if os.path.isdir(path_or_id) or path_or_id.startswith(HUB) else HUB + path_or_id
+        model: Any
         model, self._tokenize = load_open_clip(name, f"CLIP model {path_or_id}")
-        self._preprocess = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+        self._preprocess: Any = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
         self._model = model.requires_grad_(False).eval().to(device)
         self._device = device
         self._mean = MeanMetric().set_dtype(torch.float64).to(device)

@@ -11,6 +11,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,8 @@ class EfficientNetLite0(FeatureExtractor):
     def features(self, images: Tensor) -> Tensor:
         size = (self.SIZE, self.SIZE)
         pixels = F.interpolate(images.float(), size, mode="bicubic", antialias=True).clamp(0, 255)
-        return self.network.extract_features((pixels - 127) / 128).mean(dim=(2, 3))
+        network: Any = self.network
+        return network.extract_features((pixels - 127) / 128).mean(dim=(2, 3))
 
 
 class ExportedExtractor(FeatureExtractor):

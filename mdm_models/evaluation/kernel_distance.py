@@ -43,7 +43,7 @@ def cmmd(real: Tensor, sampled: Tensor) -> float:
 def _mean_kernel(x: Tensor, y: Tensor) -> float:
     y = y.double()
     squares = (torch.cdist(rows.double(), y) ** 2 for rows in x.split(ROWS_AT_ONCE))
-    return (sum(torch.exp(-square / (2 * SIGMA**2)).sum() for square in squares) / (len(x) * len(y))).item()
+    return sum(torch.exp(-square / (2 * SIGMA**2)).sum().item() for square in squares) / (len(x) * len(y))
 
 
 class KernelDistance:

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ def measure(
     workers: processes that decode; kept: where samples are that were drawn before, and where others go. Raises
     DataError, on all ranks, if too few of the samples can be used or if one rank cannot read its share.
     """
-    total, count = 0, 0
+    total, count = torch.zeros(len(pipeline.shapes), dtype=torch.float64, device=processes.device), 0
     with tqdm(
         total=len(held_out.numbers) * processes.world_size, desc="evaluating", unit=" samples",
         dynamic_ncols=True, leave=False, disable=not processes.is_main,
@@ -54,7 +55,7 @@ def measure(
             pixels, rows = batch.images.to(processes.device), batch.rows
             prompts = batch.prompts if pipeline.text_encoder is not None else [""] * len(batch.prompts)
             losses = level_losses(pipeline, to_unit_range(pixels), prompts, batch.numbers, sampling.seed)
-            total = total + losses[:, rows].double().sum(dim=1)
+            total += losses[:, rows].double().sum(dim=1)
             count += len(rows)
             if comparison.needs_samples or kept:
                 captions, numbers = [batch.captions[row] for row in rows], [batch.numbers[row] for row in rows]
@@ -81,7 +82,7 @@ def _together(batches: Iterator[HeldOutBatch], processes: Processes) -> Iterator
 
 def _sampled(pipeline: Pipeline, prompts: list[str], numbers: Sequence[int], sampling: Sampling) -> Tensor:
     """→ (B, 3, H, W) or (B, 3, T, H, W) in −1…1."""
-    return pipeline(
+    samples = pipeline(
         prompts,
         num_inference_steps=sampling.num_inference_steps,
         guidance_scale=sampling.guidance_scale,
@@ -90,6 +91,7 @@ def _sampled(pipeline: Pipeline, prompts: list[str], numbers: Sequence[int], sam
         output_type="pt",
         progress=False,
     )
+    return cast(Tensor, samples)
 
 
 def _agreed(shares: Tensor, world_size: int, comparison: Comparison) -> dict[str, float]:

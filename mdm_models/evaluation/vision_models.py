@@ -42,6 +42,8 @@ class VisionModel(FeatureExtractor):
         self.kernel_metric = "cmmd" if large and is_clip and vision.image_size == 336 else f"cmmd_{name}"
         self.size = _side(how)
         self.resizing = f"resized to {self.size}², bicubic"
+        self.image_mean: Tensor
+        self.image_std: Tensor
         for statistic in ("image_mean", "image_std"):
             self.register_buffer(statistic, torch.tensor(how[statistic]).view(3, 1, 1), persistent=False)
 

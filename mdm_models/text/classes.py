@@ -20,7 +20,13 @@ class ClassLabels:
 
     max_tokens = 1
 
-    def __init__(self, classes: int | Sequence[str], *, dtype: torch.dtype = torch.float32, device: str = "cpu"):
+    def __init__(
+        self,
+        classes: int | Sequence[str],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ):
         names = [] if isinstance(classes, int) else [stripped(name) for name in classes]
         self.width = classes if isinstance(classes, int) else len(names)
         if self.width < 1:

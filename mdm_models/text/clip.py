@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,14 +28,18 @@ class OpenClipTextEncoder(FrozenTextEncoder):
     def __init__(self, name: str, tower: nn.Module, tokenizer, max_tokens: int = 128):
         if max_tokens < 3:
             raise ValueError(f"max_tokens is {max_tokens}; {name} needs at least 3, with its start and end")
-        super().__init__(name, tower, width=tower.width, max_tokens=min(max_tokens, tower.context_length))
+        sizes: Any = tower
+        self.context_length: int = sizes.context_length
+        super().__init__(name, tower, width=sizes.width, max_tokens=min(max_tokens, self.context_length))
         self.tokenizer = tokenizer
         words = getattr(tokenizer, "tokenizer", None)  # a transformers tokenizer inside, or open_clip's own
         self.end_token = words.eos_token_id if words else tokenizer.eot_token_id  # None: no token ends a text
         self.pad_token = words.pad_token_id if words else None  # None: cannot be told from text
 
     @classmethod
-    def load(cls, path_or_id: str, max_tokens: int, dtype: torch.dtype, device: str) -> "OpenClipTextEncoder":
+    def load(
+        cls, path_or_id: str, max_tokens: int, dtype: torch.dtype, device: str | torch.device
+    ) -> "OpenClipTextEncoder":
         """From a directory as open_clip saves it, without network, or from the hub by "hf-hub:" and its id.
 
         Raises ValueError in one line.
@@ -45,6 +50,7 @@ class OpenClipTextEncoder(FrozenTextEncoder):
                 borrowed = _text_config(Path(path_or_id)).get("hf_model_name")
             if borrowed:
                 raise ValueError(f"{what}: its text tower is {borrowed} of Hugging Face; load that from its directory")
+        model: Any
         model, tokenizer = load_open_clip(path_or_id, what)
         return cls(path_or_id, model.text.to(device, dtype), tokenizer, max_tokens)
 
@@ -57,7 +63,7 @@ class OpenClipTextEncoder(FrozenTextEncoder):
             for prompt, was_cut in zip(full, longer.tolist(), strict=True):
                 if was_cut:
                     self.warn_truncated(prompt)
-        padding = (0, self.network.context_length - self.max_tokens)
+        padding = (0, self.context_length - self.max_tokens)
         return F.pad(tokens, padding, value=self.pad_token or 0), F.pad(mask, padding, value=False)
 
     def _mask(self, tokens: Tensor) -> Tensor:
@@ -67,7 +73,8 @@ class OpenClipTextEncoder(FrozenTextEncoder):
         return mask if self.pad_token in (None, self.end_token) else mask & (tokens != self.pad_token)
 
     def features(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        last = self.network.forward_intermediates(
+        tower: Any = self.network
+        last = tower.forward_intermediates(
             tokens, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC"
         )
         return last["text_intermediates"][0]

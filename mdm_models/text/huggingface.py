@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +21,12 @@ class HuggingFaceTextEncoder(FrozenTextEncoder):
 
     def __init__(self, name: str, network: nn.Module, tokenizer, max_tokens: int = 128):
         least = tokenizer.num_special_tokens_to_add() + 1
-        positions = getattr(network.config, "max_position_embeddings", max_tokens)  # T5 has none
+        config: Any = network.config
+        positions = getattr(config, "max_position_embeddings", max_tokens)  # T5 has none
         longest = min(max_tokens, tokenizer.model_max_length, positions)
         if longest < least:
             raise ValueError(f"max_tokens is {max_tokens}; {name} needs at least {least}, with its special tokens")
-        super().__init__(name, network, width=network.config.hidden_size, max_tokens=longest)
+        super().__init__(name, network, width=config.hidden_size, max_tokens=longest)
         self.tokenizer = tokenizer
         tokenizer.padding_side = tokenizer.truncation_side = "right"
         if tokenizer.pad_token is None:
@@ -32,7 +34,9 @@ class HuggingFaceTextEncoder(FrozenTextEncoder):
         self.empty = "" if least > 1 else tokenizer.bos_token or tokenizer.eos_token
 
     @classmethod
-    def load(cls, path_or_id: str, max_tokens: int, dtype: torch.dtype, device: str) -> "HuggingFaceTextEncoder":
+    def load(
+        cls, path_or_id: str, max_tokens: int, dtype: torch.dtype, device: str | torch.device
+    ) -> "HuggingFaceTextEncoder":
         """From a directory, without network, or from the hub by its id. Raises ValueError in one line."""
         is_folder = os.path.isdir(path_or_id)
         source = {"local_files_only": is_folder, "trust_remote_code": False}

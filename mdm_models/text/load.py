@@ -26,7 +26,7 @@ def load_text_encoder(
     kind: str | None = None,
     max_tokens: int = 128,
     dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
 ) -> TextEncoder:
     """Open a text encoder, frozen and in evaluation mode. Nothing that is found in a file is run.
 

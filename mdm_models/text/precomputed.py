@@ -99,7 +99,7 @@ class PrecomputedText:
         *,
         encoder: EncoderIdentity | None = None,
         dtype: torch.dtype = torch.float32,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
     ):
         self.folder = Path(folder)
         self.dtype = dtype

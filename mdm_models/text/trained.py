@@ -1,5 +1,6 @@
 """A text encoder that is trained along with the model."""
 
+import contextlib
 import functools
 import importlib.util
 import json
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mdm_models.layers import TextSelfAttention
+from mdm_models.layers import TextSelfAttention, module_list
 from mdm_models.storage import check_local, write_whole
 from mdm_models.text.frozen import loading
 from mdm_models.text.interface import check_prompts, up_to_end
@@ -32,12 +33,11 @@ def _tokenizer_module() -> ModuleType:
     paths = [Path(folder) / "tokenizer.py" for folder in (found and found.submodule_search_locations) or ()]
     if name not in sys.modules and paths and paths[0].is_file():
         spec = importlib.util.spec_from_file_location("open_clip_tokenizer_alone", paths[0])
-        module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-            return module
-        except ImportError:
-            pass  # a version whose tokenizer imports its neighbours
+        if spec is not None and spec.loader is not None:
+            module = importlib.util.module_from_spec(spec)
+            with contextlib.suppress(ImportError):  # a version whose tokenizer imports its neighbours
+                spec.loader.exec_module(module)
+                return module
     return importlib.import_module(name)
 
 
@@ -76,7 +76,7 @@ class TransformerTextEncoder(nn.Module):
             self.row_of_token = torch.full((tokens,), len(vocabulary))
             self.row_of_token[self.vocabulary] = torch.arange(len(vocabulary))
         self.positions = nn.Parameter(torch.empty(max_tokens, width))
-        self.layers = nn.ModuleList(TextSelfAttention(width, num_heads) for _ in range(layers))
+        self.layers = module_list(TextSelfAttention(width, num_heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.normal_(self.positions, std=0.01)
@@ -145,7 +145,7 @@ class TransformerTextEncoder(nn.Module):
         write_whole(directory / CONFIG, lambda path: path.write_text(json.dumps(sizes) + "\n"))
 
     @classmethod
-    def load(cls, directory: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu"):
+    def load(cls, directory: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"):
         """What `save` wrote, no longer trained. Raises ValueError in one line that names the directory."""
         directory = Path(directory)
         with loading(f"text encoder {directory}", "save the pipeline again"):

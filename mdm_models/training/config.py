@@ -232,7 +232,7 @@ def changed(config: TrainConfig, **values) -> TrainConfig:
     parts = {}
     for part in dataclasses.fields(config):
         inside = getattr(config, part.name)
-        if dataclasses.is_dataclass(inside):
+        if dataclasses.is_dataclass(inside) and not isinstance(inside, type):
             mine = {f.name: values.pop(f.name) for f in dataclasses.fields(inside) if f.name in values}
             parts[part.name] = dataclasses.replace(inside, **mine)
     return dataclasses.replace(config, **(parts | values))

@@ -25,11 +25,17 @@ def open_encoder(config: ModelConfig, seed: int, device: torch.device, in_bf16: 
     torch.manual_seed(seed)
     try:
         if not config.text_encoder:
-            return TransformerTextEncoder(config.text_width, config.text_layers, max_tokens=config.text_tokens)
+            return encoder_trained_along(config, seed)
         dtype = torch.bfloat16 if in_bf16 else torch.float32
         return load_text_encoder(config.text_encoder, max_tokens=config.text_tokens, dtype=dtype, device=str(device))
     except ValueError as error:
         raise TrainingError(f"text_encoder: {error}") from None
+
+
+def encoder_trained_along(config: ModelConfig, seed: int) -> TransformerTextEncoder:
+    """On the CPU. Raises ValueError for sizes that it cannot have."""
+    torch.manual_seed(seed)
+    return TransformerTextEncoder(config.text_width, config.text_layers, max_tokens=config.text_tokens)
 
 
 class CaptionedDenoiser(nn.Module):
@@ -38,7 +44,7 @@ class CaptionedDenoiser(nn.Module):
     A text encoder that is trained along is the submodule `text`; of a frozen one only the features come in.
     """
 
-    def __init__(self, unet: UNet, encoder: TextEncoder):
+    def __init__(self, unet: UNet, encoder: TextEncoder | None):
         super().__init__()
         self.text = encoder if isinstance(encoder, TransformerTextEncoder) else None
         self.unet = unet
@@ -48,7 +54,8 @@ class CaptionedDenoiser(nn.Module):
 
     def features(self, captions: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """→ features (B, S, width), mask (B, S)."""
-        return captions if self.text is None else self.text(*captions)
+        features, mask = captions if self.text is None else self.text(*captions)
+        return features, mask
 
 
 def part_of(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
@@ -121,7 +128,7 @@ def _fill(model: CaptionedDenoiser, averages: Mapping[str, Tensor], origin: str)
     if not nested:
         raise CheckpointError(f"{origin}: this model has no nested UNet to fill")
     filling = part_of(averages, "unet")
-    modules = {"unet": next((unet for unet in nested if not _misfit(filling, unet)), nested[0])}
+    modules: dict[str, nn.Module] = {"unet": next((unet for unet in nested if not _misfit(filling, unet)), nested[0])}
     if model.text is not None:
         modules["text"] = model.text
     for part, module in modules.items():

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -120,7 +121,8 @@ class Learner:
         asked = torch.full_like(measured[:1], float(stop()))
         agreed = self.processes.mean(torch.cat([norm.float().view(1), measured, asked]))
         told = _reading(agreed)
-        self.optimizer.found_inf = 1 - agreed[:2].isfinite().all().float()  # where it is 1, fused Adam changes nothing
+        bad = 1 - agreed[:2].isfinite().all().float()
+        vars(self.optimizer)["found_inf"] = bad  # where it is 1, fused Adam changes nothing
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         self.optimizer.step()
@@ -210,7 +212,7 @@ class Learner:
         finally:
             self.model.train()
 
-    def counters(self) -> dict[str, int]:
+    def counters(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("step", "samples_seen", "bad_steps", "bad_in_a_row")}
 
     def identity(self) -> dict:
@@ -252,7 +254,8 @@ class Learner:
             options = StateDictOptions(full_state_dict=True, cpu_offload=True)
             weights = get_model_state_dict(self.model, options=options)  # may be the parameters themselves, not copies
             if self.processes.is_main:
-                pipeline_of(self.config, self.architecture, self.encoder, weights).save_pretrained(directory)
+                averages = cast(dict[str, Tensor], weights)
+                pipeline_of(self.config, self.architecture, self.encoder, averages).save_pretrained(directory)
 
 
 class _RunsText:

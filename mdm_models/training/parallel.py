@@ -5,6 +5,7 @@ import functools
 import inspect
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,10 +38,10 @@ def parallelise(model: CaptionedDenoiser, config: SystemConfig, processes: Proce
     if config.compile:
         allow_recompilations(RECOMPILATIONS)
         for block in blocks:
-            block.forward = torch.compile(block.forward)
+            vars(block)["forward"] = torch.compile(block.forward)
     if config.checkpoint_activations:
         for block in blocks:
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+            vars(block)["forward"] = functools.partial(checkpoint, block.forward, use_reentrant=False)
     shards = config.parallel == "fsdp" and processes.world_size > 1
     if shards or not config.channels_last:
         model.to(memory_format=torch.contiguous_format)  # fully_shard takes no other; see `Learner` for the images
@@ -55,9 +56,10 @@ def parallelise(model: CaptionedDenoiser, config: SystemConfig, processes: Proce
         return model
     if processes.world_size > 1:
         # buffers are constants here, not to be sent at each step; the option for that has a new name in torch 2.15
-        options = inspect.signature(DistributedDataParallel).parameters
-        sync = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
-        return DistributedDataParallel(model, gradient_as_bucket_view=True, **{sync: False})
+        known = inspect.signature(DistributedDataParallel).parameters
+        sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {sync: False}
+        return DistributedDataParallel(model, gradient_as_bucket_view=True, **options)
     return model
 
 

@@ -12,7 +12,7 @@ from mdm_models.pretrained import fitting_model
 from mdm_models.text import PrecomputedText, TextEncoder, TransformerTextEncoder
 from mdm_models.training.checkpoint.checkpoints import list_steps, load_averages
 from mdm_models.training.config import TrainConfig, plan
-from mdm_models.training.denoiser import open_encoder, part_of
+from mdm_models.training.denoiser import encoder_trained_along, open_encoder, part_of
 from mdm_models.training.ema.snapshots import reconstruct
 from mdm_models.training.settings import read_settings
 from mdm_models.unet import empty_model
@@ -25,7 +25,7 @@ def pipeline_of(
     unet = empty_model(architecture)
     unet.load_state_dict(part_of(weights, "unet"), assign=True)
     if isinstance(encoder, TransformerTextEncoder):  # its own tensors may be spread over processes
-        encoder = open_encoder(config.model, config.system.seed, torch.device("cpu"))
+        encoder = encoder_trained_along(config.model, config.system.seed)
         encoder.load_state_dict(part_of(weights, "text"))
     return Pipeline(unet, encoder, pipeline_config(config, encoder))
 

@@ -79,7 +79,7 @@ def _read(kind: type, values: dict):
 
 
 def _value(hint, value):
-    if dataclasses.is_dataclass(hint):
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return _read(hint, value)
     return tuple(value) if isinstance(value, list) else value
 

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -24,6 +25,7 @@ from mdm_models.training.checkpoint.checkpoints import Checkpoints, list_steps
 from mdm_models.training.checkpoint.remote import Remote, mirrored
 from mdm_models.training.config import TrainConfig, chunks_of, images_in, plan
 from mdm_models.training.denoiser import open_encoder
+from mdm_models.training.ema.averages import PowerEMA
 from mdm_models.training.ema.snapshots import forget_snapshots_after, write_snapshot
 from mdm_models.training.evaluation import Evaluation
 from mdm_models.training.fetched import fetched
@@ -110,7 +112,7 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
                 heartbeat = Heartbeat(config)
 
         def evaluate() -> None:
-            numbers = evaluation.measure(learner)
+            numbers = evaluation.measure(learner) if evaluation else {}
             if log:
                 log.record(learner.step, EVALUATION, **numbers)
 
@@ -138,7 +140,7 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
             outcome = learner.learn(chunks, stop=lambda: stop.asked or checkpoints.failed)
             interval.learned(outcome.loss)
             profiler.step()
-            if log:
+            if log and heartbeat:
                 log.progress(interval)
                 numbers = interval.summary()
                 heartbeat.beat(learner.step, numbers["loss"], numbers["samples_per_second"])
@@ -148,9 +150,10 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
                 if log:
                     log.skip(skips)
                     epoch = learner.samples_seen * counts[0] / chunk_size / len(training)
-                    log.record(**learner.counters(), epoch=epoch, **interval.summary(), **outcome.summary())
+                    measured: dict[str, Any] = interval.summary() | outcome.summary()
+                    log.record(**learner.counters(), epoch=epoch, **measured)
                 interval = Interval(throughput)
-            if config.optimizer.ema_stds and _due(learner.step, config.optimizer.ema_snapshot_every, steps):
+            if isinstance(learner.ema, PowerEMA) and _due(learner.step, config.optimizer.ema_snapshot_every, steps):
                 write_snapshot(run, learner.step, learner.ema, processes)
             stopping = outcome.stop
             if stopping or _due(learner.step, output.save_every, steps):

@@ -27,7 +27,8 @@ def _measure(rank: int, folder: str) -> None:
     seen = []
     measuring.level_losses = lambda *_: seen.append(rank) or torch.zeros(1, 1)
     held_out = SimpleNamespace(numbers=range(3), batches=lambda workers: _batches(rank))
-    pipeline, comparison = SimpleNamespace(text_encoder=None), SimpleNamespace(needs_samples=False, frechet=None)
+    pipeline = SimpleNamespace(text_encoder=None, shapes=[(3, 8, 8)])
+    comparison = SimpleNamespace(needs_samples=False, frechet=None)
     processes = Processes(rank, 2, torch.device("cpu"))
     try:
         measuring.measure(pipeline, held_out, comparison, processes, 1, measuring.Sampling(0, 1, "ddim"))

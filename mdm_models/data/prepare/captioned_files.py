@@ -34,6 +34,11 @@ class Captioned:
     caption: str | Path
     label: int | None = None
 
+    @property
+    def folder(self) -> Path:
+        """Where its file lies; Path() of bytes, which lie in none."""
+        return Path() if isinstance(self.media, bytes) else self.media.parent
+
     def read(self) -> bytes:
         """Raises BadSample."""
         return self.media if isinstance(self.media, bytes) else contents(self.media)
@@ -118,15 +123,15 @@ def captioned_files(root: Path, caption: str = "") -> tuple[list[tuple[str, Capt
     told = _metadata(root)
     beside = {path for path in walk(root) if path.suffix.lower() in SIDECARS}
     found = [Captioned(legible(str(path.relative_to(root))), path, _caption(path, told, beside)) for path in files]
-    if not caption and not any(one.caption or one.media.parent != root for one in found):
+    if not caption and not any(one.caption or one.folder != root for one in found):
         beside_it = Path(found[0].name).with_suffix(".txt")
         raise ValueError(
             f"nothing says what the {len(found)} pictures of {root} show: write it into {beside_it} and so on, or into "
             f"{root / METADATA[1]} (file_name,text), sort them into folders named after it, or give one caption to all "
             "by `mdm prepare folder --caption TEXT`"
         )
-    by_folder = not any(one.caption or one.media.parent == root for one in found)
-    classes = sorted({one.media.parent.name for one in found}) if by_folder else []
+    by_folder = not any(one.caption or one.folder == root for one in found)
+    classes = sorted({one.folder.name for one in found}) if by_folder else []
     numbers = {name: number for number, name in enumerate(classes)}
     named = [_named_by_folder(one, root, numbers) for one in found]
     return list(_keyed(named)), [_words(name) for name in classes]
@@ -140,9 +145,9 @@ def _caption(path: Path, told: dict[Path, str], beside: set[Path]) -> str | Path
 
 def _named_by_folder(one: Captioned, root: Path, numbers: dict[str, int]) -> Captioned:
     """The same, named by the folder that it lies in where nothing else says what it shows."""
-    if one.caption or one.media.parent == root:
+    if one.caption or one.folder == root:
         return one
-    folder = one.media.parent.name
+    folder = one.folder.name
     return dataclasses.replace(one, caption=_words(folder), label=numbers.get(folder))
 
 

@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -38,7 +37,7 @@ def clip_suffix(data: bytes) -> str | None:
     """The suffix of a clip's container by its first bytes; None for what is not a clip."""
     if data[4:12] in (b"ftypavif", b"ftypavis", b"ftypheic", b"ftypmif1"):  # pictures in an mp4's container
         return None
-    return {"mp4": "mp4", "matroska": "webm", "avi": "avi"}.get(demuxer_of(data))
+    return {"mp4": "mp4", "matroska": "webm", "avi": "avi"}.get(demuxer_of(data) or "")
 
 
 def checked_clip(data: bytes, size: int | None = None, seconds: float | None = None) -> EncodedClip:
@@ -78,9 +77,10 @@ def _encoded_again(
     """In square pixels, upright, and with the times that its frames had."""
     shown = shown_size(stream)
     scale = size / min(shown) if size else 1
-    small = tuple(2 * max(1, round(side * scale / 2)) for side in shown)  # 4:2:0 needs even sides
+    narrow, low = (2 * max(1, round(side * scale / 2)) for side in shown)  # 4:2:0 needs even sides
     decoded = timed(source.decode(stream), rate, until)
-    frames = ((as_shown(frame, stream, small), *times) for frame, *times in _cut(decoded, seconds))
+    cut = _cut(decoded, seconds)
+    frames = ((as_shown(frame, stream, (narrow, low)), time, lasts) for frame, time, lasts in cut)
     first = next(frames, None)
     if first is None:
         raise BadSample("undecodable", "no picture")
@@ -92,10 +92,11 @@ def _encoded_again(
 
 def _cut(frames: Iterable[Timed], seconds: float | None) -> Iterator[Timed]:
     """The frames of the first seconds; times are counted from the first."""
-    end = math.inf if seconds is None else Fraction(seconds)
+    end = None if seconds is None else Fraction(seconds)
     first = None
     for frame, time, lasts in frames:
         first = time if first is None else first
-        if time - first >= end:
+        left = lasts if end is None else end - (time - first)
+        if left <= 0 and end is not None:
             return
-        yield frame, time - first, min(lasts, end - (time - first))
+        yield frame, time - first, min(lasts, left)

@@ -198,9 +198,10 @@ def _old_names(packages: list[dict[str, dict]], groups: dict[str, str | None]) -
 def _drawn(package: dict[str, dict], style: str, groups: dict[str, str | None]) -> Iterator[Drawing]:
     """The icons of a package. Those of fxemoji have lost the hyphens of their names."""
     icons = package["icons.json"]
-    full = {each.replace("-", ""): each for each in reversed(groups)} if style == "firefox" else {}
-    for key, icon in icons["icons"].items():
-        key = full.get(key, key)
+    full: dict[str, str] = {each.replace("-", ""): each for each in reversed(groups)} if style == "firefox" else {}
+    named: dict[str, dict] = icons["icons"]
+    for own, icon in named.items():
+        key = full.get(own, own)
         if group := groups.get(key):
             box = [icon.get(side, icons.get(side, least)) for side, least in BOX.items()]
             yield Drawing(key.replace("-", " "), style, group, SVG.format(*box, icon["body"]))

@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeGuard, TypeVar
 
-import webdataset
 from filelock import FileLock, Timeout
 from tqdm import tqdm
+from webdataset.writer import TarWriter
 
 from mdm_models.data.media import BadSample
 from mdm_models.storage import SETTINGS_FILE, begin, naming, write_whole
@@ -164,7 +164,7 @@ class _OpenShard:
         self.spool.close()
 
     def _write_tar(self, path: Path) -> None:
-        with path.open("wb") as file, webdataset.TarWriter(file, encoder=False, mtime=0) as tar:
+        with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
             for position in sorted(self.places):
                 tar.write({"__key__": self.keys[position]} | {s: self._read(*p) for s, *p in self.places[position]})
 
@@ -199,5 +199,5 @@ def _read_json(path: Path) -> object:
         return None
 
 
-def _is_report(value: object) -> bool:
+def _is_report(value: object) -> TypeGuard[dict[str, Any]]:
     return isinstance(value, dict) and isinstance(value.get("written"), int) and isinstance(value.get("skipped"), dict)

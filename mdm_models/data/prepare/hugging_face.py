@@ -42,13 +42,14 @@ class HuggingFaceRows:
                 yield f"{number:05d}_{row:07d}", self._item(f"row {row} of {table.path}", fields)
 
     def _item(self, name: str, fields: dict[str, Any]) -> Captioned:
-        media = fields[self._media] or b""
+        media = (fields[self._media] if self._media else None) or b""
         if isinstance(media, dict):  # {"bytes": …, "path": the name that it had}
             media = media.get("bytes") or b""
         label = fields[self._label] if self._label else None
-        known = label is not None and 0 <= label < len(self.classes)  # −1 is none
-        caption = (fields[self._caption] if self._caption else "") or (self.classes[label] if known else "")
-        return Captioned(name, media, str(caption), label if known else None)
+        if label is not None and not 0 <= label < len(self.classes):  # −1 is none
+            label = None
+        caption = (fields[self._caption] if self._caption else "") or ("" if label is None else self.classes[label])
+        return Captioned(name, media, str(caption), label)
 
 
 class _Table:

@@ -1,6 +1,7 @@
 """Encoded images: checked by decoding them, and kept as they are where that is possible."""
 
 import io
+import math
 from dataclasses import dataclass
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -33,20 +34,20 @@ def checked_image(data: bytes, size: int | None = None) -> EncodedImage:
     except Exception as error:  # damaged files make Pillow raise almost anything
         raise BadSample("undecodable", f"{type(error).__name__}: {error}") from None
     width, height = image.size
-    if width * height > Image.MAX_IMAGE_PIXELS or (size is None and max(width, height) > LARGEST_SIDE):
+    if width * height > (Image.MAX_IMAGE_PIXELS or math.inf) or (size is None and max(width, height) > LARGEST_SIDE):
         raise BadSample("too large", f"{width}×{height} pixels")
-    shrink = size is not None and min(width, height) > size
+    shrink = size if size is not None and min(width, height) > size else None
     try:
-        if not shrink and image.format in SUFFIXES and not getattr(image, "is_animated", False):
+        if shrink is None and image.format in SUFFIXES and not getattr(image, "is_animated", False):
             image.load()
             return EncodedImage(SUFFIXES[image.format], data, width, height)
-        if shrink:
-            image.draft("RGB", (2 * size, 2 * size))  # a JPEG then decodes to the nearest size above, which is faster
+        if shrink is not None:
+            image.draft("RGB", (2 * shrink, 2 * shrink))  # a JPEG then decodes to the next size above, which is faster
         picture = on_white(ImageOps.exif_transpose(image))
-        if shrink:
-            scale = size / min(picture.size)
-            sides = [max(size, round(side * scale)) for side in picture.size]
-            picture = picture.resize(sides, Image.Resampling.LANCZOS)
+        if shrink is not None:
+            scale = shrink / min(picture.size)
+            width, height = (max(shrink, round(side * scale)) for side in picture.size)
+            picture = picture.resize((width, height), Image.Resampling.LANCZOS)
         file = io.BytesIO()
         picture.save(file, format="JPEG", quality=QUALITY)
     except Exception as error:  # of a side that no JPEG has, too

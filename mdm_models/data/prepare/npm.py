@@ -12,6 +12,7 @@ from pathlib import Path
 import urllib3
 from tqdm import tqdm
 
+from mdm_models.data.layout import content
 from mdm_models.errors import one_line
 from mdm_models.storage import write_whole
 
@@ -77,6 +78,6 @@ def members(tarball: Path) -> Iterator[tuple[str, bytes]]:
         with tarfile.open(tarball, "r|gz") as tar:
             for member in tar:
                 if member.isreg():
-                    yield member.name, tar.extractfile(member).read()
+                    yield member.name, content(tar, member)
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise ValueError(f"{tarball} is not a whole npm tarball: {one_line(error)}") from None

@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from mdm_models.plain_text import encoding_of, stripped
 
@@ -39,7 +38,7 @@ class UrlList:
         if self._is_parquet:
             self._columns = self._named(_parquet(path).schema_arrow.names)
         else:
-            self._columns, self._has_header = self._of_first_line()
+            self._places, self._has_header = self._of_first_line()
 
     def estimated_rows(self) -> int:
         """The number of rows; of text, that of its lines: sooner found, and more if captions have line breaks."""
@@ -55,9 +54,9 @@ class UrlList:
                 url, caption = (batch.column(name).to_pylist() for name in self._columns)
                 yield from ((stripped(str(u or "")), stripped(str(c or ""))) for u, c in zip(url, caption, strict=True))
             return
-        url, caption = self._columns
         for fields in self._lines():
-            yield tuple(stripped(fields[i]) if i < len(fields) else "" for i in (url, caption))
+            url, caption = (stripped(fields[i]) if i < len(fields) else "" for i in self._places)
+            yield url, caption
 
     def fingerprint(self) -> str:
         """Tells another list from this one: its size and a hash of its beginning."""
@@ -73,7 +72,7 @@ class UrlList:
             yield from lines
 
     @contextmanager
-    def _opened(self) -> Iterator[BinaryIO]:
+    def _opened(self) -> Iterator[gzip.GzipFile | io.BufferedReader]:
         try:
             with gzip.open(self.path) if self.path.suffix == ".gz" else self.path.open("rb") as file:
                 yield file
@@ -101,7 +100,8 @@ class UrlList:
             first = next(self._reader(file), [])
         urls = [i for i, field in enumerate(first) if field.strip().lower().startswith(("http://", "https://"))]
         if not urls:
-            return tuple(first.index(name) for name in self._named(first)), True
+            url, caption = self._named(first)
+            return (first.index(url), first.index(caption)), True
         if len(first) != 2:
             raise ValueError(f"{self.path}: without a line of column names it must have a URL and a caption a line")
         return (urls[0], 1 - urls[0]), False

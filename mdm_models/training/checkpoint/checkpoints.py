@@ -176,7 +176,7 @@ class Checkpoints:
 
     def _upload(self, step: int, saving: Future) -> None:
         """In the background, behind the writing, whose copy of the state is free by then."""
-        if saving.exception() is None:
+        if self.upload is not None and saving.exception() is None:
             self.upload(folder_of(self.run) / f"step-{step:08d}", self.processes)
 
     def _make_room(self, partial: Path) -> None:

@@ -147,7 +147,8 @@ class SafeLoadPlanner(DefaultLoadPlanner):
     """
 
     def create_local_plan(self) -> LoadPlan:
-        differing = sorted(self.state_dict.keys() ^ self.metadata.state_dict_metadata.keys())
+        there = self.metadata.state_dict_metadata if self.metadata else {}
+        differing = sorted(self.state_dict.keys() ^ there.keys())
         if differing and not self.allow_partial_load:
             raise ValueError(f"{differing[0]} and {len(differing) - 1} other entries are in one but not in the other")
         return super().create_local_plan()

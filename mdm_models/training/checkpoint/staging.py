@@ -1,7 +1,7 @@
 """What each process copies of a run's state before it goes on, for a checkpoint to be written from."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
@@ -26,7 +26,7 @@ def staged(state: dict, rank: int, world_size: int) -> dict[str, Any]:
     }
     stager = DefaultStager(StagingOptions(False, False, False, False))  # that of torch 2.11 serves only once
     try:
-        return stager.stage(mine)
+        return cast(dict[str, Any], stager.stage(mine))  # a future only of one that works in the background
     finally:
         stager.close()
 

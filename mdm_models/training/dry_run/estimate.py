@@ -142,7 +142,7 @@ def _shown(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value) or "none"
 
 
-def _model(config: TrainConfig, planned: Plan, model: nn.Module) -> Iterator[str]:
+def _model(config: TrainConfig, planned: Plan, model: CaptionedDenoiser) -> Iterator[str]:
     text = "and its text encoder" if model.text else f"without the text encoder {config.model.text_encoder}"
     yield f"model {config.model.model}: {_parameters(model):,} parameters {text}"
     forward = level_flops(planned.architecture, config.model, tuple(planned.shapes))
@@ -150,15 +150,15 @@ def _model(config: TrainConfig, planned: Plan, model: nn.Module) -> Iterator[str
     shares = level_shares(config, planned.architecture)
     weights = config.objective.level_weights or (1.0,) * levels
     yield f"  {'level':16}{'noise shift':>12}{'share':>8}{'weight':>8}{'parameters':>14}{'GFLOP forward':>15}"
-    unet = model.unet
+    unet: nn.Module = model.unet
     scales = planned.architecture.noise_scales(config.data.size, config.objective.unshifted_size)
     for i, shape in enumerate(planned.shapes):
         inner = getattr(unet, "inner", None)
-        own = _parameters(unet) - (_parameters(inner) if inner else 0)
+        own = _parameters(unet) - (_parameters(inner) if isinstance(inner, nn.Module) else 0)
         shift = scales[i] ** config.objective.shift_power
         size = "×".join(map(str, shape[1:]))
         yield f"  {size:16}{shift:12.4g}{shares[i]:8.3g}{weights[i]:8.3g}{own:14,}{forward[i] / 1e9:15.1f}"
-        unet = inner
+        unet = inner if isinstance(inner, nn.Module) else unet
     flops = training_flops(config, planned)
     step = flops * config.optimizer.batch_size
     yield f"  training takes {flops / 1e12:.4g} TFLOP a sample, {step / 1e15:.4g} PFLOP a step"

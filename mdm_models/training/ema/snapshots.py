@@ -4,6 +4,7 @@ RUN/averages/step-00005000.safetensors holds the averages of every width that th
 float16: as Karras et al. (arXiv 2312.02696, section 3.2) keep theirs, eight times finer than bfloat16 in as many bytes.
 """
 
+import functools
 import json
 import re
 from contextlib import ExitStack
@@ -97,7 +98,7 @@ def reconstruct(run: Path, std: float) -> tuple[dict[str, Tensor], Combination]:
 
 def _combined(weights: np.ndarray, sources: list[tuple[safe_open, str]], name: str) -> Tensor:
     kept = (file.get_tensor(prefix + name).double() for file, prefix in sources)
-    return sum(float(weight) * average for weight, average in zip(weights, kept, strict=True)).float()
+    return functools.reduce(torch.add, (float(w) * average for w, average in zip(weights, kept, strict=True))).float()
 
 
 def _names(file: safe_open) -> list[str]:

@@ -59,7 +59,7 @@ def _sheet(rows: dict[str, list[Image.Image]], captions: list[str]) -> Image.Ima
     return sheet
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
     """At most three lines no wider than `width` pixels."""
     lines = [""]
     for word in text.split():

@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -56,16 +56,16 @@ class Logbook:
 
         kind: "training", or a name that goes before those of the curves: "evaluation" makes evaluation/fid.
         """
-        values = {name: _json_number(value) for name, value in values.items()}
+        told: dict[str, Any] = {name: _json_number(value) for name, value in values.items()}
         prefix = "" if kind == TRAINING else f"{kind}/"
         curves = {}
-        for name, value in values.items():
+        for name, value in told.items():
             entries = {f"{name}/{i}": v for i, v in enumerate(value)} if isinstance(value, list) else {name: value}
             curves |= {prefix + entry: v for entry, v in entries.items() if v is not None}
         if kind == TRAINING:
-            values["skipped"] = dict(self.skips)
+            told["skipped"] = dict(self.skips)
             curves |= {f"skipped/{reason.replace(' ', '_')}": count for reason, count in self.skips.items()}
-        _append(self._log, {"step": step, "kind": kind, **values})
+        _append(self._log, {"step": step, "kind": kind, **told})
         for name, value in curves.items():
             self._tensorboard.add_scalar(name, value, step)
         if self._wandb:

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class Preview:
         call this. Always from the same noise, so that grids can be compared."""
         config = learner.config
         with learner.as_pipeline() as pipeline:
-            sampled = pipeline(
+            shown = pipeline(
                 self.prompts,
                 num_inference_steps=config.output.sample_steps,
                 sampler=config.output.sampler,
@@ -55,6 +56,7 @@ class Preview:
             )
         if not learner.processes.is_main:
             return
-        sampled = sampled if sampled.dim() == 5 else sampled.unsqueeze(2)
+        images = cast(Tensor, shown)
+        sampled = images if images.dim() == 5 else images.unsqueeze(2)
         path.parent.mkdir(exist_ok=True)
         save_grid(path, {"real": self.clips, "sampled": sampled}, self.captions, config.data.frame_rate)

@@ -20,7 +20,7 @@ class WeightsAndBiases:
 
     def __init__(self, config: TrainConfig):
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]: who logs there has it
         except ImportError:
             raise TrainingError("wandb: the package is not installed: pip install wandb, or omit --wandb") from None
         path = Path(config.out) / ID_FILE
