@@ -142,7 +142,7 @@ def test_inputs_that_cannot_be_made_cost_one_row_only(tmp_path, monkeypatch):
 
     cases = [dataclasses.replace(SMALL, inputs=too_large), SMALL]
     monkeypatch.setattr(shapes, "small_cases", lambda place: cases)
-    monkeypatch.setattr(figures, "draw", lambda results: None)
+    monkeypatch.setattr(figures, "plot", lambda results: None)
     run("--out", str(tmp_path), "--filter", FORWARD)
     rows = json.loads((tmp_path / "kernels.json").read_text())["rows"]
     assert [row["outcomes"]["ours"]["failure"] for row in rows] == ["RuntimeError: out of memory"] * 2 + ["", ""]
