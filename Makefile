@@ -41,7 +41,7 @@ check: $(STAMP) lint types ## The fast loop: style, types, quick tests (TESTS=te
 lint: $(STAMP) ## Style
 	$(BIN)/ruff check .
 
-types: $(STAMP) ## Types, of the files that pyproject.toml lists as clean
+types: $(STAMP) ## Types, of both packages, the benchmarks and the recipes
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(STAMP) ## The site, in build/site
