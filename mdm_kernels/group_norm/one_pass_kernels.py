@@ -74,12 +74,14 @@ def ticket_position(
 ):  # fmt: skip
     """As `tile_position`. Nothing is inside of the ticket −1, nor where a row's last unit has blocks, and tickets,
     beyond the channels."""
+    channels = tl.where(ticket >= 0, C, 0)
+    ticket = tl.maximum(ticket, 0)  # a remainder of −1 is −1, whose channels would be below 0 and so inside
     units = tl.cdiv(tl.cdiv(C, BLOCK_C), UNIT_BLOCKS)  # of a row
     unit, tickets = unit_of(ticket, tiles, UNIT_BLOCKS)
     n = (unit // units).to(tl.int64)
     tile = (ticket % tickets // UNIT_BLOCKS).to(tl.int64)
     block = unit % units * UNIT_BLOCKS + ticket % UNIT_BLOCKS
-    c, first_s, i, inside = tile_elements(block, tile, tl.where(ticket >= 0, C, 0), S, BLOCK_C, BLOCK_S)
+    c, first_s, i, inside = tile_elements(block, tile, channels, S, BLOCK_C, BLOCK_S)
     return n, tile, c, first_s, i, inside
 
 
