@@ -73,4 +73,5 @@ def bucket(name: str, log: Path) -> Iterator[dict[str, str]]:
             fsspec.filesystem("s3", endpoint_url=endpoint, key="key", secret="secret").mkdir(name)
             yield {"AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "us-east-1"} | secrets
         finally:
+            fsspec.get_filesystem_class("s3").clear_instance_cache()  # they keep the address of this server
             server.terminate()
