@@ -7,6 +7,7 @@ drew for their captions before and after; and OUT/tuned, the run, which `mdm sam
 one is taught from nothing.
 """
 
+import dataclasses
 import json
 import sys
 import time
@@ -87,12 +88,16 @@ def teach(options: Options) -> Path:
     reader = SampleReader(samples, config.data)
     clips, captions = zip(*(reader.read(i) for i in range(min(len(PROMPTS), len(samples)))), strict=True)
     real = to_unit_range(torch.stack(clips))
-    rows = {"real": real}
+    rows, way = {"real": real}, {}
     if name:
-        rows["before"] = _shown(Pipeline.from_pretrained(name, dtype=torch.float32), captions, options.seed)
+        before = Pipeline.from_pretrained(name, dtype=torch.float32)
+        way = {key: getattr(before.config, key) for key in ("num_inference_steps", "sampler")}
+        rows["before"] = _shown(before, captions, options.seed)
     print(f"teaching {config.model.model} {len(samples)} clips for {options.seconds:.0f} s")
     run = train_for(config, options.seconds)
-    rows["after"] = _shown(Pipeline.from_pretrained(run / "model", dtype=torch.float32), captions, options.seed)
+    after = Pipeline.from_pretrained(run / "model", dtype=torch.float32)
+    after.config = dataclasses.replace(after.config, **way)  # as before, so that only the weights differ
+    rows["after"] = _shown(after, captions, options.seed)
     save_grid(file := options.out / "taught.webp", rows, list(captions), config.data.frame_rate)
     return file
 
