@@ -18,7 +18,7 @@ def shard(tmp_path_factory) -> str:
     for name in range(10):
         for style in STYLES:
             facts = json.dumps({"name": f"thing {name}", "style": style, "group": "object"}).encode()
-            pixels = rng.integers(0, 255, (16, 16, 3), np.uint8)
+            pixels = rng.integers(0, 255, (64, 64, 3), np.uint8)
             caption = f"thing {name}, {style} style".encode()
             samples[f"{name}-{style}"] = {"webp": encode_image(pixels, "webp"), "txt": caption, "json": facts}
     return str(write_shard(tmp_path_factory.mktemp("shards") / "train.tar", samples))
