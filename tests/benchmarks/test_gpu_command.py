@@ -55,15 +55,24 @@ def test_each_part_runs_what_it_says(tmp_path):
         ran[part] = " ".join(calls) + process.stdout
     assert "benchmarks.warm_up" in ran["tests"]
     assert "tests/kernels/test_on_gpu.py" in ran["tests"]
-    assert "--ignore tests/kernels/test_beyond_int32.py" in ran["tests"]
+    assert "test_beyond_int32.py" not in ran["tests"]
     assert f"kernels.py --quick --plot --out {tmp_path}/kernels/out" in ran["kernels"]
     assert "--dtype fp32 --filter attention" in ran["kernels"]
     assert "benchmarks.graphs --models mdm_t2i_64,mdm_t2i_256,mdm_t2i_1024" in ran["models"]
     assert "--models mdm_t2i_64 --batch 32" in ran["models"]
     assert "test_beyond_int32.py" in ran["models"]
     assert f"kernels.py --experiments --out {tmp_path}/experiments/out/experiments" in ran["experiments"]
-    assert "one_pass" in ran["experiments"]
+    assert "-m not slow -k one_pass" in ran["experiments"]  # by default pytest leaves out what is marked gpu
     assert all(f"--tool {tool}" in ran["memory"] for tool in ("memcheck", "racecheck"))
+
+
+def test_the_files_of_tests_that_a_part_names_exist(tmp_path):
+    for part in PARTS:
+        folder = tmp_path / part
+        folder.mkdir()
+        _, calls = run(folder, part)
+        files = [word for call in calls for word in call.split() if word.startswith("tests/")]
+        assert all((REPOSITORY / file).is_file() for file in files), files
 
 
 def test_a_part_leaves_at_most_eight_files(tmp_path):

@@ -128,6 +128,7 @@ def test_fake_tensors_want_shapes():
 
 def test_a_launch_enters_the_device_of_its_tensors_unless_it_is_there(monkeypatch):
     entered = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # else each fake tensor looks for its GPU
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device", lambda device: entered.append(device) or contextlib.nullcontext())
     with FakeTensorMode():
