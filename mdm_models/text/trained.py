@@ -26,6 +26,13 @@ def _tokenizer():
     return _tokenizer_module().SimpleTokenizer()
 
 
+@functools.lru_cache(maxsize=1 << 16)
+def _tokens(prompt: str, count: int) -> Tensor:
+    """(count,) int64. Kept, as a run meets its captions again each epoch: byte pairs of 256 of them take longer than a
+    GPU's step."""
+    return _tokenizer()([prompt], count)[0]
+
+
 def _tokenizer_module() -> ModuleType:
     """open_clip/tokenizer.py without its package, which imports transformers, torchvision and timm: seconds."""
     name = "open_clip.tokenizer"
@@ -86,7 +93,7 @@ class TransformerTextEncoder(nn.Module):
         check_prompts(prompts)
         if not prompts:
             return torch.zeros(0, self.max_tokens, dtype=torch.int64)
-        return _tokenizer()(list(prompts), self.max_tokens)
+        return torch.stack([_tokens(prompt, self.max_tokens) for prompt in prompts])
 
     def forward(self, prompts: list[str] | Tensor) -> tuple[Tensor, Tensor]:
         tokens = prompts if isinstance(prompts, Tensor) else self.tokenize(prompts).to(self.positions.device)

@@ -93,6 +93,8 @@ class OptimizerConfig:
     """learning rate after the warm-up"""
     warmup: int = 30_000
     """steps over which the learning rate rises from 0"""
+    cooldown: int = 0
+    """last steps of the run over which the learning rate falls to 0; with 0 it stays to the end"""
     beta1: float = 0.9
     """Adam's β₁"""
     beta2: float = 0.99
@@ -113,7 +115,7 @@ class OptimizerConfig:
 
     def __post_init__(self):
         check_above_0(self, "batch_size", "steps", "lr", "clip", "max_bad_steps", "ema_snapshot_every")
-        check_not_negative(self, "micro_batch", "warmup")
+        check_not_negative(self, "micro_batch", "warmup", "cooldown")
         check_share(self, "beta1", "beta2", "ema_decay")
         if not all(0 < std < 0.28 for std in self.ema_stds):  # beyond 1/√12 no power function has that width
             raise ValueError(f"ema_stds is {self.ema_stds}; each must lie between 0 and 0.28")

@@ -105,8 +105,11 @@ class Learner:
 
     @property
     def lr(self) -> float:
-        """Linear warm-up, then constant."""
-        return self.config.optimizer.lr * min(1.0, (self.step + 1) / max(1, self.config.optimizer.warmup))
+        """Linear warm-up, then constant, then linear to 0 at the end of the run."""
+        told = self.config.optimizer
+        rising = (self.step + 1) / max(1, told.warmup)
+        falling = (told.steps - self.step) / told.cooldown if told.cooldown else 1.0
+        return told.lr * min(1.0, rising, falling)
 
     def learn(self, chunks: Sequence[Batch], stop: Callable[[], bool] = lambda: False) -> Outcome:
         """One optimizer step on this process's chunks of the batch, one after another through the network.

@@ -15,7 +15,7 @@ EVALUATION_FILE = "evaluation.json"
 
 SHOWN = (
     *("prediction", "loss_target", "times", "times_mean", "times_deviation", "shift_power"),
-    *("batch_size", "lr", "warmup", "ema_decay"),
+    *("batch_size", "lr", "warmup", "cooldown", "ema_decay"),
 )
 """of the settings, in the card; a run of an earlier version may not know all"""
 

@@ -31,7 +31,8 @@ DECIDING = {
     ),
     "system": ("seed",),
 }
-TOLD = {"data": ("split_shards",), "optimizer": ("micro_batch",), "system": ("precision",)}  # which change it a little
+# Those that change it a little, or are meant to change with the length of the run.
+TOLD = {"data": ("split_shards",), "optimizer": ("micro_batch", "cooldown"), "system": ("precision",)}
 
 
 def check_paths(config: TrainConfig) -> None:

@@ -153,6 +153,12 @@ def test_warm_up_is_linear(learner_of):
     assert used == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
 
 
+def test_the_cool_down_ends_at_0_with_the_run(learner_of):
+    learner = learner_of(warmup=2, lr=0.4, steps=6, cooldown=4)
+    used = [learner.learn([clips()]).lr for _ in range(6)]
+    assert used == pytest.approx([0.2, 0.4, 0.4, 0.3, 0.2, 0.1])
+
+
 def test_the_first_step_of_a_new_run_is_adams_first(learner_of, config):
     """It moves what has a gradient by the learning rate, whatever the gradient's size."""
     learner = learner_of(warmup=0, lr=1e-2)

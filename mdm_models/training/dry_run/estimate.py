@@ -178,7 +178,8 @@ def _schedule(config: TrainConfig, model: nn.Module, world_size: int, chunk: int
     saved = weights * (3 + _averages(config))  # weights, Adam's two moments, averages
     yield f"schedule: {steps:,} steps of {optimizer.batch_size} samples, {steps * optimizer.batch_size:,} in all"
     yield f"  a step is {rounds} × {chunk} samples one after another on each of {world_size} processes"
-    yield f"  the learning rate rises for {min(optimizer.warmup, steps):,} steps to {optimizer.lr:.4g}, then stays"
+    then = f"falls to 0 in the last {min(optimizer.cooldown, steps):,}" if optimizer.cooldown else "stays"
+    yield f"  the learning rate rises for {min(optimizer.warmup, steps):,} steps to {optimizer.lr:.4g}, then {then}"
     kept = min(output.keep, math.ceil(steps / output.save_every))
     yield (
         f"  a checkpoint of {saved / 1e9:.2f} GB every {output.save_every:,} steps, of which {kept} are kept: "
