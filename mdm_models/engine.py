@@ -103,7 +103,8 @@ class Capture:
                     model(self.x, self.time, self.condition)
             here.wait_stream(side)
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, pool=pool):
+            # thread_local: another thread may draw and pin the noise of the next step meanwhile
+            with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
                 self.predictions = model(self.x, self.time, self.condition)
 
     def __call__(self, x: list[Tensor], time: Tensor, condition: PreparedCondition) -> list[Tensor]:

@@ -51,9 +51,9 @@ def install(monkeypatch) -> tuple[list[RecordedGraph], list[str]]:
     graphs, log = [], []
 
     @contextlib.contextmanager
-    def capture(graph: RecordedGraph, pool=None):
+    def capture(graph: RecordedGraph, pool=None, capture_error_mode="global"):
         graphs.append(graph)
-        log.append("capture")
+        log.append("capture" if capture_error_mode == "thread_local" else f"capture, {capture_error_mode}")
         with graph:
             yield
 
