@@ -285,7 +285,8 @@ def _adam(model: nn.Module, config: OptimizerConfig) -> torch.optim.Adam:
 
 def _reading(values: Tensor) -> Callable[[], list[float]]:
     """Begin to copy values from the device; the result waits for them, but not for what is asked of a GPU meanwhile."""
-    copy = values.to("cpu", non_blocking=True)
+    copy = torch.empty_like(values, device="cpu", pin_memory=values.is_cuda)  # memory that is not pinned would wait
+    copy.copy_(values, non_blocking=True)
     copied = torch.cuda.current_stream(values.device).record_event() if values.is_cuda else None
 
     def read() -> list[float]:
