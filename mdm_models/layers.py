@@ -69,7 +69,7 @@ def tokens_of(x: Tensor) -> Tensor:
 
 def image_of(tokens: Tensor, like: Tensor) -> Tensor:
     """(B, H·W, C) → (B, C, H, W) with the height and width of `like`; a view, in channels_last memory."""
-    return tokens.transpose(1, 2).unflatten(2, like.shape[2:])
+    return torch.unflatten(tokens.transpose(1, 2), 2, like.shape[2:])
 
 
 class SinusoidalEmbedding(nn.Module):

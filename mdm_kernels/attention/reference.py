@@ -1,5 +1,6 @@
 """Attention in plain PyTorch: what the kernels must compute, and what runs on the CPU."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -33,4 +34,4 @@ def _heads(x: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
     """(B, L, parts·H·D) → `parts` views (B, H, L, D); the channels are made the fastest dimension if they are not."""
     if x.stride(2) != 1:
         x = x.contiguous()  # PyTorch's fused CPU attention needs unit stride
-    return x.unflatten(2, (parts, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return torch.unflatten(x, 2, (parts, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
