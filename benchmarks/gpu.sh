@@ -36,7 +36,8 @@ else
     out=${OUT:?a rehearsal needs a folder: REHEARSE=1 OUT=…}
 fi
 mkdir -p "$out"
-processes=$(($(nproc) > 3 ? $(nproc) - 2 : 1))
+cores=$(env -u OMP_NUM_THREADS nproc) # which would answer 1, the threads of a process
+processes=$((cores > 3 ? cores - 2 : 1))
 
 failed=()
 # run SECONDS LOG COMMAND…: at most so long, its output in $out/LOG too, or nowhere else if LOG is -

@@ -66,6 +66,13 @@ def test_each_part_runs_what_it_says(tmp_path):
     assert all(f"--tool {tool}" in ran["memory"] for tool in ("memcheck", "racecheck"))
 
 
+def test_the_warm_up_takes_all_cores_but_two(tmp_path):
+    (tmp_path / "nproc").write_text("#!/bin/sh\necho ${OMP_NUM_THREADS:-16}\n")
+    (tmp_path / "nproc").chmod(0o755)
+    _, calls = run(tmp_path, "tests")
+    assert any("benchmarks.warm_up --processes 14" in call for call in calls)
+
+
 def test_the_files_of_tests_that_a_part_names_exist(tmp_path):
     for part in PARTS:
         folder = tmp_path / part
