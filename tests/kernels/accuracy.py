@@ -25,6 +25,10 @@ WAYS = (2.4, 3.7, 5.3)
 """in which inputs are moved: in one of them, a sum of what moved may cancel by chance"""
 
 
+SIZES = {"root mean square": (root_mean_square, 0.25), "largest": (largest, 2)}
+"""How large an error is, in two ways, and the units of its dtype that are always allowed."""
+
+
 def nearby(x: Tensor, about: Tensor | float = 0.0, way: float = WAYS[0]) -> Tensor:
     """x with each difference from `about` made larger or smaller by ROUGHNESS; x itself if it is no float.
 
@@ -47,28 +51,31 @@ def inaccuracies(call: Call) -> list[str]:
     """
     in_float64 = call.to(torch.float64)
     exact = in_float64.run("torch")
-    moved = [_moved(in_float64, way) for way in WAYS]
+    moves = [_moves(in_float64, way, exact) for way in WAYS]
     plain = call.run("torch")
     actual = call.run("triton")
     faults = []
-    for i, (a, p, e, *moves) in enumerate(zip(actual, plain, exact, *moved, strict=True)):
+    for i, (a, p, e, *moved) in enumerate(zip(actual, plain, exact, *moves, strict=True)):
         assert (a.shape, a.dtype) == (p.shape, p.dtype), f"result {i}"
         unit = torch.finfo(a.dtype).eps
         ours, theirs = a.double() - e, p.double() - e
         few = 16 / e.numel() ** 0.5
-        for kind, size, units in (("root mean square", root_mean_square, 0.25), ("largest", largest, 2)):
-            allowed = max(
-                2 * size(theirs), (units + few) * unit * size(e), *(2 * (1 + few) * size(m - e) for m in moves)
-            )
+        for kind, (size, units) in SIZES.items():
+            allowed = max(2 * size(theirs), (units + few) * unit * size(e), *(2 * (1 + few) * m[kind] for m in moved))
             if not size(ours) <= allowed:
                 faults.append(f"result {i}: {kind} error {size(ours):.2e}, PyTorch's {size(theirs):.2e}")
     return faults
 
 
-def _moved(call: Call, way: float) -> list[Tensor]:
-    """What the same call gives of inputs, and of a gradient of its results, nearby."""
+def _moves(call: Call, way: float, exact: list[Tensor]) -> list[dict[str, float]]:
+    """How far each of its results moves, in every size, if its inputs, and a gradient of its results, are nearby ones.
+
+    Numbers, not results: those of the largest calls take gigabytes.
+    """
     arguments = {
         name: value if name in KEPT_IN_FLOAT32 else mapped(lambda x: nearby(x, way=way), value)
         for name, value in call.arguments.items()
     }
-    return dataclasses.replace(call, arguments=arguments).run("torch", lambda y: nearby(upstream_gradient(y), way=way))
+    moved = dataclasses.replace(call, arguments=arguments).run("torch", lambda y: nearby(upstream_gradient(y), way=way))
+    differences = (m - e for m, e in zip(moved, exact, strict=True))
+    return [{kind: size(difference) for kind, (size, _) in SIZES.items()} for difference in differences]
