@@ -80,6 +80,7 @@ tests() {
             tests/kernels/test_on_gpu.py
         return
     fi
+    export TORCHINDUCTOR_COMPILE_THREADS=1 # or each of the processes that compile beside each other starts as many again
     run 100 first.log "$python" -m pytest "${options[@]}" -m gpu -k "odd_sizes or small or graph" \
         tests/kernels/test_on_gpu.py
     run 340 tests.log "$python" -m pytest "${options[@]}" -m "not slow" -k "not one_pass and not (one and pass)" \
@@ -92,6 +93,7 @@ kernels() {
         run 900 - "$python" benchmarks/kernels.py --device cpu --dtype fp32 --filter temporal --seconds 0 --plot --out "$out"
         return
     fi
+    warm_up --cases quick --dtype fp32
     run 430 - "$python" benchmarks/kernels.py --quick --plot --out "$out"
     run 80 - "$python" benchmarks/kernels.py --quick --no-compile --dtype fp32 --filter attention --seconds 0.1 \
         --out "$out/float32"

@@ -14,6 +14,7 @@ import torch
 import mdm_kernels as mk
 from benchmarks import shapes
 from benchmarks.case import Case, Place
+from benchmarks.machine import DTYPES
 from benchmarks.models import SIZES, TEXT_TOKENS
 from mdm_kernels import backend
 from mdm_kernels.aot.compiler import Launch, compile_all
@@ -71,8 +72,8 @@ def run_model(name: str, batch: int, train: bool) -> None:
     mk.multires_loss(predictions, images, alpha_bars, strides, seed=1).mean().backward()
 
 
-def launches(cases: str, models: list[str]) -> list[Launch]:
-    """What the cases and the models' steps launch, each specialization once."""
+def launches(cases: str, models: list[str], dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
+    """What the cases, in this dtype, and the models' steps launch, each specialization once."""
     found: dict[str, Launch] = {}
 
     def add(kernel, arguments):
@@ -80,7 +81,7 @@ def launches(cases: str, models: list[str]) -> list[Launch]:
         found.setdefault(launch.specialization, launch)
 
     with mk.use_backend("triton"), backend.recording(add), GPULayouts():
-        for case in CASES[cases](Place(META, torch.bfloat16)):
+        for case in CASES[cases](Place(META, dtype)):
             if case.ours and "diffusers" not in case.op:
                 for context in (contextlib.nullcontext, *case.experiments.values()):
                     with context():
@@ -99,6 +100,7 @@ def this_gpu() -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", choices=CASES, default="quick", help="default: %(default)s")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of the cases (default: %(default)s)")
     parser.add_argument("--models", default="", metavar="NAMES", help=f"comma-separated, of {', '.join(SIZES)}")
     parser.add_argument("--target", choices=TARGETS, help="compile for it (default: the GPU that is there)")
     parser.add_argument("--processes", type=int, default=2, help="default: %(default)s")
@@ -109,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{target} is none of {', '.join(TARGETS)}: kernels are compiled where they are launched", flush=True)
         return 0
     learnt = time.time()
-    found = launches(options.cases, [name for name in options.models.split(",") if name])
+    found = launches(options.cases, [name for name in options.models.split(",") if name], DTYPES[options.dtype])
     began = time.time()
     jobs = [(launch, target) for launch in found[: options.most]]
     faults = [f"{result.label}: {result.error}" for _, result in compile_all(jobs, options.processes) if result.error]

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import warm_up
 
@@ -32,6 +33,12 @@ def test_models_see_channels_last_as_on_a_gpu():
 def test_every_case_of_the_benchmark_is_learnt():
     names = {launch.name for launch in warm_up.launches("quick", [])}
     assert {"tile_statistics", "apply_backward", "flash_forward", "flash_key_gradient", "temporal_backward"} <= names
+
+
+def test_cases_are_learnt_in_the_dtype_that_is_named():
+    launches = warm_up.launches("quick", [], torch.float32)
+    (forward,) = {launch.arguments["q_ptr"].dtype for launch in launches if launch.name == "flash_forward"}
+    assert forward == torch.float32
 
 
 def test_experiments_are_learnt_beside_what_they_would_replace():
