@@ -16,6 +16,7 @@ from mdm_models.diffusion import MatryoshkaDiffusion, guide
 SIZES = {
     "mdm_t2i_tiny": (32, None),
     "mdm_t2v_tiny": (32, 8),
+    "mdm_t2i_emoji_64": (64, None),
     "mdm_t2i_64": (64, None),
     "mdm_t2i_256": (256, None),
     "mdm_t2i_1024": (1024, None),
