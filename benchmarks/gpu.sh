@@ -11,7 +11,8 @@
 # PYTHON needs torch, triton, pytest, hypothesis, einops, safetensors, numpy and tqdm; with pytest-xdist tests run beside
 # each other, with pytest-timeout none hangs, with matplotlib there are pictures. Each part leaves at most eight small
 # files in the folder OUT (default: benchmarks/results/<device>). What a part runs, it runs whatever became of what came before; the
-# exit status is 1 if something failed. REHEARSE=1 runs, without a GPU, as much of a part as a processor can.
+# exit status is 1 if something failed. PROCESSES (default: the cores but two) compile and test; each takes a gigabyte or
+# more of the GPU's memory, so that fewer of them leave room for a training beside the tests. REHEARSE=1 runs, without a GPU, as much of a part as a processor can.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -37,7 +38,7 @@ else
 fi
 mkdir -p "$out"
 cores=$(env -u OMP_NUM_THREADS nproc) # which would answer 1, the threads of a process
-processes=$((cores > 3 ? cores - 2 : 1))
+processes=${PROCESSES:-$((cores > 3 ? cores - 2 : 1))}
 
 failed=()
 # run SECONDS LOG COMMAND…: at most so long, its output in $out/LOG too, or nowhere else if LOG is -
