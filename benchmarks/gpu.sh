@@ -10,9 +10,10 @@
 #
 # PYTHON needs torch, triton, pytest, hypothesis, einops, safetensors, numpy and tqdm; with pytest-xdist tests run beside
 # each other, with pytest-timeout none hangs, with matplotlib there are pictures. Each part leaves at most eight small
-# files in the folder OUT (default: benchmarks/results/<device>). What a part runs, it runs whatever became of what came before; the
-# exit status is 1 if something failed. PROCESSES (default: the cores but two) compile and test; each takes a gigabyte or
-# more of the GPU's memory, so that fewer of them leave room for a training beside the tests. REHEARSE=1 runs, without a GPU, as much of a part as a processor can.
+# files in the folder OUT (default: benchmarks/results/<device>). What a part runs, it runs whatever became of what came
+# before; the exit status is 1 if something failed. PROCESSES (default: the cores but two) compile and test; each takes a
+# gigabyte or more of the GPU's memory, so that fewer of them leave room for a training beside the tests. REHEARSE=1
+# runs, without a GPU, as much of a part as a processor can.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
