@@ -63,7 +63,7 @@ def stage_8x32(shards: tuple[str, ...], out: str) -> TrainConfig:
 def on_a_gpu(stage: TrainConfig, batch_size: int, steps: int) -> TrainConfig:
     """The same model from larger batches, whose learning rate ends at 0."""
     stage = changed(stage, batch_size=batch_size, steps=steps, lr=8e-4, warmup=500, cooldown=steps // 4)
-    stage = changed(stage, ema_decay=0.9995, workers=8, log_every=50, save_every=2500)
+    stage = changed(stage, ema_decay=0.9995, workers=8, cuda_graphs=True, log_every=50, save_every=2500)
     return changed(stage, evaluate_every=2500, sample_every=2500)
 
 

@@ -136,6 +136,9 @@ class SystemConfig:
     """compute residual and attention blocks again in the backward pass instead of keeping their insides"""
     compile: bool = False
     """torch.compile each residual and attention block"""
+    cuda_graphs: bool = False
+    """capture the network's passes once, as CUDA graphs, and replay them at each step: for a small network on one GPU,
+    which otherwise waits for Python; with one process and the whole batch at once, and not on a CPU"""
     channels_last: bool = True
     """keep images with their channels innermost in memory"""
     deterministic: bool = False

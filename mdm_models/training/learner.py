@@ -31,6 +31,7 @@ from mdm_models.training.checkpoint.checkpoints import Checkpoints
 from mdm_models.training.config import ObjectiveConfig, OptimizerConfig, TrainConfig, level_rows
 from mdm_models.training.denoiser import CaptionReader, initial_model
 from mdm_models.training.ema.averages import make_averages
+from mdm_models.training.graphs import captured, uses_graphs
 from mdm_models.training.parallel import accumulating, parallelise
 from mdm_models.training.saved import pipeline_config, pipeline_of
 
@@ -87,6 +88,7 @@ class Learner:
         self.captions = CaptionReader(encoder, processes.device)
         self.model = initial_model(architecture, encoder, config.system.seed, init_from, processes.device)
         self.parallel = parallelise(self.model, config.system, processes)
+        self.uses_graphs, self.has_graphs = uses_graphs(config, processes), False
         self.optimizer = _adam(self.model, config.optimizer)
         self.ema = make_averages(self.model, config.optimizer)
         self.diffusion = self._objective()
@@ -181,8 +183,12 @@ class Learner:
         time = self._times(len(images), number).to(self.processes.device, non_blocking=True)
         x = self.diffusion.add_noise(images, time, self.architecture.strides, seed=noise)
         x = [level[:rows] for level, rows in zip(x, self.level_rows(len(images)), strict=True)]
+        captions = self.captions.read(chunk.captions)
         with self.autocast():
-            predictions = self.parallel(x, time, self.captions.read(chunk.captions))
+            if self.uses_graphs and not self.has_graphs:
+                captured(self.model, x, time, captions)
+                self.has_graphs = True
+            predictions = self.parallel(x, time, captions)
         return self.diffusion.per_sample_loss(predictions, images, time, seed=noise, per_level=True).mean(1)
 
     def level_rows(self, count: int) -> list[int]:
@@ -200,7 +206,8 @@ class Learner:
 
     def autocast(self) -> contextlib.AbstractContextManager:
         device = self.processes.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.config.system.uses_bf16(device))
+        in_bf16 = self.config.system.uses_bf16(device)
+        return torch.autocast(device, torch.bfloat16, enabled=in_bf16, cache_enabled=not self.uses_graphs)
 
     @contextlib.contextmanager
     def as_pipeline(self) -> Iterator[Pipeline]:
