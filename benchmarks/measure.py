@@ -13,6 +13,7 @@ from benchmarks.case import Case
 from benchmarks.contenders import COMPILED, OURS, contenders
 from benchmarks.machine import Rates
 from benchmarks.timing import Runner, Timing, peak_memory, time_side_by_side
+from mdm_kernels.layouts import is_channels_last
 
 CACHE_BYTES = {"cuda": 256 * 2**20, "cpu": 64 * 2**20}  # inputs in rotation take at least this much together
 MOST_SETS = {"cuda": 128, "cpu": 16}
@@ -109,7 +110,9 @@ def failed(failure: Exception) -> Outcome:
 
 
 def _input_sets(case: Case, backward: bool, device: torch.device) -> list[tuple[Tensor, ...]]:
-    """Sets of inputs that no cache holds together, each followed by the gradients of the results if `backward`."""
+    """Sets of inputs that no cache holds together, each followed by the gradients of the results if `backward`: where
+    images come in channels_last, so do they, as a convolution hands them back. CUDA's group norm answers contiguous
+    all the same, and a gradient like its answer would be copied within our time."""
 
     def draw() -> tuple[Tensor, ...]:
         inputs = case.inputs()
@@ -117,7 +120,7 @@ def _input_sets(case: Case, backward: bool, device: torch.device) -> list[tuple[
             return inputs
         with torch.no_grad():
             results = _as_list(case.plain(*inputs))
-        return *inputs, *(torch.randn_like(result) for result in results)
+        return *inputs, *(_gradient(result, inputs[0]) for result in results)
 
     gc.collect()
     if device.type == "cuda":
@@ -126,6 +129,11 @@ def _input_sets(case: Case, backward: bool, device: torch.device) -> list[tuple[
     one_set = sum(tensor.numel() * tensor.element_size() for tensor in first)
     copies = min(max(CACHE_BYTES[device.type] // one_set, 1), MOST_SETS[device.type])
     return [first, *(draw() for _ in range(copies - 1))]
+
+
+def _gradient(result: Tensor, x: Tensor) -> Tensor:
+    images = result.dim() == 4 and is_channels_last(x)
+    return torch.randn_like(result, memory_format=torch.channels_last if images else torch.preserve_format)
 
 
 def _as_list(results: Tensor | Sequence[Tensor]) -> list[Tensor]:

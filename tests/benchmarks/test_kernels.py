@@ -131,6 +131,13 @@ def test_a_wrong_gradient_shows_in_the_error():
     assert row.outcomes[PYTORCH].error == pytest.approx(0.5)
 
 
+def test_gradients_of_images_in_channels_last_come_in_channels_last():
+    norm = CASES[0]
+    contiguous = dataclasses.replace(norm, plain=lambda *inputs: norm.plain(*inputs).contiguous())
+    *_, gradient = measure._input_sets(contiguous, True, CPU)[0]
+    assert gradient.stride(1) == 1
+
+
 def test_a_result_that_is_not_a_number_is_no_small_error():
     row = measured(dataclasses.replace(SMALL, plain=lambda x: x * float("nan")))
     assert row.outcomes[PYTORCH].error != row.outcomes[PYTORCH].error
