@@ -77,12 +77,24 @@ def dot_rows(x_a, x_b, y_a, y_b, DB: tl.constexpr):
 
 
 @triton.jit
+def multiply_add(out, x, y):
+    """out + x y. Without matrix units float32 products would be added to `out` one after another, each rounded to its
+    unit: thousands of queries or keys would add up to several times the error of PyTorch. They get a sum of their own,
+    which the compiler would merge into `out` again but for max_num_imprecise_acc."""
+    if y.dtype == tl.float32:
+        out += tl.dot(x, y, input_precision="ieee", max_num_imprecise_acc=1)
+    else:
+        out = tl.dot(x, y, out)
+    return out
+
+
+@triton.jit
 def add_product(out_a, out_b, weights, y_a, y_b, DB: tl.constexpr):
     """out + weights y: [M, D] + [M, N] [N, D]; the weights are rounded to y's dtype."""
     weights = weights.to(y_a.dtype)
-    out_a = tl.dot(weights, y_a, out_a, input_precision="ieee")
+    out_a = multiply_add(out_a, weights, y_a)
     if DB > 0:
-        out_b = tl.dot(weights, y_b, out_b, input_precision="ieee")
+        out_b = multiply_add(out_b, weights, y_b)
     return out_a, out_b
 
 

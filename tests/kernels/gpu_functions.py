@@ -1,10 +1,12 @@
-"""The functions that a GPU computes approximately, with their documented errors, in Triton's interpreter.
+"""Float32 as a GPU computes it, in Triton's interpreter: functions with their documented errors, sums in its order.
 
 Triton compiles exp, exp2, log2, sqrt, rsqrt and `/` of float32 to PTX's ex2.approx, lg2.approx, sqrt.approx,
 rsqrt.approx and div.full, whose largest errors the PTX manual gives (sections on each instruction). The interpreter's
 are NumPy's, right to half a unit, so that a bound which holds there need not hold on a GPU. Here each result is moved
 by a share of that largest error, drawn from the bits of the arguments: the same arguments always give the same result.
 `tl.div_rn` and `tl.sqrt_rn` stay exact, as they do on a GPU.
+
+Products of float32 matrices are added one after another to what is there, where NumPy would sum them apart, in parts.
 """
 
 import numpy as np
@@ -63,6 +65,13 @@ def divide(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return off(exact, exact * DIV * share(x, y))
 
 
+def multiply_add(x: np.ndarray, y: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """out + x y, each product fused with its addition: a sum of two float64 is rounded twice, which hardly matters."""
+    for k in range(x.shape[-1]):
+        out = (x[..., :, k, None].astype(np.float64) * y[..., k, None, :] + out).astype(np.float32)
+    return out
+
+
 def approximate(patch: pytest.MonkeyPatch) -> None:
     """Have the interpreter compute float32 as a GPU does."""
     builder = type(interpreter.interpreter_builder)
@@ -87,6 +96,15 @@ def approximate(patch: pytest.MonkeyPatch) -> None:
             x_data, y_data = (np.ascontiguousarray(data) for data in np.broadcast_arrays(x.data, y.data))
             return TensorHandle(divide(x_data, y_data), x.dtype.scalar)
 
+    dot_otherwise = builder.create_dot
+
+    def compute_product(self, x, y, out, *precision):
+        if x.data.dtype != np.float32:
+            return dot_otherwise(self, x, y, out, *precision)
+        with np.errstate(all="ignore"):
+            return TensorHandle(multiply_add(x.data, y.data, out.data), out.dtype.scalar)
+
     for name, function in {"exp": exp, "exp2": exp2, "log2": log2, "sqrt": sqrt, "rsqrt": rsqrt}.items():
         unary(f"create_{name}", function)
     patch.setattr(builder, "create_fdiv", compute_quotient)
+    patch.setattr(builder, "create_dot", compute_product)

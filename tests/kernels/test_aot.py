@@ -178,6 +178,43 @@ def test_a_float32_product_that_became_tf32_is_a_fault(tmp_path):
     assert [line.split(":")[0] for line in faults] == ["product #2 (rough) on sm_80", "product #2 (rough) on sm_90"]
 
 
+SUMMING = """
+import torch, triton, triton.language as tl
+from triton.runtime import driver
+from mdm_kernels.aot.compiler import CompilingDriver
+from mdm_kernels.aot.shape_classes import meta
+from mdm_kernels.attention.kernels import multiply_add
+
+@triton.jit
+def sum_of_products(x_ptr, out_ptr, N):
+    at = tl.arange(0, 32)[:, None] * 32 + tl.arange(0, 32)[None, :]
+    out = tl.zeros([32, 32], tl.float32)
+    for start in range(0, N, 1024):
+        x = tl.load(x_ptr + start + at)
+        out = multiply_add(out, x, x)
+    tl.store(out_ptr + at, out)
+
+for target in ("sm_80", "sm_90", "gfx942"):
+    driver.set_active(CompilingDriver(target))
+    for dtype in (torch.float32, torch.bfloat16):
+        x, out = meta(1, dtype=dtype), meta(1, dtype=torch.float32)
+        compiled = sum_of_products.warmup(grid=(1,), x_ptr=x, out_ptr=out, N=4096)
+        print(target, dtype, compiled.asm["ttgir"].count("arith.addf"))
+"""
+
+
+def test_float32_products_are_summed_apart_from_what_they_are_added_to(tmp_path):
+    script = tmp_path / "summing.py"
+    script.write_text(SUMMING)
+    process = compiling(str(script))
+    assert process.returncode == 0, process.stderr
+    additions = {"torch.float32": 1, "torch.bfloat16": 0}
+    targets = ("sm_80", "sm_90", "gfx942")
+    assert process.stdout.splitlines() == [
+        f"{target} {dtype} {n}" for target in targets for dtype, n in additions.items()
+    ]
+
+
 def test_interpreted_kernels_are_refused():
     process = compiling("-m", "mdm_kernels.aot", TRITON_INTERPRET="1")
     assert process.returncode == 2

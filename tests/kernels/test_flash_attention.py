@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from mdm_kernels import flash_attention, scaled_dot_product_attention, use_backend
 from mdm_kernels.attention import launch, op
+from tests.kernels import calls
+from tests.kernels.accuracy import root_mean_square
 from tests.kernels.attention_accuracy import assert_as_exact
 
 
@@ -55,6 +57,17 @@ def test_any_size_matches_float64(queries, keys, width, masked, scale):
 
 def test_lengths_that_fill_every_block_match_float64():
     assert_as_exact(flash_attention, *make_qkv(batch=1, heads=1, queries=128, keys=128, dtype=torch.float16))
+
+
+@pytest.mark.parametrize(("queries", "keys", "long_sums"), [(2048, 32, (2, 3)), (32, 2048, (0, 1))], ids=str)
+def test_long_float32_sums_err_at_most_twice_as_much_as_pytorch(queries, keys, long_sums):
+    """dk and dv sum over the queries, the output and dq over the keys. One after another would err three times as
+    much."""
+    call = calls.flash(queries=queries, keys=keys, masked=False)
+    exact, plain, actual = call.to(torch.float64).run("torch"), call.run("torch"), call.run("triton")
+    for i in long_sums:
+        ours, theirs = (root_mean_square(results[i] - exact[i]) for results in (actual, plain))
+        assert ours <= 2 * theirs, f"result {i}: {ours:.2e}, PyTorch's {theirs:.2e}"
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
