@@ -129,14 +129,18 @@ def test_strided_context_and_mask_match_float64():
     assert_as_exact(self_cross_attention, qkv, context_kv, num_heads=2, key_mask=make_mask(2, 14)[:, ::2])
 
 
-def test_a_gradient_in_another_memory_order_matches_a_contiguous_one():
-    qkv, context_kv = (x.requires_grad_() for x in make_inputs())
-    grad = torch.randn(2, 18, 128)
-    with use_backend("triton"):
-        out = self_cross_attention(qkv, context_kv, num_heads=2)
-        expected = torch.autograd.grad(out, (qkv, context_kv), grad, retain_graph=True)
-        actual = torch.autograd.grad(out, (qkv, context_kv), grad.mT.contiguous().mT)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+def test_a_gradient_in_another_memory_order_matches_float64():
+    """Its bits are not a contiguous one's: a GPU's code depends on the strides, and with it the order of the sums over
+    the channels."""
+    strides = set()
+
+    def attention(*inputs):
+        out = self_cross_attention(*inputs, num_heads=2)
+        out.register_hook(lambda grad: strides.add(grad.stride()[1:]))
+        return out.mT.contiguous().mT
+
+    assert_as_exact(attention, *make_inputs())
+    assert strides == {(1, 18)}
 
 
 @pytest.mark.parametrize(("batch", "tokens", "context"), [(0, 5, 7), (2, 0, 7), (2, 5, 0), (2, 0, 0)])

@@ -195,17 +195,20 @@ def test_the_reference_exports(case):
 @each_op
 @on_both_backends
 def test_func_grad_is_the_gradient(case, name):
+    """Autograd's on the same backend: what is 0 in exact arithmetic, the gradient of the logit of a query's only key,
+    either backend may miss by more than `assert_close` allows."""
     inputs = case.inputs()
-    _, *expected = result_and_gradients(case.function, inputs)
     every = tuple(range(len(inputs)))
     with mk.use_backend(name):
+        _, *expected = result_and_gradients(case.function, inputs)
         gradients = torch.func.grad(lambda *x: case.function(*x).square().sum(), every)(*inputs)
     assert_close(gradients, tuple(expected))
 
 
 @each_op
 def test_a_vmap_maps_values_and_gradients(case):
-    """Along the last dimension, so that every entry is strided."""
+    """Along the last dimension, so that every entry is strided. In float64 the gradient of the logit of a query's only
+    key is 0, which PyTorch's in float32 misses by 1e-5 on an H100."""
     entries = [case.inputs() for _ in range(2)]
     stacked = [torch.stack(xs, -1).detach() for xs in zip(*entries, strict=True)]
 
@@ -213,13 +216,13 @@ def test_a_vmap_maps_values_and_gradients(case):
         return case.function(*inputs).square().sum()
 
     every = tuple(range(len(stacked)))
-    expected = [result_and_gradients(case.function, inputs) for inputs in entries]
+    expected = [result_and_gradients(case.function, [x.double() for x in inputs]) for inputs in entries]
     with mk.use_backend("triton"):
         values = torch.func.vmap(case.function, in_dims=-1)(*stacked)
         gradients = torch.func.vmap(torch.func.grad(function, every), in_dims=-1)(*stacked)
     for i, (value, *of_entry) in enumerate(expected):
-        assert_close(values[i], value)
-        assert_close([gradient[i] for gradient in gradients], of_entry)
+        actual = [values[i], *(gradient[i] for gradient in gradients)]
+        assert_close([x.double() for x in actual], [value, *of_entry])
 
 
 def test_func_reaches_the_parameters_of_a_module_for_each_sample():
