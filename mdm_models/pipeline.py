@@ -97,7 +97,8 @@ class Pipeline:
         pipeline("a penguin", num_inference_steps=50, seed=0)[0].save("penguin.png")
 
     model: a UNet or nested UNet; text_encoder: a `TextEncoder` as wide as the model's context_dim, or None for a model
-    without text. engine: how the steps are run, "auto", "eager", "graph" or "compile": see `engine.engine_for`.
+    without text. engine: how the steps are run, "auto" (CUDA graphs on a GPU), "eager", "graph" or "compile": see
+    `engine.engine_for`.
     """
 
     def __init__(

@@ -85,7 +85,9 @@ INTRODUCTION = """\
 
 Written by `make aot-report` with Triton {triton}, without a GPU, and not edited by hand; `benchmarks/results/aot.json`
 has the same figures. Each kernel of `mdm_kernels` was compiled at the shape classes that the models use
-(`mdm_kernels/aot/shape_classes.py`) for {targets}. Nothing on this page was timed.
+(`mdm_kernels/aot/shape_classes.py`) for {targets}. Nothing on this page was timed;
+`benchmarks/NOTES.md` has what an H100 took. At small batches the host takes longer to launch these kernels from Python
+than the GPU to run them: sample with `engine="auto"` or `"graph"`, which replays CUDA graphs.
 
 {summary}
 

@@ -1,8 +1,8 @@
 """GroupNormSiLU where one program takes a whole group of one row, and the gradients of the parameters.
 
 A program walks its group twice, first to reduce it and then to transform it; the second time it reads from the cache,
-so that memory is read once and written once. Loops prefetch their next tile (num_stages=2), as few programs fit on a
-multiprocessor. Groups too large for all this: tile_kernels.py.
+so that memory is read once and written once. Of num_stages=2 Triton makes one buffer, so that its loops prefetch
+nothing: experiment 2 in benchmarks/NOTES.md. Groups too large for all this: tile_kernels.py.
 
 x is (N, C, S), S the flattened spatial size, dense and either contiguous or channels-last; the two differ only in the
 address of an element. The last C_SKIP of the C channels may lie in a second tensor of the same format, the skip, and a
