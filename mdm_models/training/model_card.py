@@ -98,7 +98,8 @@ def _amount(run: Path) -> str:
         return f"{until:,} steps"
     last = training[-1]
     samples = f"{last['samples_seen']:,} samples ({last['epoch']:.1f} epochs)"
-    return f"{last['step']:,} steps, {samples}, in {seconds / 3600:.1f} hours"
+    took = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.0f} minutes"
+    return f"{last['step']:,} steps, {samples}, in {took}"
 
 
 def _records(run: Path) -> list[dict[str, Any]]:

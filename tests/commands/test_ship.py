@@ -60,7 +60,7 @@ def test_the_card_tells_data_architecture_command_seed_hours_machine_evaluation_
         "2 nested resolutions",
         "* 16 × 16: channels (32, 32)",
         "2 steps, 4 samples",
-        "in 0.0 hours on an abacus, seed 0",
+        "in 0 minutes on an abacus, seed 0",
         "    python recipe.py --seed 0\n",
         "| nearest is right | 0.71 |",
         "(held_out.webp)",
