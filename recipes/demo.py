@@ -41,6 +41,16 @@ PROMPTS = (
     "fire engine, noto style",
     "soccer ball, blob style",
 )
+CLIP_PROMPTS = (
+    "penguin",
+    "grinning face",
+    "tropical fish",
+    "fire engine",
+    "red heart",
+    "butterfly",
+    "rocket",
+    "rooster",
+)  # whose captions name no style, as all of them are in one
 FIRST = 5  # steps of training that tell how long one takes
 
 
@@ -71,8 +81,7 @@ def draw(name: str, options: Options) -> Path:
     """A grid with a row for each resolution of a model."""
     pipeline = Pipeline.from_pretrained(name, dtype=torch.float32)
     began = time.perf_counter()
-    clips = pipeline.model.config.is_video  # whose captions name no style, as all of them are in one
-    prompts = [prompt.partition(",")[0] if clips else prompt for prompt in PROMPTS]
+    prompts = list(CLIP_PROMPTS if pipeline.model.config.is_video else PROMPTS)
     levels = _sampled(pipeline, prompts, options.seed)
     print(f"{name}: {len(prompts)} samples in {time.perf_counter() - began:.0f} s")
     sizes = ["x".join(str(side) for side in level.shape[2:] if side > 1) for level in levels]
