@@ -1,7 +1,7 @@
 """The launches that `mdm_kernels.aot` compiles: for each op, calls on meta tensors that reach every one of its kernels.
 
 Shapes are those of the models, one for each set of kernel constants and argument specialisations; batches are small,
-because no kernel depends on their size beyond its divisibility by 16.
+because no kernel depends on their size beyond its divisibility by 16, but GroupNorm, which goes by tiles at large ones.
 """
 
 import functools
@@ -96,7 +96,9 @@ def temporal_class(frames, positions, heads, width, *, rotary=False, dtype=torch
 
 SHAPE_CLASSES: dict[str, Callable[[], None]] = {
     "group_norm 256×64² FiLM": functools.partial(group_norm_class, 2, 256, 64, 64, film=True),
-    "group_norm 768×16²": functools.partial(group_norm_class, 128, 768, 16, 16, silu=False),
+    "group_norm 768×16²": functools.partial(group_norm_class, 2, 768, 16, 16, silu=False),
+    "group_norm 128×768×16²": functools.partial(group_norm_class, 128, 768, 16, 16, silu=False),
+    "group_norm 16×256×64² FiLM": functools.partial(group_norm_class, 16, 256, 64, 64, film=True),
     "group_norm 64×256² FiLM": functools.partial(group_norm_class, 2, 64, 256, 256, film=True),
     "group_norm 512×32² fp32 NCHW": functools.partial(
         group_norm_class, 2, 512, 32, 32, dtype=torch.float32, channels_last=False

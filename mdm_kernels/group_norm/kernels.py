@@ -1,8 +1,9 @@
 """GroupNormSiLU where one program takes a whole group of one row, and the gradients of the parameters.
 
 A program walks its group twice, first to reduce it and then to transform it; the second time it reads from the cache,
-so that memory is read once and written once. Of num_stages=2 Triton makes one buffer, so that its loops prefetch
-nothing: experiment 2 in benchmarks/NOTES.md. Groups too large for all this: tile_kernels.py.
+so that memory is read once and written once. Of STAGES Triton makes one buffer fewer: of 2 only one, which prefetches
+nothing and takes 1.1 to 1.4 times as long with the same tiles at a batch of 2 on an H100; a third buffer gains no more.
+Groups too large for this, and large channels-last calls: tile_kernels.py.
 
 x is (N, C, S), S the flattened spatial size, dense and either contiguous or channels-last; the two differ only in the
 address of an element. The last C_SKIP of the C channels may lie in a second tensor of the same format, the skip, and a
@@ -15,6 +16,8 @@ to float32, would be off by 0.005 standard deviations.
 
 import triton
 import triton.language as tl
+
+STAGES = tl.constexpr(3)  # of the loops over a whole group
 
 
 @triton.jit
@@ -129,7 +132,7 @@ def group_forward(
 
     means = tl.zeros([BLOCK_C, BLOCK_S], tl.float32)  # Welford: running mean and Σ(x − mean)² of each place in the tile
     deviations = tl.zeros([BLOCK_C, BLOCK_S], tl.float32)
-    for start in tl.range(0, S, BLOCK_S, num_stages=2):
+    for start in tl.range(0, S, BLOCK_S, num_stages=STAGES):
         inside = mine & (start + s < S)
         x_at = elements(x_ptr, skip_ptr, n, c, start, s, C, C_SKIP, S, CHANNELS_LAST)
         x = tl.load(x_at, inside, other=0.0).to(tl.float32) - pilot
@@ -145,7 +148,7 @@ def group_forward(
     gain, offset = channel_transform(
         weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride, n // frames, c, mine
     )  # [BLOCK_C, 1]
-    for start in tl.range(0, S, BLOCK_S, num_stages=2):
+    for start in tl.range(0, S, BLOCK_S, num_stages=STAGES):
         inside = mine & (start + s < S)
         x_at = elements(x_ptr, skip_ptr, n, c, start, s, C, C_SKIP, S, CHANNELS_LAST)
         x = tl.load(x_at, inside, other=0.0).to(tl.float32) - pilot
@@ -178,7 +181,7 @@ def group_backward(
 
     sum_du = tl.zeros([BLOCK_C, BLOCK_S], tl.float32)
     sum_du_xhat = tl.zeros([BLOCK_C, BLOCK_S], tl.float32)
-    for start in tl.range(0, S, BLOCK_S, num_stages=2):
+    for start in tl.range(0, S, BLOCK_S, num_stages=STAGES):
         inside = mine & (start + s < S)
         x_at = elements(x_ptr, skip_ptr, n, c, start, s, C, C_SKIP, S, CHANNELS_LAST)
         x = tl.load(x_at, inside, other=0.0).to(tl.float32)
@@ -195,7 +198,7 @@ def group_backward(
     mean_dz = tl.div_rn(rstd * tl.sum(tl.sum(gain * sum_du, 1), 0), count)  # dz = gain·du, and both means times rstd
     mean_dz_xhat = tl.div_rn(rstd * tl.sum(tl.sum(gain * sum_du_xhat, 1), 0), count)
 
-    for start in tl.range(0, S, BLOCK_S, num_stages=2):
+    for start in tl.range(0, S, BLOCK_S, num_stages=STAGES):
         inside = mine & (start + s < S)
         x_at = elements(x_ptr, skip_ptr, n, c, start, s, C, C_SKIP, S, CHANNELS_LAST)
         x = tl.load(x_at, inside, other=0.0).to(tl.float32)

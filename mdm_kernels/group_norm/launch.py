@@ -1,7 +1,10 @@
 """Which kernels of group_norm_silu run for which shapes, with which tiles and warps.
 
-A group that fits is one program's work (kernels.py); larger ones go by tiles in three launches (tile_kernels.py), or in
-one (one_pass_kernels.py), an experiment that the environment variable MDM_KERNELS_ONE_PASS=1 turns on.
+A group that fits is one program's work (kernels.py). Larger ones, and channels-last calls on much memory, go by tiles
+in three launches (tile_kernels.py), or in one (one_pass_kernels.py), an experiment that the environment variable
+MDM_KERNELS_ONE_PASS=1 turns on.
+
+What holds for channels_last was measured on an H100 in bfloat16 (benchmarks/NOTES.md), what holds for contiguous not.
 """
 
 import contextlib
@@ -19,9 +22,11 @@ from ..layouts import is_channels_last
 from ..tiles import next_power_of_2
 
 WHOLE_GROUP_BYTES = 128 * 1024  # of x; all groups in flight then fit a cache of 40 MB, in backward with those of dy
+CHANNELS_LAST_BYTES = 16 * 2**20  # of x and the skip; tiles win at 25 MB and more, less was not measured: a guess
 SMALL_GROUP = 8192  # elements for which one launch beats three, however few bytes of a group lie side by side
-TILE = 8192  # elements of a tile
-CHANNELS_LAST_WIDTH = 32  # channels of a channels-last tile: 64 bytes in bf16, whole memory sectors
+TILE = 8192  # elements of a contiguous tile
+CHANNELS_LAST_TILE = 4096  # of a channels-last one, in 4 warps
+CHANNELS_LAST_WIDTHS = (128, 32)  # its channels: the first that divides all, else the last (64 bytes in bf16)
 COUNTERS = 8  # of a unit in one pass: a memory sector
 
 _one_pass = os.environ.get("MDM_KERNELS_ONE_PASS", "0")
@@ -30,7 +35,7 @@ arguments.check_choice("MDM_KERNELS_ONE_PASS", _one_pass, ("0", "1"))
 
 @contextlib.contextmanager
 def one_pass(choice: str = "1") -> Iterator[None]:
-    """Inside the block, groups too large for one program are normalised in one pass ("1") or by tiles ("0")."""
+    """Inside the block, what is not one program's work a group is normalised in one pass ("1") or by tiles ("0")."""
     global _one_pass
     before, _one_pass = _one_pass, choice
     try:
@@ -80,20 +85,26 @@ class Problem(NamedTuple):
         return {name: self.arguments[name] for name in names}
 
 
-def whole_group(problem: Problem) -> dict | None:
-    """Constants of the kernels that take a whole group; None where tiles are better."""
-    channels, positions = problem.arguments["CHANNELS"], problem.arguments["S"]
+def whole_group(problem: Problem, tensors: int) -> dict | None:
+    """Constants of the kernels that take a whole group and read so many tensors of x's size; None where tiles are
+    better."""
+    channels, positions, channels_last = (problem.arguments[name] for name in ("CHANNELS", "S", "CHANNELS_LAST"))
     elements = channels * positions
-    narrow = problem.arguments["CHANNELS_LAST"] and channels * problem.itemsize < 16 and elements > SMALL_GROUP
+    call_bytes = problem.groups * elements * problem.itemsize
+    narrow = channels * problem.itemsize < 16 and elements > SMALL_GROUP
+    tiles_win = channels_last and (narrow or call_bytes >= CHANNELS_LAST_BYTES)
     too_large = elements * problem.itemsize > WHOLE_GROUP_BYTES or problem.groups * elements >= 2**31
-    return None if narrow or too_large or channels > 1024 else _whole_group_tile(channels, positions)
+    if tiles_win or too_large or channels > 1024:
+        return None
+    return _whole_group_tile(channels, positions, channels_last, tensors)
 
 
 @functools.cache
-def _whole_group_tile(channels: int, positions: int) -> dict:
+def _whole_group_tile(channels: int, positions: int, channels_last: bool, tensors: int) -> dict:
+    """A thread holds 8 elements, a 16-byte load in half precision; of x alone in channels_last two such loads."""
     block_c, block_s = next_power_of_2(channels), next_power_of_2(positions)
-    warp_tile = 32 * 8  # a thread holds 8 elements: a 16-byte load in half precision, two in float32
-    num_warps = min(max(block_c * block_s // warp_tile, 1), 16)
+    warp_tile = 32 * (16 if channels_last and tensors == 1 else 8)
+    num_warps = min(max(block_c * block_s // warp_tile, 1), 8 if channels_last else 16)
     block_s = min(block_s, max(num_warps * warp_tile // block_c, 1))
     return {"BLOCK_C": block_c, "BLOCK_S": block_s, "num_warps": num_warps}
 
@@ -103,8 +114,9 @@ def row_tiles(channels: int, positions: int, channels_last: bool) -> tuple[dict,
     """Constants of the kernels that walk tiles, the tiles of a row along its positions, and those along channels."""
     block_c, block_s = next_power_of_2(channels), next_power_of_2(positions)
     if channels_last:
-        block_c = min(block_c, CHANNELS_LAST_WIDTH)
-        block_s = min(block_s, TILE // block_c)
+        dividing = (width for width in CHANNELS_LAST_WIDTHS if channels % width == 0)
+        block_c = min(block_c, next(dividing, CHANNELS_LAST_WIDTHS[-1]))
+        block_s = min(block_s, CHANNELS_LAST_TILE // block_c)
     else:
         block_s = min(block_s, TILE)
         block_c = min(block_c, TILE // block_s)
@@ -159,7 +171,7 @@ def forward(problem: Problem, x: Tensor, skip: Tensor | None, y, mean, rstd, eps
 
     tensors = {"x_ptr": x, "skip_ptr": skip}
     everything = problem.arguments | {"SILU": silu}
-    whole = whole_group(problem)
+    whole = whole_group(problem, 1)
     if whole is not None:
         backend.launch(
             kernels.group_forward, (problem.groups,), **tensors, y_ptr=y, mean_ptr=mean, rstd_ptr=rstd, eps=eps,
@@ -202,7 +214,7 @@ def backward(
     results = {"dx_ptr": dx, "dskip_ptr": dskip}
     totals = dict(zip(("sum_du_ptr", "sum_du_xhat_ptr"), sums, strict=True))
     everything = problem.arguments | {"SILU": silu}
-    whole = whole_group(problem)
+    whole = whole_group(problem, 2)
     if whole is not None:
         backend.launch(kernels.group_backward, (problem.groups,), **tensors, **results, **totals, **everything, **whole)
         return

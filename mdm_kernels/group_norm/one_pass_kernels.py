@@ -1,6 +1,6 @@
-"""GroupNormSiLU of groups too large for one program, in one pass over memory: an experiment, off, as an H100 took
-1.3 to 2 times as long for it as for tile_kernels.py (benchmarks/NOTES.md), of which it has the tiles, the partial
-results and the arithmetic.
+"""GroupNormSiLU of what else goes by tiles, in one pass over memory: an experiment, off, as an H100 took 1.3 to 2
+times as long for it as for tile_kernels.py (benchmarks/NOTES.md), of which it has the tiles, the partial results and
+the arithmetic.
 
 A *unit* is what has to be known before any of it can be written: all tiles of as few channel blocks of one row as hold
 whole groups. Every program takes a ticket, and thereby the next tile of the next unit; reduces it, and publishes the

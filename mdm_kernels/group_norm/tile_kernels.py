@@ -1,9 +1,10 @@
-"""GroupNormSiLU of groups too large for one program, by tiles.
+"""GroupNormSiLU by tiles: of groups too large for one program, and of channels-last calls on much memory.
 
 Forward: reduce tiles to per-channel partial results (tile_statistics), combine those of a group (combine_statistics),
 transform the tiles (apply_forward). Backward: tile_gradient_sums, combine_gradient_sums, apply_backward. A tile is
 [BLOCK_C, BLOCK_S] of one row and pays no heed to the borders of groups, so that channels-last loads are 16 bytes wide
-whatever the channels per group. Partial results (N, tiles, C) are float32 and add less than 2 % to the traffic.
+whatever the channels per group. Partial results (N, tiles, C), two in float32, are written once and read once; of a
+bfloat16 x each is 1/16 at channels-last tiles of 128 channels × 32 positions, 1/64 at 32 × 128: what L2 should hold.
 
 x is read twice, and in backward dy too. The second time goes backwards, so that what was read last the first time is
 still in the cache: up to 40 MB on an A100 and 50 MB on an H100 less than these MB, which bfloat16 rows of the models
@@ -20,8 +21,9 @@ move at batch 1 (256 + 128: of a skip), and in proportion at other widths and ba
     32 + 32    1024²                268.4      402.7             402.7      671.1
 
 A group that is one program's work (kernels.py) moves the least: in 256 channels × 64², 512 × 32², 768 × 16², and with a
-skip up to 256 + 256 × 64². The next size, 512 + 256 × 64², is too large for that: two groups of 192 KB on each of an
-A100's 108 multiprocessors fill its cache.
+skip up to 256 + 256 × 64². Moving the least is not being fastest: on an H100 tiles take 0.44 to 0.83 of the time that
+the same groups took there in channels_last at batch 64, forward and backward, since many small programs keep more loads
+on the way than few large ones (benchmarks/NOTES.md). So large channels-last calls come here whatever their groups.
 """
 
 import triton

@@ -38,13 +38,13 @@ def groups_by_tiles() -> Iterator[None]:
 @contextlib.contextmanager
 def groups_in_one_pass() -> Iterator[None]:
     """With small tiles, so that programs wait for each other and leave each other tiles."""
-    tile, group_norm_launch.TILE = group_norm_launch.TILE, 64
+    tile, group_norm_launch.CHANNELS_LAST_TILE = group_norm_launch.CHANNELS_LAST_TILE, 64
     group_norm_launch.row_tiles.cache_clear()
     try:
         with groups_by_tiles(), group_norm_launch.one_pass():
             yield
     finally:
-        group_norm_launch.TILE = tile
+        group_norm_launch.CHANNELS_LAST_TILE = tile
         group_norm_launch.row_tiles.cache_clear()
 
 

@@ -52,6 +52,12 @@ def test_each_path_runs_kernels_of_its_own():
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_channels_last_tiles_of_128_channels(path):
+    x, *parameters = inputs((1, 256, 5, 9), film_rows=1)
+    check((x.contiguous(memory_format=torch.channels_last), *parameters), 16, path=path)
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_groups_larger_than_a_block(path, channels_last):
     x, *parameters = inputs((1, 6, 75, 70), film_rows=1)

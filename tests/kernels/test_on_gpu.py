@@ -25,6 +25,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 FILLING_A_GPU: dict[str, Callable[[], Call]] = {
     "group_norm, whole groups": lambda: calls.group_norm(8, 512, 32, 32, groups=32, skip=256, film_rows=8),
+    "group_norm, many whole groups, tiles": lambda: calls.group_norm(32, 512, 32, 32, groups=32, skip=256, film_rows=8),
     "group_norm, tiles": lambda: calls.group_norm(4, 64, 256, 256, groups=32, film_rows=2),
     IN_ONE_PASS: lambda: in_one_pass(calls.group_norm(4, 64, 256, 256, groups=32, film_rows=2)),
     "flash": lambda: calls.flash(4, 8, 1024, 1024, 64),

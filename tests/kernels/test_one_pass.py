@@ -33,8 +33,8 @@ def interpreted(request):
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Four channels and 16 positions, so that small inputs have several tiles a unit and several units."""
-    monkeypatch.setattr(launch, "TILE", 64)
-    monkeypatch.setattr(launch, "CHANNELS_LAST_WIDTH", 4)
+    monkeypatch.setattr(launch, "CHANNELS_LAST_TILE", 64)
+    monkeypatch.setattr(launch, "CHANNELS_LAST_WIDTHS", (4,))
     monkeypatch.setattr(launch, "WHOLE_GROUP_BYTES", 0)
     launch.row_tiles.cache_clear()
     yield
