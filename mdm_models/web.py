@@ -32,6 +32,7 @@ MOST_PICTURES, MOST_STEPS, LARGEST_SEED = 8, 100, 2**32 - 1
 COLUMNS = 4  # pictures side by side
 AT_ONCE = 2  # users whose pictures are made; the others wait in line, and see their place in it
 EXAMPLES = ("red apple", "penguin", "hot air balloon", "grinning face", "tropical fish", "cactus", "fire engine")
+CLIP_EXAMPLES = ("grinning face", "butterfly", "rocket", "red heart", "rooster", "fire engine", "tropical fish")
 
 Levels = list[list[Image.Image]] | list[list[Clip]]
 """the pictures or clips of each resolution, highest first"""
@@ -167,9 +168,11 @@ def build(pipeline: Pipeline, name: str, steps: int | None = None) -> gr.Blocks:
     """The page for a model; `name` is what it is called there, steps what its slider begins at: the model's own if
     None. Serve it with `serve`."""
     takes_text = pipeline.text_encoder is not None
-    has_styles = takes_text and "emoji" in name
+    is_video = pipeline.model.config.is_video
+    draws_emoji = takes_text and "emoji" in name
+    has_styles = draws_emoji and not is_video  # the clips are all in one
     sizes = " around ".join(f"{shape[-1]}²" for shape in pipeline.shapes)
-    kind = "Clips" if pipeline.model.config.is_video else "Pictures"
+    kind = "Clips" if is_video else "Pictures"
 
     def draw(prompt, style, count, seed, steps, guidance_scale) -> Iterator[Any]:
         try:
@@ -192,8 +195,9 @@ def build(pipeline: Pipeline, name: str, steps: int | None = None) -> gr.Blocks:
                 with gr.Row():
                     go = gr.Button("Draw", variant="primary", elem_id="draw")
                     stop = gr.Button("Stop", elem_id="stop", min_width=80, scale=0)
-                if has_styles:
-                    gr.Examples([[example] for example in EXAMPLES], [prompt], label="Try", elem_id="try")
+                if draws_emoji:
+                    examples = CLIP_EXAMPLES if is_video else EXAMPLES
+                    gr.Examples([[example] for example in examples], [prompt], label="Try", elem_id="try")
                 style = gr.Radio(
                     [*STYLES, AS_WRITTEN], value=STYLES[0] if has_styles else AS_WRITTEN, label="Style",
                     visible=has_styles, elem_id="style",

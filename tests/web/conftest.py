@@ -103,6 +103,6 @@ def address(pictures) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def clips_address() -> Iterator[str]:
-    blocks = build(small_pipeline(CLIP_MODEL), "small_clips", steps=25)
+    blocks = build(small_pipeline(CLIP_MODEL), "small_emoji_clips", steps=25)
     yield serve(blocks, "127.0.0.1", None, wait=False)
     blocks.close()

@@ -121,6 +121,12 @@ def test_pictures_are_saved_one_by_one_or_all_together(browser, address):
         assert archive.read("red-apple-5-0-16.png") == one.read_bytes()
 
 
+def test_the_page_of_clips_adds_no_style_to_the_prompt_and_tries_things_that_move(browser, clips_address):
+    browser.open(clips_address)
+    assert not [style for style in browser.find("#style") if style.is_displayed()]
+    assert "butterfly" in browser.find("#try")[0].text
+
+
 def test_clips_move(browser, clips_address):
     browser.open(clips_address)
     browser.write("#prompt", "red apple")
