@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from unittest import mock
 
 import torch
 
@@ -38,13 +39,12 @@ def groups_by_tiles() -> Iterator[None]:
 @contextlib.contextmanager
 def groups_in_one_pass() -> Iterator[None]:
     """With small tiles, so that programs wait for each other and leave each other tiles."""
-    tile, group_norm_launch.CHANNELS_LAST_TILE = group_norm_launch.CHANNELS_LAST_TILE, 64
     group_norm_launch.row_tiles.cache_clear()
+    small = mock.patch.multiple(group_norm_launch, TILE=64, CHANNELS_LAST_TILE=64)
     try:
-        with groups_by_tiles(), group_norm_launch.one_pass():
+        with small, groups_by_tiles(), group_norm_launch.one_pass():
             yield
     finally:
-        group_norm_launch.CHANNELS_LAST_TILE = tile
         group_norm_launch.row_tiles.cache_clear()
 
 
