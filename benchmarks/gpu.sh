@@ -72,6 +72,7 @@ has pytest_timeout && options+=(--timeout 150 --timeout-method thread)
 launching=(tests/kernels/test_{on_gpu,group_norm,group_norm_skip,flash_attention,self_cross_attention}.py
     tests/kernels/test_{temporal_attention,multires,multires_seed,seeded_noise,philox,gradcheck,out_of_bounds}.py
     tests/kernels/test_{torch_integration,backend,accelerate}.py)
+has av && has webdataset && launching+=(tests/training/test_graphs.py) # which reads no data, but imports what does
 
 tests() {
     nvidia-smi -L 2>/dev/null

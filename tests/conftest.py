@@ -31,7 +31,7 @@ def pytest_addoption(parser):
         "--device",
         choices=("cpu", "cuda"),
         default="cpu",
-        help="where the kernels run: cpu (through Triton's interpreter), or cuda for tests/kernels alone",
+        help="where the kernels run: cpu (through Triton's interpreter), or cuda for tests/kernels, and others' of a GPU",
     )
 
 
@@ -53,9 +53,9 @@ def pytest_collection_modifyitems(config, items):
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs --device cuda"))
         return
-    elsewhere = [item for item in items if KERNEL_TESTS not in item.path.parents]
-    items[:] = [item for item in items if KERNEL_TESTS in item.path.parents]
-    config.hook.pytest_deselected(items=elsewhere)
+    there = {item: KERNEL_TESTS in item.path.parents or item.get_closest_marker("gpu") is not None for item in items}
+    config.hook.pytest_deselected(items=[item for item in items if not there[item]])
+    items[:] = [item for item in items if there[item]]
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mdm_kernels import use_backend
 from mdm_models.errors import TrainingError
 from mdm_models.processes import Processes
 from mdm_models.training.config import changed
@@ -19,6 +20,13 @@ FOUR_SAMPLES = {"frames": 1, "batch_size": 4, "level_shares": (0.5, 1.0)}
 
 def config(out: Path, **values):
     return changed(settings(out / "none.tar", out), **FOUR_SAMPLES | values)
+
+
+@pytest.fixture
+def as_in_training():
+    """Data begin on the CPU, and kernels run."""
+    with torch.device("cpu"), use_backend("auto"):
+        yield
 
 
 def test_a_processor_has_no_graphs(tmp_path):
@@ -37,6 +45,7 @@ def test_what_graphs_cannot_do_is_refused(tmp_path, world_size, values):
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("as_in_training")
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_steps_learn_the_same_with_graphs_and_without(tmp_path, precision):
     """Every step has another noise, other times and other captions; at the third, rounding has not yet led apart."""
@@ -59,6 +68,7 @@ def test_steps_learn_the_same_with_graphs_and_without(tmp_path, precision):
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("as_in_training")
 def test_the_averaged_model_draws_while_graphs_are_held(tmp_path):
     told = config(tmp_path, cuda_graphs=True, level_shares=())
     learner = Learner(told, IMAGE_MODEL, open_encoder(told.model, 0, GPU), Processes(0, 1, GPU))
