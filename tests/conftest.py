@@ -31,7 +31,7 @@ def pytest_addoption(parser):
         "--device",
         choices=("cpu", "cuda"),
         default="cpu",
-        help="where the kernels run: cpu (through Triton's interpreter), or cuda for tests/kernels, and others' of a GPU",
+        help="where the kernels run: cpu (through Triton's interpreter), or cuda: tests/kernels and what needs a GPU",
     )
 
 
