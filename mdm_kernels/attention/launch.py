@@ -48,7 +48,7 @@ def context_tile(queries_tile: int) -> int:
 def query_tiles(itemsize: int, queries: int) -> dict[str, int]:
     """Of the kernels for the gradient of q."""
     if itemsize == 4:
-        return {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}
+        return {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1}
     if queries < FEW_QUERIES:
         return {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
     return {"BLOCK_M": 128, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}
@@ -56,8 +56,10 @@ def query_tiles(itemsize: int, queries: int) -> dict[str, int]:
 
 def key_tiles(head_width: int, itemsize: int) -> dict[str, int]:
     """Of the kernels for the gradients of k and v."""
+    if itemsize == 4 and head_width > 64:
+        return {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}
     if itemsize == 4:
-        return {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2}
+        return {"BLOCK_M": 16, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
     if head_width > 64:
         return {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 8, "num_stages": 3}
     return {"BLOCK_M": 32, "BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
