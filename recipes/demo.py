@@ -138,7 +138,7 @@ def settings(options: Options) -> tuple[TrainConfig, str]:
             prediction=cast(Any, known.prediction),  # one of the names that training knows
             loss_target="v",
         ),
-        optimizer=OptimizerConfig(batch_size=8, steps=FIRST, lr=3e-4, warmup=10, ema_decay=0.98),
+        optimizer=OptimizerConfig(batch_size=8, steps=FIRST, lr=5e-5, warmup=10, ema_decay=0.98),
         output=OutputConfig(log_every=1, save_every=1000, sample_every=0, guidance_scale=known.guidance_scale),
     ), name
 
