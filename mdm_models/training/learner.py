@@ -186,8 +186,7 @@ class Learner:
         captions = self.captions.read(chunk.captions)
         with self.autocast():
             if self.uses_graphs and not self.has_graphs:
-                captured(self.model, x, time, captions)
-                self.has_graphs = True
+                self.parallel, self.has_graphs = captured(self.parallel, x, time, captions), True
             predictions = self.parallel(x, time, captions)
         return self.diffusion.per_sample_loss(predictions, images, time, seed=noise, per_level=True).mean(1)
 
