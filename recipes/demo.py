@@ -81,7 +81,7 @@ def draw(name: str, options: Options) -> Path:
     """A grid with a row for each resolution of a model."""
     pipeline = Pipeline.from_pretrained(name, dtype=torch.float32)
     began = time.perf_counter()
-    prompts = list(CLIP_PROMPTS if pipeline.model.config.is_video else PROMPTS)
+    prompts: list[str] = [*(CLIP_PROMPTS if pipeline.model.config.is_video else PROMPTS)]
     levels = _sampled(pipeline, prompts, options.seed)
     print(f"{name}: {len(prompts)} samples in {time.perf_counter() - began:.0f} s")
     sizes = ["x".join(str(side) for side in level.shape[2:] if side > 1) for level in levels]

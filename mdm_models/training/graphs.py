@@ -1,6 +1,7 @@
 """A network's forward and backward pass as CUDA graphs: launched as a whole, not kernel by kernel from Python."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,4 +37,5 @@ def captured(model: nn.Module, x: Sequence[Tensor], time: Tensor, captions: tupl
     must not serve the next. Raises RuntimeError for a network that waits for the device inside a pass.
     """
     places = [level.clone() for level in x], time.clone(), tuple(part.clone() for part in captions)
-    return torch.cuda.make_graphed_callables(model, places)
+    nested = cast(Any, places)  # which torch's types do not know
+    return cast(nn.Module, torch.cuda.make_graphed_callables(model, nested))
