@@ -42,6 +42,7 @@ from mdm_models.unet import empty_model
 TEXT_WIDTH = 64
 PLAIN = "plain"
 Scale = Literal["cpu", "gpu"]
+Objective = Literal["paper", "x0"]
 RATIO = 4  # of the sizes of two nested levels
 EXTRACTOR = "efficientnet-lite0"  # comes with a package, so that it needs no network; its distances are not FID
 
@@ -79,6 +80,10 @@ class Comparison:
         tyro.conf.arg(help="what to train: two processes can share the work; the result shows all that is there"),
     ] = "both"
     scale: Annotated[Scale, tyro.conf.arg(help="8² to 128², or 16² to 256² and wider networks")] = "cpu"
+    objective: Annotated[
+        Objective,
+        tyro.conf.arg(help="the paper's, v with the loss in ε; or that of recipes/emoji.py, x₀ with the loss in v"),
+    ] = "paper"
 
 
 def arms(scale: Scale) -> dict[str, list[Stage]]:
@@ -114,20 +119,32 @@ def _unet(
     )
 
 
-def settings(scale: Scale, stage: Stage, shards: tuple[str, ...], out: str) -> TrainConfig:
-    """Noise and weights of the levels are those of the paper's largest model, whose levels have these ratios too; what
-    is counted as unshifted, 32² or 64², gives the highest level of both arms the same noise and weight."""
+def objective_of(stage: Stage, objective: Objective, scale: Scale) -> ObjectiveConfig:
+    """What counts as unshifted is a size, not a level, so that the highest level of both arms has the same noise."""
     smallest, middle, _ = (each.size for each in arms(scale)["nested"])
+    if objective == "paper":  # noise and weights of its largest model, whose levels have these ratios too
+        weights = tuple(size / smallest for size in stage.sizes)
+        return ObjectiveConfig(shift_power=2.0, unshifted_size=middle, level_weights=weights)
+    return ObjectiveConfig(
+        shift_power=2.0,
+        unshifted_size=16,
+        prediction="x0",
+        loss_target="v",
+        times="logit_normal",
+        times_mean=1.0 if stage.size == smallest else 0.5,
+        times_deviation=1.5,
+    )
+
+
+def settings(
+    scale: Scale, stage: Stage, shards: tuple[str, ...], out: str, objective: Objective = "paper"
+) -> TrainConfig:
     return TrainConfig(
         out,
         DataConfig(shards, size=stage.size, holdout=0.1, workers=0 if scale == "cpu" else 8),
         ModelConfig(stage.model, text_width=TEXT_WIDTH),
         optimizer=OptimizerConfig(batch_size=stage.batch, steps=stage.steps, lr=1e-3, warmup=50, ema_decay=0.995),
-        objective=ObjectiveConfig(
-            shift_power=2.0,
-            unshifted_size=middle,
-            level_weights=tuple(size / smallest for size in stage.sizes),
-        ),
+        objective=objective_of(stage, objective, scale),
         evaluation=EvaluationConfig(
             evaluate_every=stage.evaluate_every, evaluate_samples=256, feature_extractor=EXTRACTOR
         ),
@@ -146,7 +163,8 @@ def run(comparison: Comparison) -> None:
         for arm, stages in arms(comparison.scale).items():
             before = ""
             for stage in stages if comparison.arms in ("both", arm) else []:
-                config = settings(comparison.scale, stage, comparison.data, str(folder(comparison, stage, seed)))
+                out = str(folder(comparison, stage, seed))
+                config = settings(comparison.scale, stage, comparison.data, out, comparison.objective)
                 before = str(train(changed(config, seed=seed, init_from=before), stage.architecture))
     report(comparison)
 
