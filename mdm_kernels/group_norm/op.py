@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from .. import arguments, backend
 from ..layouts import concatenated, dense, empty, is_channels_last
 from ..library import Derivative, below_autograd, define, register_derivative
-from . import launch, reference
+from . import cpu, launch, reference
 from .checks import check_arguments, check_channels, check_options
 
 
@@ -123,7 +123,8 @@ def group_norm_silu(
     """
     check_arguments(x, skip, num_groups, weight, bias, eps, scale, shift, activation)
     if x.dtype == torch.float64 or not backend.runs_triton(x):
-        return reference.group_norm_silu(x, num_groups, weight, bias, eps, skip, scale, shift, activation)
+        compute = cpu if cpu.pays(x, skip, weight, bias, scale, shift) else reference
+        return compute.group_norm_silu(x, num_groups, weight, bias, eps, skip, scale, shift, activation)
     if skip is not None and not _kernels_take_a_skip():
         x, skip = concatenated(x, skip), None
     y, _, _ = _forward(x, skip, num_groups, weight, bias, scale, shift, eps, activation == "silu")

@@ -1,6 +1,6 @@
-"""The definition of group_norm_silu, in plain PyTorch: the oracle, and what runs on CPU tensors.
+"""The definition of group_norm_silu, in plain PyTorch: the oracle, and what runs where no kernel and not cpu.py does.
 
-torch's own group norm is fast on CPU, forward and backward, but inexact where a group's mean is many standard
+torch's own group norm is fast in its forward pass, but on a CPU inexact where a group's mean is many standard
 deviations from zero: at 10000 ± 0.1 in float32 it errs by 0.02 standard deviations (contiguous: it evaluates
 x·a − mean·a) or by 1000 (channels-last: E[x²] − E[x]²). It is exact once the mean is near zero. So it gets x minus the
 mean of each group, which changes neither the result nor, the mean being a constant to autograd, any gradient.
@@ -43,9 +43,14 @@ def group_norm_silu(
     """As `mdm_kernels.group_norm_silu`; computes in float32 (float64 for float64), returns x's dtype."""
     if skip is not None:
         x = concatenated(x, skip)
-    gain, offset = _channel_transform(x, weight, bias, scale, shift)
+    gain, offset = channel_transform(x, weight, bias, scale, shift)
     if x.numel() == 0:
         return x * gain.sum().to(x.dtype) + offset.sum().to(x.dtype)  # as empty, and every gradient is zero
+    return normalised(x, num_groups, gain, offset, eps, activation)
+
+
+def normalised(x: Tensor, num_groups: int, gain: Tensor, offset: Tensor, eps: float, activation: str | None) -> Tensor:
+    """act(x̂·gain + offset), x̂ the normalised x; gain and offset (1 or N / T, C) as `channel_transform` gives them."""
     film_rows = gain.shape[0]
     frames = x.shape[0] // film_rows
     if film_rows == 1:
@@ -64,7 +69,7 @@ def group_norm_silu(
     return y.to(x.dtype)
 
 
-def _channel_transform(x: Tensor, weight, bias, scale, shift) -> tuple[Tensor, Tensor]:
+def channel_transform(x: Tensor, weight, bias, scale, shift) -> tuple[Tensor, Tensor]:
     """gain and offset (1 or N / T, C), in float32 or float64: act(x̂·gain + offset) is the result."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     gain, offset = x.new_ones(1, x.shape[1], dtype=dtype), x.new_zeros(1, x.shape[1], dtype=dtype)

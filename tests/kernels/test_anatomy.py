@@ -35,7 +35,7 @@ def test_every_op_has_the_same_parts(op):
     files = {path.name for path in (PACKAGE / op).glob("*.py")}
     assert {"__init__.py", "reference.py", "checks.py", "launch.py", "kernels.py", "op.py"} <= files
     assert all(name.endswith("_kernels.py") for name in files - {
-        "__init__.py", "reference.py", "checks.py", "launch.py", "kernels.py", "op.py"
+        "__init__.py", "reference.py", "cpu.py", "checks.py", "launch.py", "kernels.py", "op.py"
     })  # fmt: skip
 
 

@@ -1,0 +1,101 @@
+"""group_norm_silu on CPU tensors, which neither torch's group norm nor a kernel computes."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mdm_kernels import group_norm_silu
+from mdm_kernels.group_norm import cpu
+from tests.kernels.group_norm_accuracy import definition, inputs, result_and_gradients
+
+
+def formatted(x, channels_last):
+    return x.to(memory_format=torch.channels_last) if channels_last else x
+
+
+def assert_near_the_definition(tensors, num_groups, activation="silu"):
+    """y and all gradients err at most twice as much as float32 sums of the definition, by the last bit, and by that of
+    the terms of dx, which cancel each other where a group has few values."""
+
+    def ours(x, weight, bias, scale, shift):
+        return group_norm_silu(x, num_groups, weight, bias, scale=scale, shift=shift, activation=activation)
+
+    def plain(x, weight, bias, scale, shift):
+        return definition(x, num_groups, weight, bias, scale, shift, activation)
+
+    dy = torch.randn_like(tensors[0])
+    found = result_and_gradients(ours, tensors, dy)
+    exact = result_and_gradients(plain, tensors, dy, torch.float64)
+    in_float32 = result_and_gradients(plain, tensors, dy, torch.float32)
+    terms = [truth.abs().max() + 1 for truth in exact]
+    terms[1] += dx_terms(tensors, num_groups, dy)
+    for value, truth, yardstick, size in zip(found, exact, in_float32, terms, strict=True):
+        last_bit = torch.finfo(value.dtype).eps * (truth.abs().max() + 1)
+        assert (value - truth).abs().max() <= 2 * (yardstick - truth).abs().max() + 4 * 2**-24 * size + last_bit
+
+
+def dx_terms(tensors, num_groups, dy):
+    """Bound of dy·gain / standard deviation."""
+    x, weight, _, scale, _ = (None if tensor is None else tensor.double().abs() for tensor in tensors)
+    rstd = (tensors[0].double().reshape(len(x), num_groups, -1).var(-1, correction=0) + 1e-5).rsqrt()
+    gain = (1 if weight is None else weight.max()) * (1 if scale is None else 1 + scale.max())
+    return 1.1 * gain * dy.double().abs().max() * rstd.max()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 6),
+    groups=st.integers(1, 4),
+    channels=st.integers(1, 5),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    frames=st.sampled_from([0, 1, 2, 3]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    channels_last=st.booleans(),
+    small=st.sampled_from([0, 2**16]),
+    chunk=st.sampled_from([1, 200, 2**19]),
+    activation=st.sampled_from(["silu", None]),
+)
+def test_any_rows_in_any_chunks(rows, groups, channels, size, frames, dtype, channels_last, small, chunk, activation):
+    torch.manual_seed(0)
+    film = rows if frames else None
+    x, *parameters = inputs((rows * max(frames, 1), groups * channels, *size), film_rows=film, dtype=dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "SMALL", small)
+        patch.setattr(cpu, "CHUNK", chunk)
+        assert_near_the_definition((formatted(x, channels_last), *parameters), groups, activation)
+
+
+@pytest.mark.parametrize(("dtype", "mean"), [(torch.float32, 1e4), (torch.float32, 3.0), (torch.bfloat16, 200.0)])
+@pytest.mark.parametrize("small", [0, 2**16])
+def test_one_row_far_from_zero_beside_one_that_is_not(monkeypatch, dtype, mean, small):
+    monkeypatch.setattr(cpu, "SMALL", small)
+    x, *parameters = inputs((2, 8, 16, 16), dtype=torch.float32)
+    x[1] += mean
+    assert_near_the_definition((formatted(x.to(dtype), True), *parameters), 2)
+
+
+@pytest.mark.parametrize("small", [0, 2**16])
+def test_second_derivatives(monkeypatch, small):
+    monkeypatch.setattr(cpu, "SMALL", small)
+    tensors = [each.requires_grad_() for each in inputs((2, 4, 3, 2), film_rows=2, dtype=torch.float64)]
+
+    def call(x, weight, bias, scale, shift):
+        return group_norm_silu(formatted(x, True), 2, weight, bias, scale=scale, shift=shift)
+
+    assert torch.autograd.gradcheck(call, tensors)
+    assert torch.autograd.gradgradcheck(call, tensors)
+
+
+def test_what_it_is_for():
+    def pays(channels_last, shape, **options):
+        return cpu.pays(formatted(torch.zeros(shape, **options), channels_last), None, torch.zeros(shape[1]))
+
+    large, small = (2, 8, 128, 128), (2, 8, 16, 16)
+    for channels_last, shape in itertools.product([False, True], [large, small]):
+        assert pays(channels_last, shape) == (channels_last or shape is small)
+        assert not pays(channels_last, shape, device="meta")
+    assert not pays(True, (0, 8, 16, 16))
+    assert not pays(True, (2, 8, 0, 16))
