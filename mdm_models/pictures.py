@@ -1,5 +1,7 @@
 """What was sampled, as people look at it: pictures, and clips that can be saved as mp4, GIF or WebP."""
 
+import functools
+import io
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from mdm_models.mp4 import evenly, write_mp4
@@ -79,28 +81,56 @@ def from_pictures(pictures: Sequence[Image.Image], size: int) -> Tensor:
     return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def is_plain(picture: Image.Image) -> bool:
+    """Whether it is what `on_white` would make of it, as most are."""
+    return picture.mode == "RGB" and not picture.has_transparency_data and "icc_profile" not in picture.info
+
+
 def on_white(picture: Image.Image) -> Image.Image:
-    """The same in RGB, with white where it is transparent; of more than 8 bits the highest count."""
+    """The same in sRGB, with white where it is transparent; of more than 8 bits the highest count."""
+    profile = picture.info.get("icc_profile")
     if picture.mode.startswith(("I", "F")):
         picture = _eight_bits(picture)
-    if not picture.has_transparency_data:  # most are not, and compositing takes longer than decoding a JPEG
-        return picture.convert("RGB")
-    picture = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+    elif picture.mode not in ("L", "CMYK"):  # which have profiles of their own
+        picture = picture.convert("RGB")
+    conversion = _to_srgb(profile, picture.mode) if profile else None
+    if conversion:
+        picture = ImageCms.applyTransform(picture, conversion) or picture
+    if picture.mode == "RGBA":
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+@functools.lru_cache(maxsize=64)
+def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """What converts pictures of that mode whose colours are those of an ICC profile, as phones and scanners write them;
+    None if there is nothing to convert, or the profile is damaged or one of another mode."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(source):
+            return None
+        target = "RGBA" if mode == "RGBA" else "RGB"
+        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, target)
+    except (OSError, ImageCms.PyCMSError):
+        return None
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """Grey of 16 or 32 bits or of real numbers in 8, which Pillow's own conversion takes to be 0…255 and cuts off.
 
     White is the largest number of 16 bits where the file says so (I;16, and the modes I of PNG and PGM), or else the
-    first of 1 (real numbers), 255, 65535 and 2³¹ − 1 that no pixel passes.
+    first of 1 (real numbers), 255, 65535 and 2³¹ − 1 that no pixel passes. What is no number is black.
     """
     grey = np.asarray(picture).astype(np.float64)
     whites = [1.0] * (picture.mode == "F") + [255.0, 65535.0]
     if picture.mode.startswith("I;16") or picture.format in ("PNG", "PPM"):
         whites = [65535.0]
-    white = next((white for white in whites if grey.max(initial=0) <= white), 2.0**31 - 1)
-    shown = Image.fromarray((np.nan_to_num(grey) / white * 255).clip(0, 255).round().astype(np.uint8))
+    brightest = grey.max(initial=0, where=np.isfinite(grey))
+    white = next((white for white in whites if brightest <= white), 2.0**31 - 1)
+    grey = np.nan_to_num(grey, posinf=white, neginf=0)
+    shown = Image.fromarray((grey / white * 255).clip(0, 255).round().astype(np.uint8))
     transparent = picture.info.get("transparency")
     if isinstance(transparent, int):  # the grey that is
         shown.putalpha(Image.fromarray(np.where(grey == transparent, 0, 255).astype(np.uint8)))

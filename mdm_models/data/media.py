@@ -12,14 +12,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from av.container import InputContainer
+from av.video.reformatter import Interpolation
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from mdm_models.data.matroska import shown_until
-from mdm_models.pictures import on_white
+from mdm_models.pictures import is_plain, on_white
 
 UNKNOWN_RATE = Fraction(24)  # of frames, where a file does not say
 LARGEST_SIDE = 8192  # pixels; beyond it a file is taken for a decompression bomb
+SCALING = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT  # others darken plain grey
 
 
 class BadSample(Exception):
@@ -98,14 +100,17 @@ def _pictures(
     check_size(*shown_size(stream), size)
     stream.codec_context.thread_count = 1  # parallelism comes from the loader's workers
     rate = stream.average_rate or UNKNOWN_RATE
-    seconds = stream.duration * stream.time_base if stream.duration else Fraction(container.duration or 0, av.time_base)
-    if not seconds:  # as recorders and streams leave it
+    origin = start_of(stream)
+    if stream.duration:
+        seconds = stream.duration * stream.time_base
+    elif container.duration:  # of Matroska, which counts from 0
+        seconds = Fraction(container.duration, av.time_base) - origin
+    else:  # as recorders and streams leave it
         _, seconds = measure(container, stream)
     apart = 1 / Fraction(frame_rate)
     room = seconds - (frames - 1) * apart
     if room <= 0:
         raise BadSample("too short", f"{float(seconds):.3g} s; {frames} frames at {frame_rate:g} fps take longer")
-    origin = (stream.start_time or 0) * stream.time_base
     first = origin + int(start * math.ceil(room * rate)) / rate
     if first > origin:
         container.seek(int(first / stream.time_base), stream=stream)
@@ -154,6 +159,11 @@ def timed(frames: Iterable[av.VideoFrame], rate: Fraction, until: Fraction) -> I
         yield before, then, max(lasts, until - then)
 
 
+def start_of(stream) -> Fraction:
+    """The time of a clip's first frame, in seconds."""
+    return (stream.start_time or 0) * stream.time_base
+
+
 def shown_size(stream) -> tuple[int, int]:
     """Width and height of a clip in square pixels, before it is turned: the smaller side of its own pixels counts."""
     width, height, aspect = stream.width, stream.height, stream.sample_aspect_ratio or 1
@@ -161,14 +171,19 @@ def shown_size(stream) -> tuple[int, int]:
 
 
 def as_shown(frame: av.VideoFrame, stream, size: tuple[int, int] | None = None) -> np.ndarray:
-    """A frame as its file says it is to be shown, (H, W, 3) uint8: in RGB, in square pixels, turned or mirrored.
+    """A frame as its file says it is to be shown, (H, W, 3) uint8: in RGB, on white where it is transparent, in square
+    pixels, turned or mirrored.
 
     size: width and height before it is turned; None: `shown_size`.
     """
     width, height = size or shown_size(stream)
-    how = "LANCZOS" if size else "BICUBIC"
+    how = "BICUBIC" if (width, height) == (frame.width, frame.height) else SCALING
+    is_opaque = not any(part.is_alpha for part in frame.format.components)
+    form = "rgb24" if is_opaque else "rgba"
     # threads=1: a frame would have threads of its own, whose end a process that was forked waits for without end
-    picture = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=how, threads=1)
+    picture = frame.to_ndarray(format=form, width=width, height=height, interpolation=how, threads=1)
+    if not is_opaque:
+        picture = np.asarray(on_white(Image.fromarray(picture)))
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return picture
@@ -190,8 +205,7 @@ def decode_image(data: bytes, size: int, cut: Cut | None = None) -> Tensor:
             image = Image.open(io.BytesIO(data))
             check_size(*image.size, size)
             ImageOps.exif_transpose(image, in_place=True)
-            is_plain = image.mode == "RGB" and not image.has_transparency_data  # most are, and need no copy
-            picture = np.asarray(image if is_plain else on_white(image))
+            picture = np.asarray(image if is_plain(image) else on_white(image))
             pixels = torch.from_numpy(picture).permute(2, 0, 1)[None]  # read only, of which torch warns
     except BadSample:
         raise

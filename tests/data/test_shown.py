@@ -9,14 +9,14 @@ import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from mdm_models.data.media import BadSample, decode_clip, decode_image
 from mdm_models.data.prepare.clips import checked_clip
 from mdm_models.data.prepare.images import checked_image
 from mdm_models.mp4 import write_mp4
 from mdm_models.pictures import Clip, from_pictures
-from tests.made_data import encode_frames
+from tests.made_data import encode_frames, encode_image
 
 FILES = Path(__file__).parents[1] / "files"
 
@@ -88,7 +88,97 @@ def test_the_transparent_grey_of_16_bits_is_white():
     assert (decoded[..., 9:].int() - 78).abs().max() <= 1
 
 
+@pytest.mark.parametrize(("odd", "shown"), [(np.nan, 0), (np.inf, 255), (-np.inf, 0)])
+def test_a_pixel_that_is_no_number_leaves_the_others_as_bright_as_they_are(odd, shown):
+    grey = np.full((16, 16), 20000 / 65535, np.float32)
+    grey[0, 0] = odd
+    file = io.BytesIO()
+    Image.fromarray(grey).save(file, format="tiff")
+    decoded = decode_image(file.getvalue(), 16)[0, 0]
+    assert decoded[0, 0] == shown
+    assert (decoded.flatten()[1:].int() - 78).abs().max() <= 1
+
+
+# Colours
+
+
+def profile_with_red_and_blue_swapped() -> bytes:
+    """sRGB's, but for the names of two of its colours and its own."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for old, new in ((b"rXYZ", b"none"), (b"bXYZ", b"rXYZ"), (b"none", b"bXYZ")):
+        profile = profile.replace(old, new)
+    return profile.replace("sRGB".encode("utf-16-be"), "BGRs".encode("utf-16-be"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"), [("RGB", "png"), ("RGB", "webp"), ("RGB", "tiff"), ("P", "png"), ("RGBA", "png")]
+)
+def test_colours_are_those_of_the_profile_in_the_file(mode, form):
+    picture = Image.new("RGB", (32, 32), (40, 80, 200)).convert(mode)
+    file = io.BytesIO()
+    picture.save(file, format=form, icc_profile=profile_with_red_and_blue_swapped(), lossless=True)
+    data = file.getvalue()
+    for file in (data, checked_image(data).data, checked_image(data, 16).data):
+        assert colour(decode_image(file, 16)) == pytest.approx([200, 80, 40], abs=2)
+    start = from_pictures([Image.open(io.BytesIO(data))], 16)
+    assert ((start[0].mean(dim=(1, 2)) + 1) * 127.5).tolist() == pytest.approx([200, 80, 40], abs=2)
+
+
+def test_transparency_is_white_in_colours_of_any_profile():
+    picture = Image.new("RGBA", (16, 16), (40, 80, 200, 0))
+    file = io.BytesIO()
+    picture.save(file, format="png", icc_profile=profile_with_red_and_blue_swapped())
+    assert decode_image(file.getvalue(), 16).min() == 255
+
+
+@pytest.mark.parametrize("profile", [b"none", ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()])
+def test_a_profile_that_is_damaged_or_of_another_mode_changes_nothing(profile):
+    data = encode_image(np.full((16, 16, 3), (200, 80, 40), np.uint8), icc_profile=profile)
+    assert colour(decode_image(data, 16)) == [200, 80, 40]
+
+
 # Clips
+
+
+@pytest.mark.parametrize("grey", [30, 100, 200])
+def test_a_clip_that_is_shrunk_is_as_bright_as_before(grey):
+    data = encode_frames([np.full((64, 64, 3), grey, np.uint8)] * 4)
+    assert greys(decode_clip(prepared(data, 32), 4, 24, 32)) == pytest.approx([grey] * 4, abs=1)
+
+
+@pytest.mark.parametrize("form", ["as it is", "prepared"])
+@pytest.mark.parametrize(("codec", "pixels"), [("qtrle", "argb"), ("png", "rgba"), ("prores_ks", "yuva444p10le")])
+def test_a_transparent_clip_is_shown_on_white(codec, pixels, form):
+    picture = np.full((32, 32, 4), (30, 180, 60, 255), np.uint8)
+    picture[:, :16, 3] = 0
+    file = io.BytesIO()
+    with av.open(file, "w", format="mov") as container:
+        stream = container.add_stream(codec, rate=8)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, pixels
+        frame = av.VideoFrame.from_ndarray(picture, format="rgba").reformat(format=pixels)
+        container.mux([packet for given in (frame, None) for packet in stream.encode(given)])
+    data = file.getvalue() if form == "as it is" else prepared(file.getvalue(), 16)
+    shown = decode_clip(data, 1, 8, 16)
+    assert shown[..., :6].min() >= 250
+    assert colour(shown[..., 10:]) == pytest.approx([30, 180, 60], abs=6)
+
+
+@pytest.mark.parametrize("form", ["matroska", "mp4"])
+def test_a_clip_that_begins_late_is_as_long_as_its_frames_last(form):
+    file = io.BytesIO()
+    with av.open(file, "w", format=form) as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        planes = [av.VideoFrame.from_ndarray(np.full((32, 32, 3), 10 * i, np.uint8)) for i in range(24)]
+        for i, plane in enumerate(planes):
+            plane.pts, plane.time_base = i + 5, Fraction(1, 8)
+        container.mux([packet for plane in [*planes, None] for packet in stream.encode(plane)])
+    data = file.getvalue()
+    assert greys(decode_clip(data, 8, 8, 32)) == pytest.approx(range(0, 80, 10), abs=3)
+    assert greys(decode_clip(data, 8, 8, 32, start=0.999)) == pytest.approx(range(160, 240, 10), abs=3)
+    with pytest.raises(BadSample, match="too short"):
+        decode_clip(data, 26, 8, 32)
+    assert checked_clip(data, seconds=3).data == data
 
 
 def test_a_prepared_clip_keeps_its_colours():

@@ -16,6 +16,7 @@ from mdm_models.data.media import (
     measure,
     open_container,
     shown_size,
+    start_of,
     timed,
 )
 from mdm_models.mp4 import write_mp4
@@ -61,7 +62,7 @@ def checked_clip(data: bytes, size: int | None = None, seconds: float | None = N
             if not count or count < 0.9 * stream.frames:  # an edit list may hide a few
                 raise BadSample("truncated", f"{count} of {stream.frames} frames are there")
             shrink = size is not None and min(shown_size(stream)) > size
-            if shrink or (seconds is not None and max(lasts, until) > seconds):
+            if shrink or (seconds is not None and max(lasts, until - start_of(stream)) > seconds):
                 return _encoded_again(source, stream, rate, until, size if shrink else None, seconds)
             height, width = as_shown(next(source.decode(stream)), stream).shape[:2]
             return EncodedClip(suffix, data, width, height, count, float(rate))

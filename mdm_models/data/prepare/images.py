@@ -4,20 +4,21 @@ import io
 import math
 from dataclasses import dataclass
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mdm_models.data.media import LARGEST_SIDE, BadSample
 from mdm_models.pictures import on_white
 
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # what training reads, by Pillow's names
 QUALITY = 95  # of the JPEGs that are made here
+ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF's orientations of pictures that are turned by a quarter, mirrored or not
 
 
 @dataclass(frozen=True)
 class EncodedImage:
     suffix: str  # jpg, png or webp
     data: bytes
-    width: int
+    width: int  # as it is shown: upright
     height: int
 
 
@@ -40,6 +41,8 @@ def checked_image(data: bytes, size: int | None = None) -> EncodedImage:
     try:
         if shrink is None and image.format in SUFFIXES and not getattr(image, "is_animated", False):
             image.load()
+            if image.getexif().get(ExifTags.Base.Orientation) in ON_ITS_SIDE:
+                width, height = height, width
             return EncodedImage(SUFFIXES[image.format], data, width, height)
         if shrink is not None:
             image.draft("RGB", (2 * shrink, 2 * shrink))  # a JPEG then decodes to the next size above, which is faster

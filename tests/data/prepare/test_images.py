@@ -46,6 +46,14 @@ def test_an_image_on_its_side_is_set_up_before_it_is_shrunk():
     assert (image.width, image.height) == (10, 20)
 
 
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_an_image_that_keeps_its_bytes_has_the_size_at_which_it_is_shown(turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    image = checked_image(encode_image(width=40, height=20, exif=exif))
+    assert (image.width, image.height) == ((40, 20) if turn < 5 else (20, 40))
+
+
 @pytest.mark.parametrize("form", ["GIF", "BMP", "TIFF"])
 def test_what_training_does_not_read_becomes_a_jpeg(form):
     image = checked_image(encode_image(form))
