@@ -16,15 +16,24 @@ def decoded(data: bytes) -> str:
     return data.decode(encoding_of(data))
 
 
+def decoded_table(data: bytes) -> str:
+    """The same; what is not UTF-8 is as Excel writes it in the West. Raises UnicodeDecodeError."""
+    try:
+        return decoded(data)
+    except UnicodeDecodeError:
+        return data.decode("cp1252")
+
+
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file. Raises OSError or UnicodeDecodeError."""
     return decoded(path.read_bytes()).splitlines()
 
 
 def stripped(text: str) -> str:
-    """Without white space and byte order marks around it, and with U+FFFD for half a character (a lone surrogate, of an
-    escape in JSON that was cut), which no tokenizer or file takes."""
-    text = text.strip().strip(MARK).strip()
+    """Without white space and byte order marks around it, with a space for a zero byte, of which a disk that lost its
+    power leaves many, and with U+FFFD for half a character (a lone surrogate, of an escape in JSON that was cut), which
+    no tokenizer or file takes."""
+    text = text.replace("\0", " ").strip().strip(MARK).strip()
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

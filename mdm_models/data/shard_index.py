@@ -19,6 +19,8 @@ from mdm_models.errors import DataError, one_line
 
 INDEX = ".index"  # SHARD.index beside a shard is what `mdm index` wrote
 INDEX_FORMAT = 2
+COMPRESSED = "is compressed, which leaves no sample to be read by itself: unpack it, as gunzip, unxz, … do"
+COMPRESSIONS = (b"\x1f\x8b", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd")  # how files of gzip, xz, bzip2 and zstd begin
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,15 +103,23 @@ def scan(path: str, name: str = "", may_be_empty: bool = False) -> Shard:
             file.seek(end)
             if any(file.read(tarfile.BLOCKSIZE)) and not damage:  # tarfile takes a broken header for the end
                 damage = f"is damaged at byte {end}"
+            elif not damage and any(map(any, iter(lambda: file.read(1 << 20), b""))):
+                damage = f"goes on behind its end at byte {end}, as tars that were put one behind the other"
             size = file.seek(0, io.SEEK_END)
     except tarfile.TarError as error:
-        raise DataError(f"data: shard {name} is not an (uncompressed) tar file: {error}") from None
+        why = COMPRESSED if is_compressed(path) else f"is not a tar file: {error}"
+        raise DataError(f"data: shard {name} {why}") from None
     except OSError as error:
         raise DataError(f"data: shard {name} cannot be read: {one_line(error)}") from None
     if (current is None and not may_be_empty) or (damage and not bounds):
         raise DataError(f"data: shard {name} {damage or 'holds no samples'}")
     places = np.array([*bounds, end], dtype=np.int64)
     return Shard(name, places, np.array(keys, dtype=np.uint64), size, without_media, damage, apart)
+
+
+def is_compressed(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(8).startswith(COMPRESSIONS)
 
 
 def to_bytes(shard: Shard) -> bytes:

@@ -1,6 +1,8 @@
 import dataclasses
 import gzip
 import io
+import lzma
+import tarfile
 
 import numpy as np
 import pytest
@@ -47,12 +49,13 @@ def test_the_hash_of_a_key_is_the_same_on_every_machine():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"not a tar" * 200, "not an"),
-        (gzip.compress(b"x" * 9000, mtime=0), "not an"),
-        (b"", "not an"),
+        (b"not a tar" * 200, "is not a tar file"),
+        (gzip.compress(b"x" * 9000, mtime=0), "is compressed.*: unpack it"),
+        (lzma.compress(b"x" * 9000), "is compressed.*: unpack it"),
+        (b"", "is not a tar file"),
         (bytes(10240), "no samples"),
     ],
-    ids=["text", "compressed", "empty", "zeros"],
+    ids=["text", "gzip", "xz", "empty", "zeros"],
 )
 def test_a_file_without_samples_is_refused_and_named(tmp_path, content, message):
     path = tmp_path / "bad.tar"
@@ -82,8 +85,22 @@ def test_a_shard_with_a_broken_header_keeps_the_samples_before_it(shard_of):
     assert f"damaged at byte {bounds[2]}" in shard.damage
 
 
-def test_a_whole_shard_is_not_called_damaged(shard_of):
-    assert scan(str(shard_of("a.tar", 2))).damage == ""
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("padding", [0, 512, 5000])
+def test_a_whole_shard_is_not_called_damaged(shard_of, form, padding):
+    path = shard_of("a.tar", 2)
+    with tarfile.open(path, "a", format=form) as tar:
+        tar.addfile(tarfile.TarInfo("folder/b.txt"))
+    path.write_bytes(path.read_bytes() + bytes(padding))
+    assert scan(str(path)).damage == ""
+
+
+def test_tars_put_one_behind_the_other_are_said_to_be_so(shard_of):
+    first, second = shard_of("a.tar", 2), shard_of("b.tar", 3)
+    first.write_bytes(first.read_bytes() + second.read_bytes())
+    shard = scan(str(first))
+    assert len(shard) == 2
+    assert "goes on behind its end" in shard.damage
 
 
 def test_what_was_found_can_be_kept(pictures_of):

@@ -8,20 +8,28 @@ import itertools
 import json
 import os
 import re
+import unicodedata
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mdm_models.data.media import BadSample
+from mdm_models.data.prepare.tables import rows_of
 from mdm_models.data.prepare.url_list import CAPTION_COLUMNS
-from mdm_models.plain_text import decoded, legible, stripped
+from mdm_models.plain_text import decoded, decoded_table, legible, stripped
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")  # files taken for pictures
+# Files taken for pictures; of those that Pillow does not read, as iPhones' HEIC, each is named.
+IMAGES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".heic", ".heif"),
+    *(".bmp", ".tif", ".tiff", ".gif", ".ppm"),
+)
 CLIPS = (".mp4", ".webm", ".mkv", ".mov", ".avi")
 SIDECARS = (".txt", ".caption", ".json")
 METADATA = ("metadata.jsonl", "metadata.csv")
 TABLES = (".parquet", ".arrow")
+FILE_COLUMNS = ("file_name", "filename", "file")
 
 
 @dataclass(frozen=True)
@@ -67,8 +75,13 @@ def contents(file: Path) -> bytes:
 
 def caption_in(fields: Any) -> str:
     """The caption among the fields of a JSON file or of a line of metadata; "" if there is none."""
+    return _first_of(CAPTION_COLUMNS, fields)
+
+
+def _first_of(names: tuple[str, ...], fields: Any) -> str:
+    """The first text among the fields of these names, in upper or lower case; "" if there is none."""
     named = {str(name).strip().lower(): value for name, value in fields.items()} if isinstance(fields, dict) else {}
-    return next((value for name in CAPTION_COLUMNS if isinstance(value := named.get(name), str) and value.strip()), "")
+    return next((value for name in names if isinstance(value := named.get(name), str) and value.strip()), "")
 
 
 def walk(root: Path) -> Iterator[Path]:
@@ -121,8 +134,9 @@ def captioned_files(root: Path, caption: str = "") -> tuple[list[tuple[str, Capt
     if not files:
         raise ValueError(f"{root} has no pictures or clips ({', '.join((*IMAGES, *CLIPS))})")
     told = _metadata(root)
-    beside = {path for path in walk(root) if path.suffix.lower() in SIDECARS}
+    beside = {_lowered(path): path for path in walk(root) if path.suffix.lower() in SIDECARS}
     found = [Captioned(legible(str(path.relative_to(root))), path, _caption(path, told, beside)) for path in files]
+    _tell_unused(root, files, told, beside, found)
     if not caption and not any(one.caption or one.folder != root for one in found):
         beside_it = Path(found[0].name).with_suffix(".txt")
         raise ValueError(
@@ -137,10 +151,34 @@ def captioned_files(root: Path, caption: str = "") -> tuple[list[tuple[str, Capt
     return list(_keyed(named)), [_words(name) for name in classes]
 
 
-def _caption(path: Path, told: dict[Path, str], beside: set[Path]) -> str | Path:
-    if path in told:
-        return told[path]
-    return next((file for suffix in SIDECARS if (file := path.with_suffix(suffix)) in beside), "")
+def _caption(path: Path, told: dict[str, str], beside: dict[Path, Path]) -> str | Path:
+    if (name := _name(path)) in told:
+        return told[name]
+    wanted = (form for suffix in SIDECARS for form in (path.with_suffix(suffix), path.with_name(path.name + suffix)))
+    return next((beside[form] for form in wanted if form in beside), "")
+
+
+def _lowered(path: Path) -> Path:
+    """With its suffix in lower case."""
+    return path.with_suffix(path.suffix.lower())
+
+
+def _name(path: Path) -> str:
+    """One for all ways to write it: a Mac has é as two characters, Windows folders with backslashes."""
+    return unicodedata.normalize("NFC", str(path).replace("\\", "/"))
+
+
+def _tell_unused(
+    root: Path, files: list[Path], told: dict[str, str], beside: dict[Path, Path], found: list[Captioned]
+) -> None:
+    """Warn of captions that belong to no picture, so that nobody trains without them unawares."""
+    pictures = set(map(_name, files))
+    used = {one.caption for one in found if isinstance(one.caption, Path)}
+    strays = [name for name in told if name not in pictures]
+    texts = [str(path) for path in beside.values() if path not in used and path.suffix.lower() != ".json"]
+    for what, some in (("pictures that metadata name are not there", strays), ("texts belong to no picture", texts)):
+        if some:
+            warnings.warn(f"{root}: {len(some)} {what}, {legible(some[0])} among them", stacklevel=2)
 
 
 def _named_by_folder(one: Captioned, root: Path, numbers: dict[str, int]) -> Captioned:
@@ -168,25 +206,51 @@ def _keyed(found: list[Captioned]) -> Iterator[tuple[str, Captioned]]:
         yield free, one
 
 
-def _metadata(root: Path) -> dict[Path, str]:
-    """The captions of the metadata files under a folder, by the file that they are about."""
-    told: dict[Path, str] = {}
+def _metadata(root: Path) -> dict[str, str]:
+    """The captions of the metadata files under a folder, by the name of the file that they are about. Warns of records
+    that cannot be read; raises ValueError for a file that has no others."""
+    told: dict[str, str] = {}
     for path in walk(root):
         if path.name.lower() in METADATA:
-            for number, fields in enumerate(_lines(path), start=1):
-                name = fields.get("file_name") if isinstance(fields, dict) else None
-                if not (name and isinstance(name, str)):
-                    raise ValueError(f"{path}: record {number} has no file_name; each must name a file beside it")
-                told[path.parent / name] = caption_in(fields)
+            wrong, before = [], len(told)
+            for number, fields in enumerate(_records(path), start=1):
+                if isinstance(fields, ValueError):
+                    wrong.append(f"record {number} cannot be read: {fields}")
+                elif name := _first_of(FILE_COLUMNS, fields):
+                    told[_name(path.parent / name)] = caption_in(fields)
+                else:
+                    wrong.append(f"record {number} has no file_name; each must name a file beside it")
+            if wrong and len(told) == before:
+                raise ValueError(f"{path}: {wrong[0]}")
+            if wrong:
+                more = f"; so it is with {len(wrong) - 1} more" if len(wrong) > 1 else ""
+                warnings.warn(f"{path}: {wrong[0]}{more}", stacklevel=2)
     return told
 
 
-def _lines(path: Path) -> Iterator[Any]:
+def _records(path: Path) -> Iterator[Any]:
+    """The records of a metadata file; in place of one that cannot be read, why. Raises ValueError."""
     try:
-        with io.StringIO(decoded(path.read_bytes()), newline="") as file:
+        with io.StringIO(decoded_table(path.read_bytes()), newline="") as file:
             if path.suffix.lower() == ".csv":
-                yield from csv.DictReader(file)
+                rows = rows_of(file, ",", FILE_COLUMNS)
+                columns = next(rows, [])
+                yield from (_fields(columns, row) for row in rows)
             else:
-                yield from (json.loads(line) for line in file if line.strip())
-    except (ValueError, csv.Error) as error:
+                yield from (_parsed(line) for line in file if line.strip().strip("\0"))
+    except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return ValueError(str(error))
+
+
+def _fields(columns: list[str], row: list[str]) -> dict[str, str] | ValueError:
+    """The fields of a row by their columns, of which the first counts where two have one name."""
+    if len(row) > len(columns):
+        return ValueError(f"it has {len(row)} fields, the first line names {len(columns)}; a comma needs quotes around")
+    return dict(reversed(list(zip(columns, row, strict=False))))

@@ -6,7 +6,7 @@
 FOLDER is searched at any depth (its folder `train` alone, if it has one). What a picture shows is said, in this order,
 by
   metadata.jsonl, metadata.csv   in any folder, as Hugging Face's imagefolder: file_name, and caption, text or name
-  a.txt, a.caption, a.json       beside a.jpg; of a .json "caption" or "text"
+  a.txt, a.caption, a.json       beside a.jpg, or a.jpg.txt; of a .json "caption" or "text"
   the folder that it lies in     red_apple/1.jpg shows "red apple"
   --caption                      else
 If folders say it of every picture, KEY.cls has the folder's number and DIR/classes.txt their names, for --text-encoder.

@@ -4,19 +4,17 @@ import csv
 import gzip
 import hashlib
 import io
-import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mdm_models.data.prepare.tables import rows_of
 from mdm_models.plain_text import encoding_of, stripped
 
 URL_COLUMNS = ("url", "contenturl", "image_url", "video_url")  # lower case
 CAPTION_COLUMNS = ("caption", "text", "name")
 FINGERPRINT_BYTES = 1 << 20
-
-csv.field_size_limit(sys.maxsize)  # captions of alt text may be long
 
 
 class UrlList:
@@ -30,8 +28,8 @@ class UrlList:
     def __init__(self, path: Path, url_column: str | None = None, caption_column: str | None = None):
         self.path = path
         self.wanted = (url_column, caption_column)
-        self._is_parquet = path.suffix == ".parquet"
-        names = path.name.removesuffix(".gz")
+        self._is_parquet = path.suffix.lower() == ".parquet"
+        names = path.name.lower().removesuffix(".gz")
         if not self._is_parquet and not names.endswith((".tsv", ".csv", ".txt")):
             raise ValueError(f"{path}: a list of URLs is a .tsv, .csv or .parquet file")
         self._delimiter = "," if names.endswith(".csv") else "\t"
@@ -74,9 +72,9 @@ class UrlList:
     @contextmanager
     def _opened(self) -> Iterator[gzip.GzipFile | io.BufferedReader]:
         try:
-            with gzip.open(self.path) if self.path.suffix == ".gz" else self.path.open("rb") as file:
+            with gzip.open(self.path) if self.path.suffix.lower() == ".gz" else self.path.open("rb") as file:
                 yield file
-        except (EOFError, zlib.error) as error:
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError(f"{self.path} is damaged: {error}") from None
 
     @contextmanager
@@ -87,12 +85,11 @@ class UrlList:
             yield io.TextIOWrapper(file, encoding=encoding, errors="replace", newline="")
 
     def _reader(self, file: io.TextIOWrapper) -> Iterator[list[str]]:
-        quoting = csv.QUOTE_MINIMAL if self._delimiter == "," else csv.QUOTE_NONE  # in a TSV quotes are the caption's
-        rows = csv.reader(file, delimiter=self._delimiter, quoting=quoting)
+        named = [name.strip().lower() for name in self.wanted if name]
         try:
-            yield from filter(None, rows)
+            yield from rows_of(file, self._delimiter, [*named, *URL_COLUMNS])
         except csv.Error as error:
-            raise ValueError(f"{self.path}, line {rows.line_num}: {error}") from None
+            raise ValueError(f"{self.path}: {error}") from None
 
     def _of_first_line(self) -> tuple[tuple[int, int], bool]:
         """Numbers of the URL's and the caption's columns, and whether the first line names them."""

@@ -56,6 +56,99 @@ def test_metadata_of_an_imagefolder_are_captions(root, column):
     assert captions(root) == {"a": "a cat, asleep", "sub_b_c": "a dog"}
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        "file_name;text\r\na.jpg;a cat, asleep\r\n",  # Excel where the comma is in numbers
+        "sep=;\nfile_name;text\na.jpg;a cat, asleep\n",
+        "file_name\ttext\na.jpg\ta cat, asleep\n",
+        'FILE_NAME,Text\na.jpg,"a cat, asleep"\n',
+        'filename,caption\n./a.jpg,"a cat, asleep"\n',
+        'file_name,text,text\na.jpg,"a cat, asleep",other\n',
+    ],
+)
+def test_metadata_may_be_written_as_spreadsheets_do(root, table):
+    (root / "metadata.csv").write_bytes(table.encode())
+    assert prepare(root) == 0
+    assert captions(root)["a"] == "a cat, asleep"
+
+
+def test_metadata_in_the_encoding_of_excel_are_read(root):
+    (root / "metadata.csv").write_bytes("file_name,text\na.jpg,café “noir”\n".encode("cp1252"))
+    assert prepare(root) == 0
+    assert captions(root)["a"] == "café “noir”"
+
+
+@pytest.mark.parametrize("written", ["sub\\\\b c.jpg", "./sub/b c.jpg", "sub//b c.jpg"])
+def test_metadata_may_name_a_file_as_windows_does(root, written):
+    (root / "metadata.jsonl").write_text(f'{{"file_name": "{written}", "text": "a dog"}}\n')
+    assert prepare(root) == 0
+    assert captions(root)["sub_b_c"] == "a dog"
+
+
+def test_one_accent_written_in_two_ways_is_one_name(tmp_path):
+    root = pictures(tmp_path / "own", "cafe\u0301.jpg")  # as a Mac's archives have it
+    (root / "metadata.csv").write_text("file_name,text\ncaf\u00e9.jpg,a cup\n")
+    assert prepare(root) == 0
+    assert list(captions(root).values()) == ["a cup"]
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": "a c'),
+        ("metadata.jsonl", '{"text": "a cat"}'),
+        ("metadata.jsonl", "[1]"),
+        ("metadata.csv", "a.jpg,a cat, asleep"),
+        ("metadata.csv", ",a cat"),
+    ],
+)
+def test_a_record_that_cannot_be_read_costs_its_picture_and_is_named(root, name, bad):
+    good = '{"file_name": "sub/b c.jpg", "text": "a dog"}' if name.endswith("l") else "sub/b c.jpg,a dog"
+    (root / name).write_text("\n".join([*["file_name,text"] * name.endswith("v"), bad, good, ""]))
+    with pytest.warns(UserWarning, match=f"{name}: record 1 "):
+        assert prepare(root) == 0
+    assert captions(root) == {"sub_b_c": "a dog"}
+    report = json.loads((root.parent / "out" / "report.json").read_text())
+    assert report["skipped"] == {"caption missing": 1}
+
+
+def test_captions_that_belong_to_no_picture_are_named(tmp_path):
+    root = pictures(tmp_path / "own", "images/1.jpg")
+    (root / "captions").mkdir()
+    (root / "captions" / "1.txt").write_text("a cat")
+    (root / "metadata.csv").write_text("file_name,text\ngone.jpg,a dog\n")
+    with pytest.warns(UserWarning, match="1 ") as said:
+        assert prepare(root) == 0
+    assert [str(warning.message) for warning in said] == [
+        f"{root}: 1 pictures that metadata name are not there, {root}/gone.jpg among them",
+        f"{root}: 1 texts belong to no picture, {root}/captions/1.txt among them",
+    ]
+
+
+@pytest.mark.parametrize("beside", ["a.TXT", "a.jpg.txt", "a.Caption"])
+def test_a_caption_may_be_named_in_capitals_or_after_the_whole_name(root, beside):
+    (root / beside).write_text("a cat")
+    assert prepare(root) == 0
+    assert captions(root)["a"] == "a cat"
+
+
+@pytest.mark.parametrize("text", [b"\0" * 64, "\ufeff\r\n".encode("utf-16"), b" \r\n\0"])
+def test_a_caption_of_zero_bytes_or_white_space_is_none(root, text):
+    (root / "a.txt").write_bytes(text)
+    (root / "sub" / "b c.txt").write_text("a dog\0")
+    assert prepare(root) == 0
+    assert captions(root) == {"sub_b_c": "a dog"}
+
+
+def test_pictures_as_browsers_and_phones_save_them_are_taken_or_named(tmp_path):
+    root = pictures(tmp_path / "own", "cat/a.jfif", "cat/b.JPE")
+    (root / "cat" / "c.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(16))
+    assert prepare(root) == 0
+    assert set(captions(root)) == {"cat_a", "cat_b"}
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["skipped"] == {"not an image": 1}
+
+
 def test_folders_are_captions_and_classes(tmp_path):
     root = pictures(tmp_path / "own", "red_apple/1.jpg", "red_apple/2.jpg", "dog/1.jpg")
     assert prepare(root) == 0
@@ -134,7 +227,7 @@ def test_a_data_set_of_hugging_face_is_read_row_by_row(tmp_path, form):
         (lambda root: root.mkdir(), "has no pictures or clips"),
         (lambda root: None, "is not a folder"),
         (lambda root: (pictures(root, "a.jpg") / "metadata.csv").write_text("name\na.jpg\n"), "has no file_name"),
-        (lambda root: (pictures(root, "a.jpg") / "metadata.jsonl").write_text("{\n"), "metadata.jsonl cannot be read"),
+        (lambda root: (pictures(root, "a.jpg") / "metadata.jsonl").write_text("{\n"), "jsonl: record 1 cannot be read"),
         (lambda root: (pictures(root, "c/a.jpg") / "x.parquet").write_bytes(b"PAR1"), "is not a whole .parquet file"),
     ],
 )

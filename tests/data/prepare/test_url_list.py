@@ -48,6 +48,36 @@ def test_a_single_quote_mark_in_a_tsv_swallows_nothing(tmp_path):
     assert [caption for _, caption in UrlList(path)] == ['"unclosed', "b"]
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", 'url;caption\nhttp://host/a.jpg;"one; two, three"\n'),
+        ("a.csv", "sep=;\r\nurl;caption\r\nhttp://host/a.jpg;\"one; two, three\"\r\n"),
+        ("a.csv", "url\tcaption\nhttp://host/a.jpg\tone; two, three\n"),
+        ("a.tsv", 'url,caption\nhttp://host/a.jpg,"one; two, three"\n'),
+        ("A.CSV", 'URL,Caption\nhttp://host/a.jpg,"one; two, three"\n'),
+        ("a.csv", 'url,caption,caption\nhttp://host/a.jpg,"one; two, three",other\n'),
+    ],
+)
+def test_a_table_may_be_written_as_spreadsheets_do(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_bytes(text.encode())
+    assert list(UrlList(path)) == [("http://host/a.jpg", "one; two, three")]
+
+
+def test_a_column_that_is_named_decides_what_stands_between_fields(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("link;what\nhttp://host/a.jpg;one, two\n")
+    assert list(UrlList(path, "link", "what")) == [("http://host/a.jpg", "one, two")]
+
+
+def test_a_list_that_is_not_compressed_as_its_name_says_is_named(tmp_path):
+    path = tmp_path / "cc12m.tsv.gz"
+    path.write_text("http://host/a.jpg\tone\n")
+    with pytest.raises(ValueError, match=r"cc12m\.tsv\.gz is damaged"):
+        UrlList(path)
+
+
 def test_a_compressed_index_is_read(tmp_path):
     path = tmp_path / "cc12m.tsv.gz"
     path.write_bytes(gzip.compress("".join(f"{url}\t{caption}\n" for url, caption in ROWS).encode()))

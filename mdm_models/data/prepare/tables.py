@@ -1,0 +1,33 @@
+"""Tables in plain text as spreadsheets save them: fields with commas, semicolons or tabs between them."""
+
+import csv
+import itertools
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TextIO
+
+DELIMITERS = (",", ";", "\t")
+
+csv.field_size_limit(sys.maxsize)  # captions of alt text may be long
+
+
+def rows_of(file: TextIO, usual: str, columns: Sequence[str]) -> Iterator[list[str]]:
+    """The rows of a table but for empty ones, that of its column names first if it has one. Raises csv.Error.
+
+    usual: what stands between fields, unless Excel's line `sep=;` says otherwise, or another delimiter is the one by
+    which the first line has one of these columns (lower case).
+    """
+    first = file.readline()
+    said = re.match("sep=(.)", first)
+    if said:
+        delimiter, first = said[1], file.readline()
+    else:
+        delimiter = next((one for one in (usual, *DELIMITERS) if _names(first, one) & {*columns}), usual)
+    is_plain = usual == delimiter == "\t"  # in a TSV quotes are the caption's
+    quoting = csv.QUOTE_NONE if is_plain else csv.QUOTE_MINIMAL
+    yield from filter(None, csv.reader(itertools.chain([first], file), delimiter=delimiter, quoting=quoting))
+
+
+def _names(line: str, delimiter: str) -> set[str]:
+    return {name.strip().strip('"').lower() for name in line.split(delimiter)}
