@@ -27,7 +27,7 @@ from mdm_models.recipes.t2v_webvid import tiny
 from mdm_models.text import TransformerTextEncoder
 from mdm_models.training.config import ObjectiveConfig, OptimizerConfig, OutputConfig, TrainConfig, changed
 from mdm_models.training.monitor.grid import save_grid
-from mdm_models.training.trainer import train
+from mdm_models.training.trainer import train_whole
 from mdm_models.zoo import list_models
 
 CLIPS = tuple(str(path) for path in sorted((Path(__file__).parent / "data").glob("clips-*.tar")))
@@ -146,9 +146,9 @@ def settings(options: Options) -> tuple[TrainConfig, str]:
 def train_for(config: TrainConfig, seconds: float) -> Path:
     """As many steps as take about that long; more of them if the run had some already. → the run directory."""
     done = len(_step_seconds(Path(config.out)))
-    run = train(changed(config, steps=done + FIRST))
+    run = train_whole(changed(config, steps=done + FIRST))
     step = min(_step_seconds(run)[-FIRST:])
-    return train(changed(config, steps=done + FIRST + max(1, int(seconds / step))))
+    return train_whole(changed(config, steps=done + FIRST + max(1, int(seconds / step))))
 
 
 def _step_seconds(run: Path) -> list[float]:

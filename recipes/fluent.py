@@ -36,7 +36,7 @@ from mdm_models.training.config import (
     TrainConfig,
     changed,
 )
-from mdm_models.training.trainer import train
+from mdm_models.training.trainer import train_whole
 from mdm_models.unet import empty_model
 
 TEXT_WIDTH = 64
@@ -165,7 +165,7 @@ def run(comparison: Comparison) -> None:
             for stage in stages if comparison.arms in ("both", arm) else []:
                 out = str(folder(comparison, stage, seed))
                 config = settings(comparison.scale, stage, comparison.data, out, comparison.objective)
-                before = str(train(changed(config, seed=seed, init_from=before), stage.architecture))
+                before = str(train_whole(changed(config, seed=seed, init_from=before), stage.architecture))
     report(comparison)
 
 

@@ -21,7 +21,7 @@ from mdm_models.pipeline import PIPELINE_FILE
 from mdm_models.processes import Processes, Sharing, StopRequest, init_process_group
 from mdm_models.storage import url_of
 from mdm_models.text import TextEncoder
-from mdm_models.training.checkpoint.checkpoints import Checkpoints, list_steps
+from mdm_models.training.checkpoint.checkpoints import Checkpoints, is_finished, list_steps
 from mdm_models.training.checkpoint.remote import Remote, mirrored
 from mdm_models.training.config import TrainConfig, chunks_of, images_in, plan
 from mdm_models.training.denoiser import open_encoder
@@ -40,6 +40,14 @@ from mdm_models.training.monitor.throughput import Throughput
 from mdm_models.training.monitor.watchdog import watched
 from mdm_models.training.parallel import set_determinism
 from mdm_models.training.settings import check_paths, compare_records, record_of_run, write_settings
+
+
+def train_whole(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
+    """`train`, as a part of something longer: raises KeyboardInterrupt if it was asked to stop before its last step."""
+    run = train(config, architecture)
+    if not is_finished(run, config.optimizer.steps):
+        raise KeyboardInterrupt
+    return run
 
 
 def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:

@@ -13,7 +13,7 @@ from mdm_models.pipeline import Pipeline
 from mdm_models.training.checkpoint import checkpoints
 from mdm_models.training.config import TrainConfig, changed
 from mdm_models.training.learner import Learner
-from mdm_models.training.trainer import train
+from mdm_models.training.trainer import train, train_whole
 from tests.made_data import encode_image, write_shard
 from tests.training.models import CLIP_MODEL, IMAGE_MODEL, NESTED_MODEL, settings
 
@@ -152,6 +152,18 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on(config, monkeypatch, capsy
     assert "4 of 6 steps; the same command goes on" in capsys.readouterr().out
     train(config, NESTED_MODEL)
     assert checkpoints.list_steps(run)[-1].name == "step-00000006"
+
+
+def test_what_is_longer_than_a_run_stops_with_it(config, monkeypatch):
+    def interrupted(self, *arguments, learn=Learner.learn, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return learn(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "learn", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_whole(config, NESTED_MODEL)
+    assert train_whole(changed(config, steps=2), NESTED_MODEL) == Path(config.out)
 
 
 @pytest.mark.parametrize("levels_between", [0, 1])
