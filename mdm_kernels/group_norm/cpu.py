@@ -113,7 +113,7 @@ class _Rows:
 
     def _moments(self, values: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
         mean = _group_means(values.mean(self.positions), num_groups)
-        return mean, _group_means(values.square().mean(self.positions), num_groups) - mean.square()
+        return mean, _group_means((values * values).mean(self.positions), num_groups) - mean.square()
 
 
 def _group_means(channels: Tensor, num_groups: int) -> Tensor:

@@ -286,3 +286,20 @@ def test_sdpa_leaves_dropout_to_torch(flash_calls, monkeypatch):
         assert scaled_dot_product_attention(*make_qkv(), dropout_p=0.5) == "torch's"
     assert not flash_calls
     assert given[0][4] == 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_short_half_precision_attention_on_a_cpu_is_that_of_float32_rounded(dtype, autocast):
+    halves = [tensor.detach().requires_grad_() for tensor in make_qkv(dtype=dtype)]
+    floats = [tensor.detach().float().requires_grad_() for tensor in halves]
+    mask = make_mask()
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        out = flash_attention(*halves, key_mask=mask)
+    exact = F.scaled_dot_product_attention(*floats, attn_mask=mask[:, None, None])
+    dy = torch.randn_like(out)
+    assert torch.equal(out, exact.to(dtype))
+    for ours, truth in zip(
+        torch.autograd.grad(out, halves, dy), torch.autograd.grad(exact, floats, dy.float()), strict=True
+    ):
+        assert torch.equal(ours, truth.to(dtype))
