@@ -38,6 +38,8 @@ class Options:
     """ddim, ddpm, dpmpp_2m or heun; default: the model's"""
     guidance_scale: float | None = None
     """default: the model's"""
+    guidance_interval: tuple[float, float] | None = None
+    """the times, low and high in 0…1000, that have it; default: all"""
     seed: int = 0
     """of the samples and of the choice of captions"""
     batch_size: int = 25
@@ -65,6 +67,7 @@ def drawn(pipeline: Pipeline, captions: list[str], options: Options) -> Tensor:
             num_inference_steps=options.steps,
             sampler=options.sampler,
             guidance_scale=options.guidance_scale,
+            guidance_interval=options.guidance_interval,
             seed=options.seed + start,
             output_type="pt",
             progress=not options.quiet,

@@ -151,7 +151,9 @@ class _GroupNormSiLU(torch.autograd.Function):
         num_groups, eps, activation = ctx.options
         if torch.is_grad_enabled():  # of this derivative another is wanted
             y = reference.normalised(x, num_groups, gain, offset, eps, activation)
-            dx, dgain, doffset = torch.autograd.grad(y, (x, gain, offset), dy, create_graph=True, allow_unused=True)
+            wanted = [tensor for tensor in (x, gain, offset) if tensor.requires_grad]
+            found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+            dx, dgain, doffset = (next(found) if tensor.requires_grad else None for tensor in (x, gain, offset))
             return dx, None, dgain, doffset, None, None
         last = is_channels_last(x)
         dx = empty(x, x.shape[1], last)

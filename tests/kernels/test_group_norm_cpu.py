@@ -87,6 +87,7 @@ def test_second_derivatives(monkeypatch, small):
 
     assert torch.autograd.gradcheck(call, tensors)
     assert torch.autograd.gradgradcheck(call, tensors)
+    assert torch.autograd.gradgradcheck(lambda x: call(x, None, None, None, None), tensors[:1])
 
 
 def test_what_it_is_for():
