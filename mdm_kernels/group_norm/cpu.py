@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..layouts import concatenated, dense, empty, is_channels_last
+from ..layouts import concatenated, dense, is_channels_last
 from ..private_torch import is_fake, torch_func_is_active
 from . import reference
 
@@ -54,8 +54,7 @@ def group_norm_silu(
     activation: str | None = "silu",
 ) -> Tensor:
     """As `mdm_kernels.group_norm_silu`; computes in float32 (float64 for float64), returns x's dtype."""
-    if skip is not None:
-        x = concatenated(x, skip)
+    x = dense(x, is_channels_last(x)) if skip is None else concatenated(x, skip)
     gain, offset = reference.channel_transform(x, weight, bias, scale, shift)
     return _GroupNormSiLU.apply(x, num_groups, gain, offset, eps, activation)
 
@@ -128,7 +127,8 @@ def _for_each_row(parameter: Tensor, count: int) -> Tensor:
 
 
 class _GroupNormSiLU(torch.autograd.Function):
-    """act(x̂·gain + offset), x̂ the normalised x; gain and offset (N / T, C) in float32, or float64 as x."""
+    """act(x̂·gain + offset), x̂ the normalised x, which is dense; gain and offset (N / T, C) in float32, or float64 as
+    x."""
 
     @staticmethod
     def forward(ctx, x, num_groups, gain, offset, eps, activation):
@@ -136,8 +136,8 @@ class _GroupNormSiLU(torch.autograd.Function):
         ctx.options = num_groups, eps, activation
         if x[0].numel() > SMALL:
             return reference.normalised(x, num_groups, gain, offset, eps, activation)
-        y = empty(x, x.shape[1], is_channels_last(x))
-        rows, results = _Rows.of(x, is_channels_last(x)), _Rows.of(y, is_channels_last(x))
+        y, last = torch.empty_like(x), is_channels_last(x)
+        rows, results = _Rows.of(x, last), _Rows.of(y, last)
         gain, offset = _for_each_row(gain, len(x)), _for_each_row(offset, len(x))
         for chunk in rows.chunks():
             normal = rows.normal(chunk, gain.dtype, num_groups, eps)
@@ -155,8 +155,7 @@ class _GroupNormSiLU(torch.autograd.Function):
             found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
             dx, dgain, doffset = (next(found) if tensor.requires_grad else None for tensor in (x, gain, offset))
             return dx, None, dgain, doffset, None, None
-        last = is_channels_last(x)
-        dx = empty(x, x.shape[1], last)
+        dx, last = torch.empty_like(x), is_channels_last(x)
         rows, given, results = (_Rows.of(tensor, last) for tensor in (x, dy, dx))
         gains, offsets = _for_each_row(gain, len(x)), _for_each_row(offset, len(x))
         dgain, doffset = torch.empty_like(gains), torch.empty_like(offsets)

@@ -100,3 +100,12 @@ def test_what_it_is_for():
         assert not pays(channels_last, shape, device="meta")
     assert not pays(True, (0, 8, 16, 16))
     assert not pays(True, (2, 8, 0, 16))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_every_second_row_of_a_larger_x(channels_last):
+    x, *parameters = inputs((4, 6, 5, 7), film_rows=2)
+    every_second = formatted(x, channels_last)[::2, :, 1:]
+    ours = group_norm_silu(every_second, 2, *parameters[:2], scale=parameters[2], shift=parameters[3])
+    dense = group_norm_silu(every_second.clone(), 2, *parameters[:2], scale=parameters[2], shift=parameters[3])
+    assert torch.equal(ours, dense)
