@@ -1,12 +1,14 @@
-"""What a call of an op costs before its kernels run: python -m benchmarks.call_overhead
+"""What a call of an op costs before its kernels run, without a GPU: python -m benchmarks.call_overhead
 
-Checks, autocast, dispatch, autograd, allocation and the choice of launch options, in µs, with every launch left out;
-beside PyTorch's own eager ops on tiny tensors, whose time is nearly all such cost. Where kernels are shorter than this
-(small batches, eager mode), this is what a layer costs; a CUDA graph or torch.compile removes it. The fastest of many
-runs is given: what else a machine does can only add to it.
+Checks, autocast, dispatch, autograd, allocation, the choice of launch options and Triton's own dispatch, in µs: all but
+the call of the GPU's driver, which is left out. Beside it PyTorch's own eager ops on tiny tensors, whose time is nearly
+all such cost. Where kernels are shorter than this (small batches, eager mode), this is what a layer costs; a CUDA graph
+or torch.compile removes it. The fastest of many runs is given: what else a machine does can only add to it.
 """
 
 import argparse
+import os
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,8 +19,30 @@ from torch import Tensor
 import mdm_kernels as mk
 from benchmarks.timing import time_side_by_side
 from mdm_kernels import backend
+from mdm_kernels.aot.compiler import CompilingDriver
 
 CALLS = 50  # timed as one
+
+
+class LaunchingNowhere(CompilingDriver):
+    """A driver for which Triton compiles and loads kernels, and whose launches do nothing."""
+
+    @property
+    def utils(self) -> "LaunchingNowhere":
+        return self
+
+    def load_binary(self, name: str, kernel: bytes, shared: int, device: str) -> tuple:
+        """Module, function, registers, spills, and the most threads of a program."""
+        return object(), 0, 0, 0, 1024
+
+    def unload_module(self, module) -> None:
+        pass
+
+    def get_device_properties(self, device: str) -> dict[str, int]:
+        return {"max_shared_mem": 2**31}
+
+    def launcher_cls(self, source, metadata) -> Callable[..., None]:
+        return lambda *arguments: None
 
 
 class Case(NamedTuple):
@@ -101,22 +125,29 @@ def measure(case: Case, seconds: float) -> dict[str, float]:
     if case.plain:
         calls["plain forward"] = repeated(case.plain, case.plain_inputs, backward=False)
         calls["plain forward + backward"] = repeated(case.plain, case.plain_inputs, backward=True)
-    with backend.use_backend("triton"), backend.recording(lambda kernel, arguments: None):
+    with backend.use_backend("triton"), backend.launching_on_cpu():
         timings = time_side_by_side(calls, torch.device("cpu"), seconds=seconds)
     return {name: timing.fastest / CALLS * 1e6 for name, timing in timings.items()}
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=1.0, help="for each op and way (default: %(default)s)")
     seconds = parser.parse_args(arguments).seconds
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+        print("TRITON_INTERPRET=1 is set: interpreted kernels are not launched; unset it", file=sys.stderr)
+        return 2
+    from triton.runtime import driver
+
+    driver.set_active(LaunchingNowhere("sm_90"))  # pyright: ignore[reportArgumentType]: it launches nothing
     torch.set_num_threads(1)
     columns = ("forward", "plain forward", "forward + backward", "plain forward + backward")
-    print(f"{'µs a call, launches left out':30}" + "".join(f"{column:>26}" for column in columns))
+    print(f"{'µs a call without its kernels':30}" + "".join(f"{column:>26}" for column in columns))
     for name, case in cases().items():
         found = measure(case, seconds)
         print(f"{name:30}" + "".join(f"{found[c]:26.1f}" if c in found else f"{'':26}" for c in columns), flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

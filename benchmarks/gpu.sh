@@ -71,7 +71,7 @@ has pytest_timeout && options+=(--timeout 150 --timeout-method thread)
 # What launches kernels; other tests of the kernels are of Python alone, or of the interpreter.
 launching=(tests/kernels/test_{on_gpu,group_norm,group_norm_skip,flash_attention,self_cross_attention}.py
     tests/kernels/test_{temporal_attention,multires,multires_seed,seeded_noise,philox,gradcheck,out_of_bounds}.py
-    tests/kernels/test_{torch_integration,backend,accelerate}.py)
+    tests/kernels/test_{torch_integration,backend,plans,accelerate}.py)
 has av && has webdataset && launching+=(tests/training/test_graphs.py) # which reads no data, but imports what does
 
 tests() {

@@ -8,6 +8,7 @@ MDM_KERNELS_BACKEND says which one a process starts with; `set_backend` and `use
 import collections
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, overload
@@ -26,6 +27,8 @@ arguments.check_choice("MDM_KERNELS_BACKEND", _backend, BACKENDS)
 _recorder: Callable | None = None
 _ran: "Ran | None" = None
 _launches_on_cpu = os.environ.get("TRITON_INTERPRET", "0") == "1"
+_noted = threading.local()
+_HERE = contextlib.nullcontext()
 
 
 def set_backend(name: str) -> None:
@@ -103,11 +106,28 @@ def launch(kernel, grid: tuple[int, ...], /, **arguments) -> None:
     elif 0 not in grid:
         arguments = wavefront_options(arguments) if torch.version.hip else arguments
         device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
-        elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
-        if _ran is not None:
-            _ran.kernels[kernel.fn.__name__, str(device)] += 1
-        with torch.cuda.device(device) if elsewhere else contextlib.nullcontext():  # entering it costs microseconds
-            kernel[grid](**arguments)
+        count_launch(kernel, device)
+        with on_device(device):
+            compiled = kernel[grid](**arguments)
+        if note := getattr(_noted, "note", None):
+            note(kernel, grid, arguments, compiled)
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager:
+    """Context in which kernels are launched there: the GPU's own, if that is not the current one."""
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    return torch.cuda.device(device) if elsewhere else _HERE  # entering it costs microseconds
+
+
+@contextlib.contextmanager
+def noting(note: Callable[..., None]) -> Iterator[None]:
+    """Inside the block each launch of this thread also calls `note(kernel, grid, arguments, compiled)`, with what
+    Triton compiled, None under its interpreter."""
+    _noted.note = note
+    try:
+        yield
+    finally:
+        del _noted.note
 
 
 @dataclass
@@ -121,6 +141,12 @@ class Ran:
         lines = [f"{count:6}  {name} on {device}" for (name, device), count in sorted(self.kernels.items())]
         lines += [f"{count:6}  PyTorch references on {device}" for device, count in sorted(self.references.items())]
         return "\n".join(lines) or "nothing of mdm_kernels ran"
+
+
+def count_launch(kernel, device: torch.device) -> None:
+    """For `what_ran`."""
+    if _ran is not None:
+        _ran.kernels[kernel.fn.__name__, str(device)] += 1
 
 
 @contextlib.contextmanager
@@ -155,3 +181,8 @@ def recording(record: Callable[[object, dict], None]) -> Iterator[None]:
         yield
     finally:
         _recorder = None
+
+
+def is_recording() -> bool:
+    """Whether the code runs inside `recording`."""
+    return _recorder is not None

@@ -7,12 +7,14 @@ the Autograd key), not in the public function, so that a call of `torch.ops.mdm_
 
 import contextlib
 from collections.abc import Callable, Sequence
+from types import NoneType
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.library import Library
+from torch.nn import Parameter
 
 from . import private_torch
 
@@ -21,6 +23,7 @@ NAMESPACE = "mdm_kernels"
 
 ops = getattr(torch.ops, NAMESPACE)
 library = Library(NAMESPACE, "DEF")
+_functions: dict[Callable, Callable] = {}
 _derivatives: dict[Callable, Callable] = {}
 
 
@@ -40,6 +43,7 @@ def define(schema: str) -> Callable[[Callable], Callable]:
             library.impl(name, function, key)
         torch.library.register_fake(f"{NAMESPACE}::{name}", function, lib=library)
         op = getattr(ops, name).default
+        _functions[op] = function
         library.impl(name, _autograd_kernel(op), "Autograd")
         torch.library.register_vmap(f"{NAMESPACE}::{name}", _one_by_one(op), lib=library)
         return op
@@ -54,7 +58,10 @@ def register_derivative(op: Callable, call: Callable) -> None:
 
 
 def below_autograd(op: Callable, *args):
-    """op(*args) without its derivative."""
+    """op(*args) without its derivative. Where nobody looks on, the op's function is called itself, since another trip
+    through torch's dispatcher takes as long as all checks."""
+    if _are_plain(args) and not private_torch.dispatch_modes() and not private_torch.torch_func_is_active():
+        return _functions[op](*args)
     with private_torch.below_autograd():
         if not private_torch.torch_func_is_active():
             return op(*args)
@@ -109,23 +116,39 @@ def _autograd_kernel(op: Callable) -> Callable:
     def kernel(*args):
         if not _is_differentiated(args):
             return below_autograd(op, *args)
-        with _allowed_under_torch_func():
+        active = private_torch.torch_func_is_active()
+        with private_torch.allowed_under_torch_func() if active else contextlib.nullcontext():
             return _derivatives[op](*args) if op in _derivatives else _refuse_later(op, *args)
 
     return kernel
 
 
+_PLAIN = frozenset({Tensor, Parameter, NoneType, bool, int, float, str})
+
+
+def _are_plain(args: Sequence) -> bool:
+    """Whether no argument, nor an entry of one, is a tensor or a number of a class of its own: one that is traced."""
+    return all(type(arg) in _PLAIN or (type(arg) is list and _are_plain(arg)) for arg in args)
+
+
 def _is_differentiated(args: Sequence) -> bool:
     """Whether a derivative of the op is wanted, in reverse mode or in forward mode."""
-    tensors = [leaf for leaf in _flattened(args)[0] if isinstance(leaf, Tensor)]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    if torch.is_grad_enabled() and _any_tensor(args, lambda x: x.requires_grad):
         return True
-    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+    return private_torch.forward_mode_is_active() and _any_tensor(
+        args, lambda x: forward_ad.unpack_dual(x).tangent is not None
+    )
 
 
-def _allowed_under_torch_func() -> contextlib.AbstractContextManager:
-    active = private_torch.torch_func_is_active()
-    return private_torch.allowed_under_torch_func() if active else contextlib.nullcontext()
+def _any_tensor(args: Sequence, holds: Callable[[Tensor], bool]) -> bool:
+    """Whether it holds of a tensor among the arguments or in a list among them."""
+    for arg in args:
+        if isinstance(arg, Tensor):
+            if holds(arg):
+                return True
+        elif isinstance(arg, list | tuple) and _any_tensor(arg, holds):
+            return True
+    return False
 
 
 def _one_by_one(op: Callable) -> Callable:

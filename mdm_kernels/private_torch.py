@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.utils import _python_dispatch
 
@@ -23,12 +24,20 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 torch_func_is_active = torch._C._are_functorch_transforms_active
 """() → whether the code runs inside torch.func.grad, vmap, jvp or another transform."""
 
+dispatch_modes = torch._C._len_torch_dispatch_stack
+"""() → how many modes see or replace every operator: torch.compile's, FakeTensorMode, a user's TorchDispatchMode."""
+
 compiled_autograd_key = staticmethod(torch.autograd.Function._compiled_autograd_key)
 """What compiled autograd asks a function's context for; only torch.autograd.Function has one."""
 
 
 TorchDispatchMode = _python_dispatch.TorchDispatchMode
 """Base of a context that sees every operator before it runs."""
+
+
+def forward_mode_is_active() -> bool:
+    """Whether the code runs inside torch.autograd.forward_ad.dual_level, without which no tensor has a tangent."""
+    return forward_ad._current_level >= 0
 
 
 def is_fake(x: Tensor) -> bool:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from . import plans
+
 TUNED = Path(__file__).parent / "tuned"
 
 _tried: dict[str, dict] = {}
@@ -43,10 +45,12 @@ def tuned(device: torch.device, key: str) -> dict[str, int] | None:
 def trying(key: str, tile: dict[str, int]) -> Iterator[None]:
     """Inside the block, kernels of `key` run with this tile."""
     _tried[key] = tile
+    plans.forget()
     try:
         yield
     finally:
         del _tried[key]
+        plans.forget()
 
 
 def file_of(device_name: str) -> Path:

@@ -3,10 +3,9 @@
 Chosen by `python -m mdm_kernels.aot`: the largest tiles with which no shape class spills on any target.
 """
 
-import torch
 from torch import Tensor
 
-from .. import backend, tiles
+from .. import backend, plans, tiles
 
 FEW_QUERIES = 128 * 132  # fewer make less than one tile of 128 for each multiprocessor of a large GPU
 
@@ -81,6 +80,7 @@ def _tile(kernel: str, x: Tensor, head_width: int, queries: int) -> dict[str, in
     return query_tiles(itemsize, queries) if "query" in kernel else key_tiles(head_width, itemsize)
 
 
+@plans.planned
 def flash_forward(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, out, lse, scale: float) -> None:
     """Write out and lse."""
     from . import flash_kernels
@@ -102,6 +102,7 @@ def flash_forward(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, out,
     )
 
 
+@plans.planned
 def flash_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, out: Tensor, lse: Tensor, scale: float,
     dq: Tensor, dk: Tensor, dv: Tensor,
@@ -113,7 +114,7 @@ def flash_backward(
     keys = k.shape[2]
     shared = {
         **{"q_ptr": q, "k_ptr": k, "v_ptr": v, "mask_ptr": key_mask, "grad_ptr": grad, "lse_ptr": lse},
-        "delta_ptr": torch.empty_like(lse),
+        "delta_ptr": plans.scratch(*lse.shape, like=lse),
         **_strides(AXES_OF_HEADS, q=q, k=k, v=v, grad=grad),
         **_mask_strides(key_mask),
         **{"H": heads, "L": queries, "S": keys, "scale": scale},
@@ -142,6 +143,7 @@ def flash_backward(
     )
 
 
+@plans.planned
 def self_cross_forward(
     qkv: Tensor, context_kv: Tensor, key_mask: Tensor | None, out: Tensor, lse: Tensor, num_heads: int
 ) -> None:
@@ -168,6 +170,7 @@ def self_cross_forward(
     )
 
 
+@plans.planned
 def self_cross_backward(
     grad: Tensor, qkv: Tensor, context_kv: Tensor, key_mask: Tensor | None, out: Tensor, lse: Tensor, num_heads: int,
     dqkv: Tensor, dcontext: Tensor,
@@ -179,7 +182,7 @@ def self_cross_backward(
     width, context_tokens = channels // num_heads, context_kv.shape[1]
     shared = {
         **{"qkv_ptr": qkv, "context_ptr": context_kv, "mask_ptr": key_mask, "grad_ptr": grad, "lse_ptr": lse},
-        **{"delta_ptr": torch.empty_like(lse), "dqkv_ptr": dqkv},
+        **{"delta_ptr": plans.scratch(*lse.shape, like=lse), "dqkv_ptr": dqkv},
         **_strides(AXES_OF_TOKENS, qkv=qkv, context=context_kv, grad=grad, dqkv=dqkv),
         **_mask_strides(key_mask),
         **{"B": batch, "H": num_heads, "L": tokens, "S": context_tokens, "scale": width**-0.5},

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import arguments, backend, tiles
+from .. import arguments, backend, plans, tiles
 from ..layouts import is_channels_last
 from ..tiles import next_power_of_2
 
@@ -38,10 +38,12 @@ def one_pass(choice: str = "1") -> Iterator[None]:
     """Inside the block, what is not one program's work a group is normalised in one pass ("1") or by tiles ("0")."""
     global _one_pass
     before, _one_pass = _one_pass, choice
+    plans.forget()
     try:
         yield
     finally:
         _one_pass = before
+        plans.forget()
 
 
 class Problem(NamedTuple):
@@ -149,8 +151,8 @@ def _one_pass_plan(problem: Problem, x: Tensor) -> tuple[tuple[int], dict]:
     unit = _unit(problem.arguments["G"], problem.arguments["CHANNELS"], tile["BLOCK_C"], column)
     units = problem.rows * tiles.count(column, unit["UNIT_BLOCKS"])
     tickets = units * unit["UNIT_BLOCKS"] * row
-    counters = torch.zeros(units + 1, COUNTERS, dtype=torch.int32, device=x.device)
-    left = torch.empty(tickets, dtype=torch.int32, device=x.device)
+    counters = plans.scratch(units + 1, COUNTERS, like=x, dtype=torch.int32, zero=True)
+    left = plans.scratch(tickets, like=x, dtype=torch.int32)
     return (tickets,), {"counters_ptr": counters, "left_ptr": left, "tiles": row} | tile | unit
 
 
@@ -165,10 +167,15 @@ def _film_tile(frames: int) -> dict:
     return {"BLOCK_T": min(next_power_of_2(max(frames, 1)), 8), "BLOCK_C": 128, "num_warps": 4}
 
 
-def forward(problem: Problem, x: Tensor, skip: Tensor | None, y, mean, rstd, eps: float, silu: bool) -> None:
+@plans.planned
+def forward(
+    x: Tensor, skip: Tensor | None, y: Tensor, mean: Tensor, rstd: Tensor, num_groups: int,
+    weight, bias, scale, shift, eps: float, silu: bool,
+) -> None:  # fmt: skip
     """Write y, mean and rstd."""
     from . import kernels, one_pass_kernels, tile_kernels
 
+    problem = Problem.of(x, skip, num_groups, weight, bias, scale, shift)
     tensors = {"x_ptr": x, "skip_ptr": skip}
     everything = problem.arguments | {"SILU": silu}
     whole = whole_group(problem, 1)
@@ -180,7 +187,7 @@ def forward(problem: Problem, x: Tensor, skip: Tensor | None, y, mean, rstd, eps
         return
     tile, row, column = row_tiles(problem.channels, problem.arguments["S"], problem.arguments["CHANNELS_LAST"])
     grid = (problem.rows * row * column,)
-    means, deviations = (_float32(problem.rows, row, problem.channels, like=x) for _ in range(2))
+    means, deviations = (plans.scratch(problem.rows, row, problem.channels, like=x) for _ in range(2))
     partial = {"means_ptr": means, "deviations_ptr": deviations, "tiles": row}
     combine = _combine_statistics_tile(problem.arguments["CHANNELS"], row)
     if _one_pass == "1":
@@ -204,15 +211,30 @@ def forward(problem: Problem, x: Tensor, skip: Tensor | None, y, mean, rstd, eps
     )  # fmt: skip
 
 
+@plans.planned
 def backward(
-    problem: Problem, dy: Tensor, x: Tensor, skip: Tensor | None, dx, dskip, mean, rstd, sums: list[Tensor], silu: bool
+    dy: Tensor, x: Tensor, skip: Tensor | None, dx: Tensor, dskip: Tensor | None, mean: Tensor, rstd: Tensor,
+    num_groups: int, weight, bias, scale, shift, dweight, dbias, dscale, dshift, silu: bool,
+) -> None:  # fmt: skip
+    """Write dx, dskip, dweight, dbias (C,), dscale and dshift (N / T, C), those that are not None."""
+    problem = Problem.of(x, skip, num_groups, weight, bias, scale, shift)
+    totals = {
+        name: plans.scratch(problem.rows, problem.channels, like=x, zero=dy.numel() == 0)
+        for name in ("sum_du_ptr", "sum_du_xhat_ptr")
+    }
+    if dy.numel():
+        _input_gradients(problem, dy, x, skip, dx, dskip, mean, rstd, totals, silu)
+    _parameter_gradients(problem, totals, dweight, dbias, dscale, dshift)
+
+
+def _input_gradients(
+    problem: Problem, dy: Tensor, x: Tensor, skip: Tensor | None, dx, dskip, mean, rstd, totals: dict, silu: bool
 ) -> None:
     """Write dx and dskip, and the sums (N, C) of du and du·x̂ over positions that the other gradients follow from."""
     from . import kernels, one_pass_kernels, tile_kernels
 
     tensors = {"dy_ptr": dy, "x_ptr": x, "skip_ptr": skip, "mean_ptr": mean, "rstd_ptr": rstd}
     results = {"dx_ptr": dx, "dskip_ptr": dskip}
-    totals = dict(zip(("sum_du_ptr", "sum_du_xhat_ptr"), sums, strict=True))
     everything = problem.arguments | {"SILU": silu}
     whole = whole_group(problem, 2)
     if whole is not None:
@@ -221,9 +243,10 @@ def backward(
     tile, row, column = row_tiles(problem.channels, problem.arguments["S"], problem.arguments["CHANNELS_LAST"])
     grid = (problem.rows * row * column,)
     tile_sums = {
-        name: _float32(problem.rows, row, problem.channels, like=x) for name in ("sums_du_ptr", "sums_du_xhat_ptr")
+        name: plans.scratch(problem.rows, row, problem.channels, like=x)
+        for name in ("sums_du_ptr", "sums_du_xhat_ptr")
     }
-    group_means = {name: torch.empty_like(mean) for name in ("mean_dz_ptr", "mean_dz_xhat_ptr")}
+    group_means = {name: plans.scratch(*mean.shape, like=x) for name in ("mean_dz_ptr", "mean_dz_xhat_ptr")}
     combine = _combine_gradients_tile(problem.arguments["CHANNELS"], row)
     if _one_pass == "1":
         grid, plan = _one_pass_plan(problem, x)
@@ -242,11 +265,9 @@ def backward(
     )
 
 
-def parameter_gradients(problem: Problem, sums: list[Tensor], dweight, dbias, dscale, dshift) -> None:
-    """Write dweight, dbias (C,) and dscale, dshift (N / T, C), those that are not None."""
+def _parameter_gradients(problem: Problem, totals: dict, dweight, dbias, dscale, dshift) -> None:
     from . import kernels
 
-    totals = dict(zip(("sum_du_ptr", "sum_du_xhat_ptr"), sums, strict=True))
     if dweight is not None or dbias is not None:
         tile = _affine_tile(problem.rows)
         backend.launch(
@@ -262,7 +283,3 @@ def parameter_gradients(problem: Problem, sums: list[Tensor], dweight, dbias, ds
             dscale_ptr=dscale, dshift_ptr=dshift, C=problem.channels,
             **problem.some("weight_ptr", "bias_ptr", "frames"), **tile,
         )  # fmt: skip
-
-
-def _float32(*shape: int, like: Tensor) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32, device=like.device)

@@ -21,8 +21,7 @@ def _forward(x: Tensor, skip: Tensor | None, num_groups: int, weight, bias, scal
     y = empty(x, x.shape[1] + (0 if skip is None else skip.shape[1]), channels_last)
     mean, rstd = (torch.empty(x.shape[0], num_groups, dtype=torch.float32, device=x.device) for _ in range(2))
     if not backend.shapes_only(x) and y.numel():
-        problem = launch.Problem.of(x, skip, num_groups, weight, bias, scale, shift)
-        launch.forward(problem, x, skip, y, mean, rstd, eps, silu)
+        launch.forward(x, skip, y, mean, rstd, num_groups, weight, bias, scale, shift, eps, silu)
     return y, mean, rstd
 
 
@@ -46,13 +45,8 @@ def _backward(
         for tensor in (weight, bias, scale, shift)
     ]
     if not backend.shapes_only(x):
-        problem = launch.Problem.of(x, skip, num_groups, weight, bias, scale, shift)
-        sums = [torch.empty(dy.shape[:2], dtype=torch.float32, device=x.device) for _ in range(2)]
-        if dy.numel():
-            launch.backward(problem, dy, x, skip, dx, dskip, mean, rstd, sums, silu)
-        else:
-            sums = [total.zero_() for total in sums]
-        launch.parameter_gradients(problem, sums, *gradients)
+        parameters = weight, bias, scale, shift
+        launch.backward(dy, x, skip, dx, dskip, mean, rstd, num_groups, *parameters, *gradients, silu)
     return tuple(x.new_empty(0) if gradient is None else gradient for gradient in (dx, dskip, *gradients))
 
 

@@ -7,7 +7,7 @@ of heads 64 wide, 32 of 128) are allowed too, although their backward pass spill
 
 from torch import Tensor
 
-from .. import backend, tiles
+from .. import backend, plans, tiles
 from ..attention.checks import MAX_HEAD_WIDTH
 from ..attention.launch import power_of_two
 
@@ -35,6 +35,7 @@ def tile_options(frames: int, head_width: int, itemsize: int) -> dict[str, int]:
     return {"ROWS": rows, "WIDTH": width, "num_warps": warps, "num_stages": 1}
 
 
+@plans.planned
 def forward(qkv: Tensor, cos: Tensor | None, sin: Tensor | None, out: Tensor, num_heads: int, frames: int) -> None:
     """Write out."""
     from . import kernels
@@ -43,6 +44,7 @@ def forward(qkv: Tensor, cos: Tensor | None, sin: Tensor | None, out: Tensor, nu
     backend.launch(kernels.temporal_forward, grid, **arguments, out_ptr=out, **_strides(out=out))
 
 
+@plans.planned
 def backward(
     grad: Tensor, qkv: Tensor, cos: Tensor | None, sin: Tensor | None, dqkv: Tensor, num_heads: int, frames: int
 ) -> None:

@@ -3,6 +3,8 @@ of each process is told from those that may only follow from it."""
 
 import pytest
 
+from mdm_kernels import plans
+
 _first_failures: dict[str, str] = {}
 
 
@@ -27,3 +29,11 @@ def approximate_functions(request, monkeypatch):
         from tests.kernels import gpu_functions  # not before Triton's interpreter is chosen
 
         gpu_functions.approximate(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def no_plans():
+    """A test may change what decides over launches."""
+    plans.forget()
+    yield
+    plans.forget()

@@ -52,7 +52,7 @@ def test_single_level_function_runs_below_torch_func():
 
 
 def test_a_single_level_function_is_allowed_under_torch_func_only_by_its_context():
-    """If this fails, library._allowed_under_torch_func must call a Derivative inside torch.func.grad in another way."""
+    """If this fails, library._autograd_kernel must call a Derivative inside torch.func.grad in another way."""
 
     class Identity(private_torch.SingleLevelFunction):
         @staticmethod
@@ -86,6 +86,30 @@ def test_torch_func_is_active_inside_a_transform_alone():
     torch.func.grad(lambda x: seen.append(private_torch.torch_func_is_active()) or x.sum())(torch.ones(2))
     assert seen == [True]
     assert not private_torch.torch_func_is_active()
+
+
+def test_a_mode_that_sees_operators_is_counted():
+    """If this fails, library.below_autograd calls an op's function where torch.compile or a user's mode waits for the
+    op."""
+
+    class Watch(private_torch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    assert private_torch.dispatch_modes() == 0
+    with Watch():
+        assert private_torch.dispatch_modes() == 1
+
+
+def test_forward_mode_is_active_inside_a_dual_level_alone():
+    """If this fails, library._is_differentiated overlooks tangents, or looks for them at every call."""
+    assert not private_torch.forward_mode_is_active()
+    with torch.autograd.forward_ad.dual_level():
+        assert private_torch.forward_mode_is_active()
+    seen = []
+    one = torch.ones(1)
+    torch.func.jvp(lambda x: seen.append(private_torch.forward_mode_is_active()) or x, (one,), (one,))
+    assert seen == [True]
 
 
 def test_compiled_autograd_key_names_a_function():
