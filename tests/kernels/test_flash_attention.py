@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mdm_kernels import flash_attention, scaled_dot_product_attention, use_backend
 from mdm_kernels.attention import launch, op
 from tests.kernels import calls
 from tests.kernels.accuracy import root_mean_square
-from tests.kernels.attention_accuracy import assert_as_exact
+from tests.kernels.attention_accuracy import assert_as_exact, uncancelled
 
 
 def make_qkv(batch=2, heads=2, queries=33, keys=77, width=64, dtype=torch.float32):
@@ -49,10 +49,25 @@ def test_a_block_of_masked_keys_leaves_the_others_exact(masked):
     queries=st.integers(1, 70), keys=st.integers(1, 70), width=st.integers(1, 128), masked=st.booleans(),
     scale=st.sampled_from([None, 0.05, 0.25]),
 )  # fmt: skip
+@example(queries=64, keys=1, width=101, masked=False, scale=None)
 def test_any_size_matches_float64(queries, keys, width, masked, scale):
     qkv = make_qkv(batch=1, heads=1, queries=queries, keys=keys, width=width)
     mask = make_mask(1, keys) if masked else None
     assert_as_exact(flash_attention, *qkv, key_mask=mask, scale=scale)
+
+
+def test_what_is_left_of_sums_that_cancel_is_their_rounding_and_no_more():
+    """Of one key dq and dk are 0: a δ that errs by a thousandth is thirty times what is allowed."""
+    torch.manual_seed(0)
+    q, k, v = (x.double() for x in make_qkv(batch=1, heads=1, queries=64, keys=1, width=101))
+    grad = torch.randn_like(q)
+    dq, dk = uncancelled(grad, q, k, v, None, None)
+    delta = (grad * v).sum(-1, keepdim=True)
+    float32 = (grad.float() * v.float()).sum(-1, keepdim=True)  # the same sum, rounded
+    scale = 101**-0.5
+    assert (scale * (float32 - delta) * k).abs().max() < dq.max()
+    assert (scale * 1e-3 * delta * k).abs().max() > 30 * 4 * dq.max()
+    assert (scale * (1e-3 * delta).mT @ q).abs().max() > 30 * 4 * dk.max()
 
 
 def test_lengths_that_fill_every_block_match_float64():
