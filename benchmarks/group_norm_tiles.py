@@ -1,18 +1,16 @@
-"""Which tiles GroupNorm + SiLU is fastest with on this GPU: python -m benchmarks.group_norm_tiles --out tiles.json
+"""What GroupNorm + SiLU takes with each tile on this GPU: python -m benchmarks.group_norm_tiles --out tiles.json
 
 Channels-last images in bfloat16, at the sizes of the models in the batches of training and of sampling, in 32 groups:
-the forward and the backward op, as graphs, on inputs that no cache holds; by `launch`'s rule, by tiles whatever the
-size, and a group a program wherever it fits. The rule in mdm_kernels/group_norm/launch.py is written by hand from this.
-`--stages N` makes the loops over a whole group as deep. The file is written after every row.
+the forward and the backward op, as graphs, on inputs that no cache holds; by `launch`'s rule, and with every candidate
+of `mdm_kernels.tune`, which writes the fastest down and no times. The rule in mdm_kernels/group_norm/launch.py is
+written by hand from this. `--stages N` makes the loops over a whole group as deep. The file is written after every row.
 """
 
 import argparse
 import contextlib
-import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -23,68 +21,12 @@ from torch import Tensor
 from benchmarks import shapes
 from benchmarks.measure import CACHE_BYTES
 from benchmarks.timing import Runner, time_side_by_side
-from mdm_kernels import tiles
+from mdm_kernels import tiles, tune
 from mdm_kernels.group_norm import kernels, launch
 from mdm_kernels.library import ops
+from mdm_kernels.tune import GROUPS
 
-GROUPS = 32
 DTYPE = torch.bfloat16
-
-
-@dataclass(frozen=True)
-class Rule:
-    """As `launch` says."""
-
-    @contextlib.contextmanager
-    def used(self) -> Iterator[None]:
-        yield
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """Every call by tiles of so many channels."""
-
-    width: int
-    elements: int
-    warps: int
-
-    @contextlib.contextmanager
-    def used(self) -> Iterator[None]:
-        def row_tiles(channels: int, positions: int, channels_last: bool) -> tuple[dict, int, int]:
-            block_c = min(tiles.next_power_of_2(channels), self.width)
-            block_s = min(tiles.next_power_of_2(positions), self.elements // block_c)
-            constants = {"BLOCK_C": block_c, "BLOCK_S": block_s, "num_warps": self.warps}
-            return constants, tiles.count(positions, block_s), tiles.count(channels, block_c)
-
-        by_tiles = {"whole_group": lambda *_: None, "row_tiles": row_tiles}
-        with mock.patch.multiple(launch, **by_tiles):
-            yield
-
-
-@dataclass(frozen=True)
-class WholeGroup:
-    """A program a group, if it fits, however large the call."""
-
-    elements_a_thread: int
-    most_warps: int
-
-    @contextlib.contextmanager
-    def used(self) -> Iterator[None]:
-        def tile(channels: int, positions: int, *_) -> dict:
-            block_c, block_s = tiles.next_power_of_2(channels), tiles.next_power_of_2(positions)
-            warp = 32 * self.elements_a_thread
-            num_warps = min(max(block_c * block_s // warp, 1), self.most_warps)
-            return {"BLOCK_C": block_c, "BLOCK_S": min(block_s, num_warps * warp // block_c), "num_warps": num_warps}
-
-        with mock.patch.multiple(launch, CHANNELS_LAST_BYTES=2**63, _whole_group_tile=tile):
-            yield
-
-
-CHOICES = (
-    Rule(),
-    *(Tiles(width, *size) for width in (32, 64, 128) for size in ((4096, 8), (4096, 4), (8192, 8))),
-    *(WholeGroup(elements, warps) for elements in (8, 16) for warps in (8, 16)),
-)
 
 
 def sizes() -> list[tuple[int, int, int]]:
@@ -93,13 +35,19 @@ def sizes() -> list[tuple[int, int, int]]:
     return [(shapes.SAMPLING_BATCH if sampling else batch, *shape) for sampling, (shape, batch) in batches]
 
 
-def choices(channels: int, side: int) -> list[Rule | Tiles | WholeGroup]:
-    fits = channels // GROUPS * side**2 * DTYPE.itemsize <= launch.WHOLE_GROUP_BYTES
-    return [choice for choice in CHOICES if fits or not isinstance(choice, WholeGroup)]
+@contextlib.contextmanager
+def chosen(tile: dict[str, int] | None, x: Tensor) -> Iterator[None]:
+    """Both ops with that tile; None: by the rule."""
+    problem = launch.Problem.of(x, None, GROUPS, None, None, None, None)
+    with contextlib.ExitStack() as stack:
+        if tile:
+            for direction in ("forward", "backward"):
+                stack.enter_context(tiles.trying(launch.tile_key(direction, problem), tile))
+        yield
 
 
 def measure(
-    choice: Rule | Tiles | WholeGroup, batch: int, channels: int, side: int, device: torch.device, seconds: float
+    tile: dict[str, int] | None, batch: int, channels: int, side: int, device: torch.device, seconds: float
 ) -> dict[str, float]:
     """Microseconds of the forward and of the backward op."""
 
@@ -115,7 +63,7 @@ def measure(
     def backward(x: Tensor, dy: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, ...]:
         return ops.group_norm_silu_backward(dy, x, None, mean, rstd, GROUPS, weight, bias, None, None, True)
 
-    with choice.used():
+    with chosen(tile, image()):
         count = CACHE_BYTES[device.type] // (image().nbytes) + 1
         sets = [(x, image(), *forward(x)[1:]) for x in (image() for _ in range(count))]
         return {
@@ -140,10 +88,9 @@ def main(arguments: list[str] | None = None) -> None:
     device, rows = torch.device(options.device), []
     with mock.patch.object(kernels, "STAGES", tl.constexpr(options.stages)):
         for batch, channels, side in sizes():
-            for choice in choices(channels, side):
-                what = {"choice": type(choice).__name__} | dataclasses.asdict(choice)
-                row = {"shape": [batch, channels, side], "stages": options.stages} | what
-                rows.append(row | measure(choice, batch, channels, side, device, options.seconds))
+            for tile in (None, *tune.group_norm_candidates(channels, side**2, DTYPE.itemsize)):
+                row = {"shape": [batch, channels, side], "stages": options.stages, "tile": tile}
+                rows.append(row | measure(tile, batch, channels, side, device, options.seconds))
                 print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
                 options.out.write_text("[\n" + ",\n".join(json.dumps(r, ensure_ascii=False) for r in rows) + "\n]\n")
 

@@ -11,17 +11,9 @@ from benchmarks.cases import (
     temporal_attention,
 )
 from benchmarks.multires_cases import Levels, multires_loss, multires_noise
+from mdm_kernels.tune import IMAGES
 
-# channels, height and width → the batch that a training step has on one GPU; sampling doubles a batch of 1
-GROUP_NORMS = {
-    (256, 64): 64,
-    (512, 32): 64,
-    (768, 16): 64,
-    (64, 256): 16,
-    (128, 128): 16,
-    (32, 512): 16,
-    (32, 1024): 8,
-}
+GROUP_NORMS = IMAGES  # by channels and size, the batch that a training step has on one GPU; sampling doubles one of 1
 SAMPLING_BATCH = 2
 
 

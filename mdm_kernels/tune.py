@@ -1,8 +1,10 @@
-"""Measure which tiles attention's kernels are fastest with on this GPU, and write them down: python -m mdm_kernels.tune
+"""Measure which tiles the kernels are fastest with on this GPU, and write them down: python -m mdm_kernels.tune
 
-Each of six kernels runs at the widths of heads that models use, with few queries (a sampling step's) and with many,
-with the tiles of its rule and with every candidate. One is written if it is faster than the rule by more than 2 %. The
-file, mdm_kernels/tuned/<device>.json, is read at the next start; delete it to return to the rules.
+Attention's six kernels run at the widths of heads that models use, with few queries (a sampling step's) and with many;
+GroupNorm at the models' sizes in channels_last, with few bytes and with many; temporal attention at clips of 16 frames:
+each with the tiles of its rule and with every candidate. One is written if it is faster than the rule by more than 2 %.
+The file, mdm_kernels/tuned/<device>.json, is read at the next start; delete it to return to the rules. The multires ops
+have one tile, the largest whose noise fits registers.
 """
 
 import argparse
@@ -10,20 +12,36 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from . import tiles
 from .attention import launch
+from .group_norm import launch as group_norm_launch
 from .library import ops
+from .temporal import launch as temporal_launch
 
 WIDTHS = (32, 64, 96, 128)
 HEADS = 8
 TOKENS = {"few": (2, 256), "many": (16, 1024)}  # batch and tokens; 2 · 8 · 256 queries are few, 16 · 8 · 1024 many
 CONTEXT = 128
+IMAGES = {(256, 64): 64, (512, 32): 64, (768, 16): 64, (64, 256): 16, (128, 128): 16, (32, 512): 16, (32, 1024): 8}
+"""GroupNorm's channels and size → a batch of many bytes; those of few have 2"""
+GROUPS = 32
+CLIPS = ((16, 32), (16, 64))  # frames, and the width of a head
+POSITIONS = 1024
 WORTH = 0.98  # of the rule's time: what is less gain is noise
+
+
+class Kernel(NamedTuple):
+    """One kernel, or a few with one tile, at one key of `tiles.tuned`."""
+
+    call: Callable[[], object]
+    """what runs it; a backward op runs others too"""
+    candidates: list[dict[str, int]]
+
 
 CANDIDATES = [
     {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages}
@@ -32,16 +50,45 @@ CANDIDATES = [
     for warps in (4, 8)
     for stages in (2, 3, 4)
 ]
+"""of attention"""
 
 
-def fastest(key: str, call: Callable[[], object], measure: Callable[[Callable], float]) -> dict[str, int] | None:
-    """The candidate with which `call` is fastest, None if none is worth it. One that cannot run (too much shared memory
-    or too many registers) is passed over."""
-    best, least = None, WORTH * measure(call)
-    for candidate in CANDIDATES:
+def group_norm_candidates(channels: int, positions: int, itemsize: int) -> list[dict[str, int]]:
+    """By tiles, and where a group is small enough a program a group; a thread holds 8, 16 or 32 elements."""
+    found = []
+    for width in (32, 64, 128):
+        block_c = min(tiles.next_power_of_2(channels), width)
+        for elements, warps in ((4096, 4), (4096, 8), (8192, 8)):
+            block_s = min(tiles.next_power_of_2(positions), elements // block_c)
+            found.append({"whole": 0, "BLOCK_C": block_c, "BLOCK_S": block_s, "num_warps": warps})
+    block_c, block_s = tiles.next_power_of_2(channels // GROUPS), tiles.next_power_of_2(positions)
+    fits = channels // GROUPS * positions * itemsize <= group_norm_launch.WHOLE_GROUP_BYTES
+    for elements in (8, 16) if fits else ():
+        for most_warps in (8, 16):
+            warps = min(max(block_c * block_s // (32 * elements), 1), most_warps)
+            tile = min(block_s, warps * 32 * elements // block_c)
+            found.append({"whole": 1, "BLOCK_C": block_c, "BLOCK_S": tile, "num_warps": warps})
+    return [dict(candidate) for candidate in dict.fromkeys(tuple(candidate.items()) for candidate in found)]
+
+
+def temporal_candidates(frames: int, width: int) -> list[dict[str, int]]:
+    least, padded = launch.power_of_two(frames), launch.power_of_two(width)
+    return [
+        {"ROWS": rows, "WIDTH": padded, "num_warps": warps, "num_stages": 1}
+        for rows in (16, 32, 64, 128)
+        if rows >= least
+        for warps in (1, 2, 4, 8)
+    ]
+
+
+def fastest(key: str, kernel: Kernel, measure: Callable[[Callable], float]) -> dict[str, int] | None:
+    """The candidate with which the call is fastest, None if none is worth it. One that cannot run (too much shared
+    memory or too many registers) is passed over."""
+    best, least = None, WORTH * measure(kernel.call)
+    for candidate in kernel.candidates:
         with tiles.trying(key, candidate):
             try:
-                time = measure(call)
+                time = measure(kernel.call)
             except Exception as error:
                 print(f"{key}: {candidate}: {type(error).__name__}", file=sys.stderr)
                 continue
@@ -50,15 +97,20 @@ def fastest(key: str, call: Callable[[], object], measure: Callable[[Callable], 
     return best
 
 
-def calls(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
-    """By `launch.tile_key`, what runs that kernel (a backward op runs two)."""
-    found: dict[str, Callable[[], object]] = {}
+def kernels(device: torch.device, dtype: torch.dtype) -> dict[str, Kernel]:
+    """By key, of all ops."""
+    return _attention(device, dtype) | _group_norm(device, dtype) | _temporal(device, dtype)
+
+
+def _attention(device: torch.device, dtype: torch.dtype) -> dict[str, Kernel]:
+    found = {}
     for width in WIDTHS:
         for batch, tokens in TOKENS.values():
             qkv = torch.randn(batch, tokens, 3 * HEADS * width, dtype=dtype, device=device)
             context = torch.randn(batch, CONTEXT, 2 * HEADS * width, dtype=dtype, device=device)
             for kernel, call in (_flash_calls(qkv) | _self_cross_calls(qkv, context)).items():
-                found[launch.tile_key(kernel, dtype.itemsize, width, batch * HEADS * tokens)] = call
+                key = launch.tile_key(kernel, dtype.itemsize, width, batch * HEADS * tokens)
+                found[key] = Kernel(call, CANDIDATES)
     return found
 
 
@@ -90,11 +142,54 @@ def _self_cross_calls(qkv: Tensor, context: Tensor) -> dict[str, Callable[[], ob
     }
 
 
+def _group_norm(device: torch.device, dtype: torch.dtype) -> dict[str, Kernel]:
+    found = {}
+    for (channels, size), many in IMAGES.items():
+        candidates = group_norm_candidates(channels, size**2, dtype.itemsize)
+        weight, bias = (torch.ones(channels, device=device) for _ in range(2))
+        for batch in (2, many):
+            x = torch.randn(batch, channels, size, size, dtype=dtype, device=device)
+            x = x.to(memory_format=torch.channels_last)
+            problem = group_norm_launch.Problem.of(x, None, GROUPS, weight, bias, None, None)
+            for direction, call in _group_norm_calls(x, weight, bias).items():
+                found[group_norm_launch.tile_key(direction, problem)] = Kernel(call, candidates)
+    return found
+
+
+def _group_norm_calls(x: Tensor, weight: Tensor, bias: Tensor) -> dict[str, Callable[[], object]]:
+    def forward():
+        return ops.group_norm_silu_forward(x, None, GROUPS, weight, bias, None, None, 1e-5, True)
+
+    def backward():
+        return ops.group_norm_silu_backward(y, x, None, mean, rstd, GROUPS, weight, bias, None, None, True)
+
+    y, mean, rstd = forward()
+    return {"forward": forward, "backward": backward}
+
+
+def _temporal(device: torch.device, dtype: torch.dtype) -> dict[str, Kernel]:
+    found = {}
+    for frames, width in CLIPS:
+        qkv = torch.randn(4 * frames, POSITIONS, 3 * HEADS * width, dtype=dtype, device=device)
+        for direction, call in _temporal_calls(qkv, frames).items():
+            key = temporal_launch.tile_key(direction, frames, width, dtype.itemsize)
+            found[key] = Kernel(call, temporal_candidates(frames, width))
+    return found
+
+
+def _temporal_calls(qkv: Tensor, frames: int) -> dict[str, Callable[[], object]]:
+    out = ops.temporal_attention_forward(qkv, None, None, HEADS, frames)
+    return {
+        "forward": lambda: ops.temporal_attention_forward(qkv, None, None, HEADS, frames),
+        "backward": lambda: ops.temporal_attention_backward(out, qkv, None, None, HEADS, frames),
+    }
+
+
 def tune(device: torch.device, dtype: torch.dtype, measure: Callable[[Callable], float]) -> dict[str, dict]:
     """{tile key: the tile that is worth writing down}"""
     chosen = {}
-    for key, call in calls(device, dtype).items():
-        best = fastest(key, call, measure)
+    for key, kernel in kernels(device, dtype).items():
+        best = fastest(key, kernel, measure)
         print(f"{key}: {best or 'as by rule'}", flush=True)
         if best:
             chosen[key] = best

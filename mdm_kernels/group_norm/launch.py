@@ -4,7 +4,8 @@ A group that fits is one program's work (kernels.py). Larger ones, and channels-
 in three launches (tile_kernels.py), or in one (one_pass_kernels.py), an experiment that the environment variable
 MDM_KERNELS_ONE_PASS=1 turns on.
 
-What holds for channels_last was measured on an H100 in bfloat16 (benchmarks/NOTES.md), what holds for contiguous not.
+What `tiles.tuned` knows of a size on the GPU that is there comes before these rules. Theirs for channels_last were
+measured on an H100 in bfloat16 (benchmarks/NOTES.md), those for contiguous were not.
 """
 
 import contextlib
@@ -95,7 +96,7 @@ def whole_group(problem: Problem, tensors: int) -> dict | None:
     call_bytes = problem.groups * elements * problem.itemsize
     narrow = channels * problem.itemsize < 16 and elements > SMALL_GROUP
     tiles_win = channels_last and (narrow or call_bytes >= CHANNELS_LAST_BYTES)
-    too_large = elements * problem.itemsize > WHOLE_GROUP_BYTES or problem.groups * elements >= 2**31
+    too_large = elements * problem.itemsize > WHOLE_GROUP_BYTES or _passes_int32(problem)
     if tiles_win or too_large or channels > 1024:
         return None
     return _whole_group_tile(channels, positions, channels_last, tensors)
@@ -112,8 +113,8 @@ def _whole_group_tile(channels: int, positions: int, channels_last: bool, tensor
 
 
 @functools.cache
-def row_tiles(channels: int, positions: int, channels_last: bool) -> tuple[dict, int, int]:
-    """Constants of the kernels that walk tiles, the tiles of a row along its positions, and those along channels."""
+def row_tiles(channels: int, positions: int, channels_last: bool) -> dict:
+    """Constants of the kernels that walk tiles."""
     block_c, block_s = next_power_of_2(channels), next_power_of_2(positions)
     if channels_last:
         dividing = (width for width in CHANNELS_LAST_WIDTHS if channels % width == 0)
@@ -123,8 +124,40 @@ def row_tiles(channels: int, positions: int, channels_last: bool) -> tuple[dict,
         block_s = min(block_s, TILE)
         block_c = min(block_c, TILE // block_s)
     num_warps = min(max(block_c * block_s // 1024, 1), 8)
-    constants = {"BLOCK_C": block_c, "BLOCK_S": block_s, "num_warps": num_warps}
-    return constants, tiles.count(positions, block_s), tiles.count(channels, block_c)
+    return {"BLOCK_C": block_c, "BLOCK_S": block_s, "num_warps": num_warps}
+
+
+def _tiles_of_a_row(problem: Problem, tile: dict) -> tuple[int, int]:
+    """How many there are along its positions, and along its channels."""
+    return tiles.count(problem.arguments["S"], tile["BLOCK_S"]), tiles.count(problem.channels, tile["BLOCK_C"])
+
+
+def tile_key(direction: str, problem: Problem) -> str:
+    """By what the tiles of a "forward" or "backward" call are told apart in `tiles.tuned`."""
+    channels, groups, positions = problem.channels, problem.arguments["G"], problem.arguments["S"]
+    layout = "channels last" if problem.arguments["CHANNELS_LAST"] else "contiguous"
+    many = problem.rows * channels * positions * problem.itemsize >= CHANNELS_LAST_BYTES
+    return (
+        f"group_norm_{direction}, {8 * problem.itemsize} bits, {channels} channels in {groups} groups, "
+        f"{positions} positions, {layout}, {'many' if many else 'few'} bytes"
+    )
+
+
+def choice(direction: str, problem: Problem, x: Tensor) -> tuple[bool, dict]:
+    """Whether a group is a program's work, and the constants of the kernels that do it so; measured, or by rule.
+    Measured: BLOCK_C, BLOCK_S, num_warps, and 1 for "whole", which calls that are too large for it leave aside."""
+    measured = tiles.tuned(x.device, tile_key(direction, problem))
+    if measured and not (measured["whole"] and _passes_int32(problem)):
+        return bool(measured["whole"]), {name: value for name, value in measured.items() if name != "whole"}
+    whole = whole_group(problem, 1 if direction == "forward" else 2)
+    if whole is not None:
+        return True, whole
+    return False, row_tiles(problem.channels, problem.arguments["S"], problem.arguments["CHANNELS_LAST"])
+
+
+def _passes_int32(problem: Problem) -> bool:
+    """Whether the call has more elements than the kernels that take a whole group can count."""
+    return problem.rows * problem.channels * problem.arguments["S"] >= 2**31
 
 
 @functools.cache
@@ -145,9 +178,9 @@ def _unit(groups: int, channels: int, block_c: int, column: int) -> dict:
     return {"UNIT_BLOCKS": blocks, "UNIT_GROUPS": groups if blocks == column else blocks * block_c // channels}
 
 
-def _one_pass_plan(problem: Problem, x: Tensor) -> tuple[tuple[int], dict]:
+def _one_pass_plan(problem: Problem, x: Tensor, tile: dict) -> tuple[tuple[int], dict]:
     """The grid of a launch in one pass, and what both of its kernels take."""
-    tile, row, column = row_tiles(problem.channels, problem.arguments["S"], problem.arguments["CHANNELS_LAST"])
+    row, column = _tiles_of_a_row(problem, tile)
     unit = _unit(problem.arguments["G"], problem.arguments["CHANNELS"], tile["BLOCK_C"], column)
     units = problem.rows * tiles.count(column, unit["UNIT_BLOCKS"])
     tickets = units * unit["UNIT_BLOCKS"] * row
@@ -178,20 +211,20 @@ def forward(
     problem = Problem.of(x, skip, num_groups, weight, bias, scale, shift)
     tensors = {"x_ptr": x, "skip_ptr": skip}
     everything = problem.arguments | {"SILU": silu}
-    whole = whole_group(problem, 1)
-    if whole is not None:
+    whole, tile = choice("forward", problem, x)
+    if whole:
         backend.launch(
             kernels.group_forward, (problem.groups,), **tensors, y_ptr=y, mean_ptr=mean, rstd_ptr=rstd, eps=eps,
-            **everything, **whole,
+            **everything, **tile,
         )  # fmt: skip
         return
-    tile, row, column = row_tiles(problem.channels, problem.arguments["S"], problem.arguments["CHANNELS_LAST"])
+    row, column = _tiles_of_a_row(problem, tile)
     grid = (problem.rows * row * column,)
     means, deviations = (plans.scratch(problem.rows, row, problem.channels, like=x) for _ in range(2))
     partial = {"means_ptr": means, "deviations_ptr": deviations, "tiles": row}
     combine = _combine_statistics_tile(problem.arguments["CHANNELS"], row)
     if _one_pass == "1":
-        grid, plan = _one_pass_plan(problem, x)
+        grid, plan = _one_pass_plan(problem, x, tile)
         backend.launch(
             one_pass_kernels.one_pass_forward, grid, **tensors, y_ptr=y, mean_ptr=mean, rstd_ptr=rstd, eps=eps,
             BLOCK=combine["BLOCK"], **everything, **partial | plan,
@@ -236,11 +269,11 @@ def _input_gradients(
     tensors = {"dy_ptr": dy, "x_ptr": x, "skip_ptr": skip, "mean_ptr": mean, "rstd_ptr": rstd}
     results = {"dx_ptr": dx, "dskip_ptr": dskip}
     everything = problem.arguments | {"SILU": silu}
-    whole = whole_group(problem, 2)
-    if whole is not None:
-        backend.launch(kernels.group_backward, (problem.groups,), **tensors, **results, **totals, **everything, **whole)
+    whole, tile = choice("backward", problem, x)
+    if whole:
+        backend.launch(kernels.group_backward, (problem.groups,), **tensors, **results, **totals, **everything, **tile)
         return
-    tile, row, column = row_tiles(problem.channels, problem.arguments["S"], problem.arguments["CHANNELS_LAST"])
+    row, column = _tiles_of_a_row(problem, tile)
     grid = (problem.rows * row * column,)
     tile_sums = {
         name: plans.scratch(problem.rows, row, problem.channels, like=x)
@@ -249,7 +282,7 @@ def _input_gradients(
     group_means = {name: plans.scratch(*mean.shape, like=x) for name in ("mean_dz_ptr", "mean_dz_xhat_ptr")}
     combine = _combine_gradients_tile(problem.arguments["CHANNELS"], row)
     if _one_pass == "1":
-        grid, plan = _one_pass_plan(problem, x)
+        grid, plan = _one_pass_plan(problem, x, tile)
         backend.launch(
             one_pass_kernels.one_pass_backward, grid, **tensors, **results, **tile_sums, **totals, **group_means,
             COMBINE_C=combine["BLOCK_C"], COMBINE_T=combine["BLOCK_T"], **everything, **plan,

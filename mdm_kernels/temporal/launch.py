@@ -28,8 +28,13 @@ def fits(frames: int, head_width: int, itemsize: int) -> bool:
     return head_width <= MAX_HEAD_WIDTH and rows * width * itemsize <= MAX_BYTES
 
 
+def tile_key(direction: str, frames: int, head_width: int, itemsize: int) -> str:
+    """By what the tiles of a "forward" or "backward" call are told apart in `tiles.tuned`."""
+    return f"temporal_{direction}, {8 * itemsize} bits, {head_width} wide, {frames} frames"
+
+
 def tile_options(frames: int, head_width: int, itemsize: int) -> dict[str, int]:
-    """The tile and the launch options of both kernels."""
+    """The tile and the launch options of both kernels, where nobody measured them."""
     rows, width = tile_shape(frames, head_width, itemsize)
     warps = min(8, rows * width // (512 if itemsize == 2 else 256))
     return {"ROWS": rows, "WIDTH": width, "num_warps": warps, "num_stages": 1}
@@ -40,7 +45,7 @@ def forward(qkv: Tensor, cos: Tensor | None, sin: Tensor | None, out: Tensor, nu
     """Write out."""
     from . import kernels
 
-    arguments, grid = _shared(qkv, cos, sin, num_heads, frames)
+    arguments, grid = _shared("forward", qkv, cos, sin, num_heads, frames)
     backend.launch(kernels.temporal_forward, grid, **arguments, out_ptr=out, **_strides(out=out))
 
 
@@ -51,17 +56,20 @@ def backward(
     """Write dqkv."""
     from . import kernels
 
-    arguments, grid = _shared(qkv, cos, sin, num_heads, frames)
+    arguments, grid = _shared("backward", qkv, cos, sin, num_heads, frames)
     backend.launch(
         kernels.temporal_backward, grid, **arguments, grad_ptr=grad, dqkv_ptr=dqkv, **_strides(grad=grad, dqkv=dqkv)
     )
 
 
-def _shared(qkv: Tensor, cos: Tensor | None, sin: Tensor | None, num_heads: int, frames: int) -> tuple[dict, tuple]:
+def _shared(
+    direction: str, qkv: Tensor, cos: Tensor | None, sin: Tensor | None, num_heads: int, frames: int
+) -> tuple[dict, tuple]:
     """The arguments that both kernels take, and the grid: one program per clip, group of positions and head."""
     rows, positions, channels = qkv.shape
     width = channels // (3 * num_heads)
-    tile = tile_options(frames, width, qkv.element_size())
+    measured = tiles.tuned(qkv.device, tile_key(direction, frames, width, qkv.element_size()))
+    tile = measured or tile_options(frames, width, qkv.element_size())
     groups = tiles.count(positions, tile["ROWS"] // frames)
     arguments = {
         **{"qkv_ptr": qkv, "cos_ptr": cos, "sin_ptr": sin, **_strides(qkv=qkv)},
