@@ -1,5 +1,6 @@
 """What the data layer is told, and the checks of such settings."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -43,7 +44,8 @@ class DataConfig:
     """processes that decode, per training process; 0: decode in the training process"""
 
     def __post_init__(self):
-        check_above_0(self, "size", "frames", "frame_rate", "cache_gb")
+        check_above_0(self, "size", "frames", "frame_rate")
+        check(self, ["cache_gb"], lambda value: value > 0, "be above 0")
         check_not_negative(self, "workers")
         check_share(self, "holdout", "image_share")
         check(self, ["max_bad_share"], lambda value: 0 <= value <= 1, "lie in [0, 1]")
@@ -56,11 +58,18 @@ def check(config, names: Iterable[str], holds, rule: str) -> None:
 
 
 def check_above_0(config, *names: str) -> None:
-    check(config, names, lambda value: value is None or value > 0, "be above 0")
+    check(config, names, lambda value: value is None or 0 < value < math.inf, "be above 0 and finite")
 
 
 def check_not_negative(config, *names: str) -> None:
-    check(config, names, lambda value: value >= 0, "be 0 or more")
+    check(config, names, lambda value: 0 <= value < math.inf, "be 0 or more and finite")
+
+
+def check_finite(config, *names: str) -> None:
+    def holds(value: float | tuple[float, ...]) -> bool:
+        return all(map(math.isfinite, value if isinstance(value, tuple) else (value,)))
+
+    check(config, names, holds, "be finite")
 
 
 def check_share(config, *names: str) -> None:

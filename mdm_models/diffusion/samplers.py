@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -130,6 +131,8 @@ def _level_scales(guidance_scale: float | Sequence[float], levels: int) -> list[
     scales = [*guidance_scale] if isinstance(guidance_scale, Sequence) else [float(guidance_scale)] * levels
     if len(scales) != levels:
         raise ValueError(f"guidance_scale has {len(scales)} entries; it must be one number, or {levels}, one a level")
+    if not all(0 <= scale < math.inf for scale in scales):
+        raise ValueError(f"guidance_scale is {guidance_scale}; it must be 0 or more, 1 for no guidance")
     return scales
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from mdm_models import private_torch
 from mdm_models.config import UNetConfig
-from mdm_models.data.config import DataConfig, check_above_0, check_not_negative, check_share
+from mdm_models.data.config import DataConfig, check, check_above_0, check_finite, check_not_negative, check_share
 from mdm_models.errors import TrainingError
 from mdm_models.zoo import model_config
 
@@ -69,6 +69,7 @@ class ObjectiveConfig:
     def __post_init__(self):
         check_not_negative(self, "unshifted_size")
         check_above_0(self, "times_deviation")
+        check_finite(self, "shift_power", "times_mean", "level_weights")
         shares = self.level_shares
         if shares and (shares[0] <= 0 or list(shares) != sorted(shares) or shares[-1] != 1):
             raise ValueError(f"level_shares is {shares}; they must be above 0 and rise to 1, the innermost level's")
@@ -114,8 +115,9 @@ class OptimizerConfig:
     """steps between two snapshots of power-function averages"""
 
     def __post_init__(self):
-        check_above_0(self, "batch_size", "steps", "lr", "clip", "max_bad_steps", "ema_snapshot_every")
-        check_not_negative(self, "micro_batch", "warmup", "cooldown")
+        check_above_0(self, "batch_size", "steps", "lr", "max_bad_steps", "ema_snapshot_every")
+        check(self, ["clip"], lambda norm: norm > 0, "be above 0")
+        check_not_negative(self, "micro_batch", "warmup", "cooldown", "eps")
         check_share(self, "beta1", "beta2", "ema_decay")
         if not all(0 < std < 0.28 for std in self.ema_stds):  # beyond 1/√12 no power function has that width
             raise ValueError(f"ema_stds is {self.ema_stds}; each must lie between 0 and 0.28")

@@ -181,6 +181,16 @@ def test_a_garbled_line_of_a_log_costs_itself(open_book, tmp_path):  # noqa: F81
     assert [record["step"] for record in records_of(tmp_path / "log.jsonl", "step")] == [10, 20, 30]
 
 
+@pytest.mark.parametrize("cut", ['{"note": "é'.encode()[:-1], b"\0" * 600, '{"step": 9}'.encode("utf-16")])
+def test_a_log_that_breaks_off_or_has_zeros_after_a_loss_of_power_keeps_its_records(open_book, tmp_path, cut):  # noqa: F811
+    records = [json.dumps({"step": step, "kind": "training"}).encode() for step in (10, 20)]
+    (tmp_path / "log.jsonl").write_bytes(records[0] + b"\n" + bytes(512) + records[1] + b"\n" + cut)
+    book = open_book(20)
+    book.record(30, loss=0.5)
+    book.close()
+    assert [record["step"] for record in records_of(tmp_path / "log.jsonl", "step")] == [10, 20, 30]
+
+
 def test_a_foreign_line_of_a_log_is_left_as_it_is(open_book, tmp_path):  # noqa: F811
     foreign = [{"note": "a new machine"}, [1], 5, None, {"step": "ten"}]
     text = "".join(json.dumps(line) + "\n" for line in foreign)

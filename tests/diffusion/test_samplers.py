@@ -1,5 +1,7 @@
 """What `sample` promises around the samplers: times, guidance, reproducibility, beginnings, refusals."""
 
+from math import inf, nan
+
 import pytest
 import torch
 from torch import Tensor
@@ -245,6 +247,8 @@ def test_bad_arguments_are_named():
         ("seed and generator", lambda: run(generator=torch.Generator(), seed=1)),
         ("seed is -1", lambda: run(seed=-1)),
         ("guidance_scale has 2", lambda: run(context=context, negative_context=context, guidance_scale=(1, 2))),
+        *((f"guidance_scale is {scale}", lambda scale=scale: run(guidance_scale=scale)) for scale in (-1, nan, inf)),
+        ("guidance_scale is .*-2", lambda: run(context=context, negative_context=context, guidance_scale=(4, -2, 1))),
         ("guidance_interval is", lambda: run(guidance_interval=(500, 100))),
         ("needs both", lambda: run(context=context, guidance_scale=2)),
         ("negative_context has", lambda: run(context=context, negative_context=context[1:], guidance_scale=2)),

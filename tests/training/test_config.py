@@ -1,4 +1,5 @@
 import dataclasses
+from math import inf, nan
 
 import pytest
 
@@ -108,11 +109,19 @@ def test_a_model_that_does_not_exist_is_refused(config):
         {"ema_stds": (0.5,)},
         {"evaluate_every": -1},
         {"seed": -1},
+        *({name: nan} for name in ("lr", "eps", "clip", "shift_power", "times_mean", "guidance_scale", "patience")),
+        *({name: inf} for name in ("lr", "eps", "shift_power", "times_deviation", "guidance_scale", "frame_rate")),
+        {"eps": -1e-8},
+        {"level_weights": (1.0, nan)},
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(config, change):
     with pytest.raises(ValueError, match=next(iter(change))):
         changed(config, **change)
+
+
+def test_no_limit_is_a_limit_without_end(config):
+    assert changed(config, clip=inf, cache_gb=inf).optimizer.clip == inf
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from mdm_models.training.monitor.weights_and_biases import WeightsAndBiases
 
 TRAINING, EVALUATION = "training", "evaluation"  # kinds of records
 SKIP = ("shard", "key", "reason")  # what every line of skipped.jsonl has
+NOTHING = b"\0 \t\r"  # zeros: what a file system leaves where power was lost before the data came
 
 
 class Logbook:
@@ -157,8 +158,8 @@ def _parsed(path: Path) -> list:
     lines = path.read_bytes().split(b"\n") if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
-            if line.strip():
-                records.append(json.loads(line))
+            if line := line.strip(NOTHING):
+                records.append(json.loads(line.decode()))
         except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
             if number < len(lines):
                 garbled.append(number)
