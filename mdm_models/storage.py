@@ -54,19 +54,25 @@ def write_whole(path: Path, write_to: Callable[[Path], object]) -> None:
 
 @contextlib.contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Names the path in errors of the system that do not, such as that of a full disk."""
+    """Names the path in errors of the system that do not, such as that of a full disk, or that name the file which
+    would have taken its place."""
     try:
         yield
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written: {one_line(error)}") from None
     except OSError as error:
-        if error.filename is None and error.errno is not None:
+        if error.errno is not None and error.filename in (None, str(_partial(Path(path)))):
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 
+def _partial(path: Path) -> Path:
+    """What is written before it takes the place of `path`: beside it, as a rename stays in one file system."""
+    return path.with_name(f".{path.name}.partial-{os.getpid()}")
+
+
 def _write_whole(path: Path, write_to: Callable[[Path], object]) -> None:
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")  # beside it: a rename stays in one file system
+    partial = _partial(path)
     try:
         partial.touch()
         mode = partial.stat().st_mode

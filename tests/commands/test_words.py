@@ -154,10 +154,16 @@ def test_a_folder_with_a_dot_is_a_folder(saved, tmp_path, name, capsys):
 # Disks
 
 
+def _raise(error: Exception) -> None:
+    raise error
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_a_full_disk_is_named_by_the_path(tmp_path):
     with pytest.raises(OSError, match=r"No space left on device: '.*a\.json'"):
         write_whole(tmp_path / "a.json", lambda _: Path("/dev/full").write_text("x"))
+    with pytest.raises(OSError, match=r"File too large: '.*/a\.mp4'$"):
+        write_whole(tmp_path / "a.mp4", lambda partial: _raise(OSError(27, "File too large", str(partial))))
     with pytest.raises(OSError, match=r"a\.safetensors cannot be written"):
         write_whole(tmp_path / "a.safetensors", lambda _: save_file({"a": torch.zeros(9)}, "/nowhere/a"))
     with pytest.raises(OSError, match=r"log\.jsonl"), naming(tmp_path / "log.jsonl"):
