@@ -38,7 +38,8 @@ def materialise(model: Layer, device: torch.device) -> Layer:
     """Give a model that was made on the meta device its memory, in its memory format, and torch's usual first values.
 
     One number drawn from torch's generator decides them all: each layer draws from a generator of its own, so that
-    several threads can fill a large model at once. Layers that start at zero draw nothing.
+    several threads can fill a large model at once. Layers that start at zero draw nothing. Raises TypeError for a layer
+    with parameters that is of no type known here.
     """
     modules = list(model.modules())
     seed = int(torch.randint(2**48, (), device="cpu").item())
@@ -58,8 +59,10 @@ def _fill(module: nn.Module, device: torch.device, seed: int) -> None:
         bound = module.weight[0].numel() ** -0.5  # weights and biases alike: 1 / √(inputs of one output)
         for parameter in module.parameters():
             parameter.uniform_(-bound, bound, generator=generator)
-    elif reset := getattr(module, "reset_parameters", None):  # normalisations: ones and zeros
-        reset()
+    elif isinstance(module, nn.GroupNorm | nn.LayerNorm):
+        module.reset_parameters()  # ones and zeros
+    elif next(module.parameters(recurse=False), None) is not None:
+        raise TypeError(f"the first values of a {type(module).__name__}'s parameters are not known to `materialise`")
 
 
 def tokens_of(x: Tensor) -> Tensor:

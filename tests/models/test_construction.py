@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from mdm_models import build_model, create_model, model_config
+from mdm_models.layers import materialise
 from mdm_models.unet import NestedUNet, empty_model
 
 
@@ -45,6 +46,27 @@ def test_every_layer_has_the_distribution_that_torch_gives_it(model):
             bound = parameter.abs().max().item()
             assert bound == pytest.approx(theirs.abs().max().item(), rel=0.3)  # of as few as 32 uniform numbers
             assert parameter.mean().abs() < 6 * bound / (3 * parameter.numel()) ** 0.5  # six standard errors
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+
+@pytest.mark.parametrize("layer", [Scaled, lambda: nn.Embedding(4, 4), lambda: nn.MultiheadAttention(4, 1), nn.PReLU])
+def test_a_layer_whose_first_values_are_not_known_is_refused(layer):
+    """Rather than left with what was in memory, or with numbers that depend on which thread came first."""
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(2, 2), layer())
+    with pytest.raises(TypeError, match="are not known to `materialise`"):
+        materialise(model, torch.device("cpu"))
+
+
+def test_a_layer_without_parameters_needs_no_first_values():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Conv2d(2, 2, 1), nn.SiLU(), nn.GroupNorm(1, 2), nn.Identity())
+    assert materialise(model, torch.device("cpu"))(torch.zeros(1, 2, 1, 1)).isfinite().all()
 
 
 def test_layers_do_not_share_their_numbers(model):
