@@ -153,10 +153,12 @@ def train(config: TrainConfig, environment: dict[str, str]) -> None:
 
 
 def watch(rank: int, world_size: int, folder: Path, port: int, patience: float) -> None:
-    """One process of many that watch each other until the file leave-RANK is there."""
+    """One process of many that watch each other until the file leave-RANK is there, or raise-RANK."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     sys.stderr = (folder / f"said-{rank}").open("w", buffering=1)
     with watched(join(rank, world_size, folder / "meeting"), patience):
         (folder / f"watching-{rank}").touch()
         while not (folder / f"leave-{rank}").exists():
             time.sleep(0.05)
+            if (folder / f"raise-{rank}").exists():
+                raise RuntimeError("Connection closed by peer")

@@ -1,9 +1,10 @@
-"""Notices that a process of a distributed run has fallen silent: killed with its machine, frozen, or cut off.
+"""Notices that a process of a distributed run has gone, or fallen silent: killed with its machine, frozen, or cut off.
 
 Collectives wait for such a one for half an hour, and the thread that writes a checkpoint then keeps alive what wants to
 end. Here every process holds a connection to the leading one; both send a byte over it now and then, from a thread of
-their own, however long the main thread computes. Who has heard nothing for the time of patience says of whom, tells the
-others, and ends its process, so that whoever started it can start it again.
+their own, however long the main thread computes. Who has heard nothing for the time of patience, or finds a connection
+closed without a farewell, says whose, tells the others, and ends its process, so that whoever started it can start it
+again.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ BEAT, FAREWELL, LINE_END = b".", b"!", b"\n"
 def watched(processes: Processes, patience: float) -> Iterator[None]:
     """Inside the block no process waits longer than `patience` seconds for a silent one; every process must enter it.
 
-    One that is left by an exception is silent to the others. patience 0: nobody watches. Raises TrainingError if the
+    One that is left by an exception has gone, to the others. patience 0: nobody watches. Raises TrainingError if the
     leading process cannot be reached.
     """
     if processes.world_size == 1 or not patience:
@@ -42,7 +43,11 @@ def watched(processes: Processes, patience: float) -> Iterator[None]:
         for peer in peers:
             sockets.enter_context(peer.connection)
         watchdog = Watchdog(names[processes.rank], peers, patience)
-        yield
+        try:
+            yield
+        except RuntimeError:  # of a collective, it may be, with a process that has gone
+            watchdog.look_again()
+            raise
         watchdog.rest()
 
 
@@ -63,15 +68,20 @@ class Watchdog:
         for peer in self.peers:
             peer.send(FAREWELL)
 
+    def look_again(self) -> None:
+        """Wait for as long as it takes to find out that a process has gone, which ends this one."""
+        self._thread.join(2 * self.interval)
+
     def _watch(self) -> None:
         while not self._resting.wait(self.interval):
             for peer in self.peers:
                 peer.send(BEAT)
                 peer.listen()
             told = next((peer.told for peer in self.peers if peer.told), None)
+            gone = [f"{peer.name} has gone" for peer in self.peers if peer.gone]
             silent = [peer.name for peer in self.peers if peer.silent_for > self.patience - 2 * self.interval]
-            if told or silent:
-                self._end(told or f"{', '.join(silent)} silent for {self.patience:g} s")
+            if told or gone or silent:
+                self._end(told or ", ".join(gone) or f"{', '.join(silent)} silent for {self.patience:g} s")
 
     def _end(self, reason: str) -> None:
         for peer in self.peers:
@@ -81,11 +91,12 @@ class Watchdog:
 
 
 class Peer:
-    """Another process at the other end of a connection. told: what it has said of a third one."""
+    """Another process at the other end of a connection. told: what it has said of a third one; gone: it has closed the
+    connection without a farewell."""
 
     def __init__(self, connection: socket.socket, name: str):
         connection.setblocking(False)
-        self.connection, self.name, self.told = connection, name, ""
+        self.connection, self.name, self.told, self.gone = connection, name, "", False
         self._heard, self._text, self._left = time.monotonic(), b"", False
 
     @property
@@ -100,10 +111,14 @@ class Peer:
     def listen(self) -> None:
         try:
             data = self.connection.recv(4096)
-        except OSError:  # nothing has come, or the connection is lost
+        except ConnectionError:
+            data = b""
+        except OSError:  # nothing has come, or the network is away
             return
         if data:
             self._heard = time.monotonic()
+        else:
+            self.gone = not self._left
         self._text += data.replace(BEAT, b"")
         self._left |= self._text.startswith(FAREWELL)
         if self._text.endswith(LINE_END):

@@ -49,8 +49,8 @@ def said(folder, rank: int) -> str:
 
 
 @pytest.mark.parametrize("silent", [0, 2])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_all_end_and_name_the_process_that_was_killed_or_frozen(three, tmp_path, silent, how):
+@pytest.mark.parametrize(("how", "found"), [(signal.SIGKILL, "has gone"), (signal.SIGSTOP, "silent for 3 s")])
+def test_all_end_and_name_the_process_that_was_killed_or_frozen(three, tmp_path, silent, how, found):
     members = three()
     os.kill(members[silent].pid, how)
     others = [rank for rank in range(3) if rank != silent]
@@ -58,7 +58,17 @@ def test_all_end_and_name_the_process_that_was_killed_or_frozen(three, tmp_path,
         members[rank].join(60)
         assert members[rank].exitcode == COME_AGAIN
         [line] = said(tmp_path, rank).splitlines()
-        assert line.startswith(f"error: rank {silent} on {socket.gethostname()} silent for 3 s; rank {rank} on ")
+        assert line.startswith(f"error: rank {silent} on {socket.gethostname()} {found}; rank {rank} on ")
+
+
+def test_a_collective_that_fails_for_a_process_that_has_gone_is_said_in_one_line(three, tmp_path):
+    members = three()
+    os.kill(members[1].pid, signal.SIGKILL)
+    (tmp_path / "raise-0").touch()  # as gloo does when its own connection is closed
+    members[0].join(60)
+    assert members[0].exitcode == COME_AGAIN
+    [line] = said(tmp_path, 0).splitlines()
+    assert f"rank 1 on {socket.gethostname()} has gone" in line
 
 
 def test_those_that_leave_in_good_order_are_not_missed(three, tmp_path):
