@@ -29,11 +29,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m mdm_kernels.aot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--check", action="store_true", help="say only what is at fault: no table, which takes longer")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a page for the documentation there")
     parser.add_argument("--targets", default=",".join(TARGETS), metavar="LIST", help="default: %(default)s")
     parser.add_argument("--filter", default="", metavar="TEXT", help="only shape classes whose name contains TEXT")
     options = parser.parse_args(arguments)
+    if options.check and (options.json or options.markdown):
+        parser.error("--check counts no instructions, which --json and --markdown would have to write down")
     targets = options.targets.split(",")
     if unknown := set(targets) - TARGETS.keys():
         parser.error(f"unknown targets: {', '.join(sorted(unknown))}; known: {', '.join(TARGETS)}")
@@ -47,11 +50,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     jobs = [(launch, target) for launch in record(classes) for target in targets]
     by_job = {}
-    for number, result in compile_all(jobs):
+    for number, result in compile_all(jobs, instructions=not options.check):
         by_job[number] = result
         show_progress(len(by_job), len(jobs))
     results = [by_job[number] for number in sorted(by_job)]
-    print(table([result for result in results if not result.error]))
+    if not options.check:
+        print(table([result for result in results if not result.error]))
     if options.json:
         write_json(options.json, triton.__version__, results)
     if options.markdown:

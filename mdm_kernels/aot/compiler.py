@@ -95,33 +95,37 @@ class CompilingDriver:
         return None
 
 
-def compile_launch(launch: Launch, target: str) -> dict[str, int]:
-    """`machine_code.measure` of a launch's kernel on a target."""
+def compile_launch(launch: Launch, target: str, instructions: bool = True) -> dict[str, int]:
+    """`machine_code.measure` of a launch's kernel on a target, with its instructions counted or not."""
     from triton.runtime import driver
 
     driver.set_active(CompilingDriver(target))  # pyright: ignore[reportArgumentType]: it launches nothing
     on_amd = TARGETS[target].backend == "hip"
     arguments = backend.wavefront_options(launch.arguments) if on_amd else launch.arguments
     compiled = launch.kernel.warmup(grid=(1,), **arguments)
-    return machine_code.measure(compiled)
+    return machine_code.measure(compiled, instructions)
 
 
-_jobs: list[tuple[Launch, str]] = []
-"""(launch, target); the processes of the pool inherit it, since a kernel cannot be pickled"""
+_jobs: list[tuple[Launch, str, bool]] = []
+"""What `compile_launch` is given; the processes of the pool inherit it, since a kernel cannot be pickled"""
 
 
 def _compile_job(index: int) -> dict[str, Any]:
-    launch, target = _jobs[index]
     try:
-        return compile_launch(launch, target)
+        return compile_launch(*_jobs[index])
     except Exception as error:  # whatever the compiler throws is the finding
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return {"error": f"{type(error).__name__}: {lines[-1] if lines else ''}"}
 
 
-def compile_all(jobs: list[tuple[Launch, str]], processes: int = 2) -> Iterator[tuple[int, Result]]:
-    """(number of the job, its result), in the order in which they are ready."""
-    _jobs[:] = jobs
+def compile_all(
+    jobs: list[tuple[Launch, str]], instructions: bool = True, processes: int = 2
+) -> Iterator[tuple[int, Result]]:
+    """(number of the job, its result), in the order in which they are ready. A job is a launch and a target.
+
+    instructions: count those of each kernel.
+    """
+    _jobs[:] = [(*job, instructions) for job in jobs]
     context = multiprocessing.get_context("fork")
     with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
         numbers = {pool.submit(_compile_job, number): number for number in range(len(jobs))}

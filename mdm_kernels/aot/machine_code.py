@@ -48,19 +48,30 @@ def occupancy(target: Target, registers: int, shared: int, tensor_memory: int, w
     return programs * warps / target.warps
 
 
-def measure(compiled) -> dict[str, int]:
+def measure(compiled, instructions: bool = True) -> dict[str, int]:
     """Of a kernel that Triton compiled: registers a thread, bytes of stack, spilled registers, bytes of shared memory,
-    columns of tensor memory, warps; instructions, and of them loads from global memory, stores to it, those of both
-    that move 16 bytes a thread, those for the matrix units, and those of these that round float32 to tf32 (of which a
-    product of `input_precision="ieee"` has none)."""
-    cost = nvidia_code(compiled.asm["cubin"]) if "cubin" in compiled.asm else amd_code(compiled.asm["amdgcn"])
+    columns of tensor memory, warps, and how many products of matrices round float32 to tf32 (one of
+    `input_precision="ieee"` never does).
+
+    instructions: count them too, and of them loads from global memory, stores to it, those of both that move 16 bytes
+    a thread, and those for the matrix units. NVIDIA's disassembler takes as long for that as the compiler.
+    """
     metadata = compiled.metadata
-    return cost | {
-        "tf32": rounding_products(compiled.asm.get("ptx", compiled.asm.get("amdgcn", ""))),
+    cost = {
         "shared": metadata.shared,
         "tensor_memory": getattr(metadata, "tmem_size", 0),
         "warps": metadata.num_warps,
     }
+    if "cubin" in compiled.asm:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(compiled.asm["cubin"])
+            file.flush()
+            cost |= nvidia_registers(file.name)
+            cost |= nvidia_instructions(_disassembly(file.name)) if instructions else {}
+        return cost | {"tf32": rounding_products(compiled.asm["ptx"])}
+    assembly = compiled.asm["amdgcn"]
+    cost |= amd_registers(assembly) | (amd_instructions(assembly) if instructions else {})
+    return cost | {"tf32": rounding_products(assembly)}
 
 
 def rounding_products(assembly: str) -> int:
@@ -69,15 +80,15 @@ def rounding_products(assembly: str) -> int:
     return len(re.findall(r"mma[\w.:]*tf32|v_mfma_\w*xf32", assembly))
 
 
-def nvidia_code(cubin: bytes) -> dict[str, int]:
-    """Our kernels have no arrays of their own: every stack byte is a spilled register's."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = _nvidia_tool("cuobjdump", "--dump-resource-usage", file.name)
-        assembly = _nvidia_tool("nvdisasm", "--print-code", "--no-dataflow", file.name)
+def nvidia_registers(cubin: str) -> dict[str, int]:
+    """Of the kernel in a file. Ours have no arrays of their own: every stack byte is a spilled register's."""
+    usage = _nvidia_tool("cuobjdump", "--dump-resource-usage", cubin)
     registers, stack = (_number(rf"\b{key}:(\d+)", usage) for key in ("REG", "STACK"))
-    return {"registers": registers, "stack": stack, "spills": stack // 4} | nvidia_instructions(assembly)
+    return {"registers": registers, "stack": stack, "spills": stack // 4}
+
+
+def _disassembly(cubin: str) -> str:
+    return _nvidia_tool("nvdisasm", "--print-code", "--no-dataflow", cubin)
 
 
 def _number(pattern: str, text: str) -> int:
@@ -101,19 +112,18 @@ def nvidia_instructions(assembly: str) -> dict[str, int]:
     return _counts(opcodes, r"LDG(STS)?\.", r"STG\.", r".*\.(128|256)\b", r"(UTC)?[A-Z]G?MMA\b")
 
 
-def amd_code(assembly: str) -> dict[str, int]:
+def amd_registers(assembly: str) -> dict[str, int]:
     """Registers from the metadata at the end of the assembly. A scalar register that moves to a lane of a vector
     register is no spill; one that goes to memory shows as stack."""
 
     def metadata(key: str) -> int:
         return _number(rf"\.{key}:\s+(\d+)", assembly)
 
-    cost = {
+    return {
         "registers": metadata("vgpr_count"),
         "stack": metadata("private_segment_fixed_size"),
         "spills": metadata("vgpr_spill_count"),
     }
-    return cost | amd_instructions(assembly)
 
 
 def amd_instructions(assembly: str) -> dict[str, int]:

@@ -131,7 +131,7 @@ def call():
 
 aot.SHAPE_CLASSES.clear()
 aot.SHAPE_CLASSES["faulty"] = call
-sys.exit(aot.main(["--targets", "sm_80"]))
+sys.exit(aot.main(["--targets", "sm_80", "--check"]))
 """
 
 
@@ -144,6 +144,7 @@ def test_a_spill_and_an_error_are_named_in_one_line_each(tmp_path):
     assert spill.startswith("spilling (faulty) on sm_80: spills ")
     assert error.startswith("ill_typed (faulty) on sm_80: ")
     assert "unknown_name" in error
+    assert not process.stdout
 
 
 ROUGH = """
@@ -226,9 +227,10 @@ def test_interpreted_kernels_are_refused():
     [
         ("--targets=sm_70", "unknown targets: sm_70; known: sm_80, sm_89, sm_90, sm_100, sm_120, gfx942"),
         ("--filter=nothing", "no shape class contains 'nothing'"),
+        ("--check --json=report.json", "--check counts no instructions"),
     ],
 )
 def test_a_bad_option_is_named(option, message, capsys):
     with pytest.raises(SystemExit, match="2"):
-        command.main([option])
+        command.main(option.split())
     assert message in capsys.readouterr().err
