@@ -240,13 +240,12 @@ class TimeConv(nn.Conv1d):
 
     def forward(self, x: Tensor, frames: int, repeat: int = 1) -> Tensor:
         """`repeat`: convolve the clips with every frame repeated so many times."""
-        rows, channels, height, width = x.shape
-        picture = x.permute(0, 2, 3, 1).reshape(rows // frames, frames, height * width, channels).permute(0, 3, 1, 2)
+        picture = rearrange(x, "(b t) c h w -> b t (h w) c", t=frames).permute(0, 3, 1, 2)
         if repeat > 1:
             picture = F.interpolate(picture, scale_factor=(repeat, 1))
         padding = (int(self.padding[0]), 0)
         picture = F.conv2d(picture, self.weight[..., None], self.bias, stride=(*self.stride, 1), padding=padding)
-        return picture.permute(0, 2, 3, 1).reshape(-1, height, width, self.out_channels).permute(0, 3, 1, 2)
+        return rearrange(picture, "b c t (h w) -> (b t) h w c", h=x.shape[2]).permute(0, 3, 1, 2)
 
 
 class Downsample(nn.Module):

@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from mdm_models.evaluation.features import FeatureExtractor, num_features_of
@@ -32,9 +33,9 @@ class I3D(FeatureExtractor):
         return {argument.name for argument in network.forward.schema.arguments} >= ARGUMENTS
 
     def features(self, clips: Tensor) -> Tensor:
-        frames = clips.transpose(1, 2).flatten(0, 1).float() / 127.5 - 1
+        frames = rearrange(clips, "n c t h w -> (n t) c h w").float() / 127.5 - 1
         resized = F.interpolate(frames, (self.SIZE, self.SIZE), mode="bilinear")
-        seen = resized.unflatten(0, (clips.shape[0], clips.shape[2])).transpose(1, 2)
+        seen = rearrange(resized, "(n t) c h w -> n c t h w", n=len(clips))
         return self.network(seen, rescale=False, resize=False, return_features=True)
 
 

@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 import torch
+from einops import rearrange
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import Tensor
 from torchmetrics.aggregation import MeanMetric
@@ -46,9 +47,9 @@ class ClipScore:
             return
         texts = self._model.encode_text(self._tokenize(captions).to(self._device), normalize=True)
         clips = images if images.dim() == 5 else images.unsqueeze(2)
-        frames = clips.transpose(1, 2).flatten(0, 1).cpu()  # (N·T, 3, H, W)
+        frames = rearrange(clips, "n c t h w -> (n t) c h w").cpu()
         seen = [self._model.encode_image(self._pixels(batch), normalize=True) for batch in frames.split(BATCH)]
-        by_frame = torch.cat(seen).unflatten(0, (len(clips), -1)) @ texts[:, :, None]  # (N, T, 1)
+        by_frame = rearrange(torch.cat(seen), "(n t) d -> n t d", n=len(clips)) @ texts[:, :, None]  # (N, T, 1)
         self._mean.update(100 * by_frame.mean((1, 2)).double())
 
     def _pixels(self, frames: Tensor) -> Tensor:

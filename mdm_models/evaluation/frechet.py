@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -33,8 +34,8 @@ class ClipFeatures(nn.Module):
         self.num_features = 2 * frames.num_features
 
     def forward(self, clips: Tensor) -> Tensor:
-        count, frames = clips.shape[0], clips.shape[2]
-        features = self.frames(clips.transpose(1, 2).flatten(0, 1)).view(count, frames, -1)
+        of_frames = self.frames(rearrange(clips, "n c t h w -> (n t) c h w"))
+        features = rearrange(of_frames, "(n t) d -> n t d", n=len(clips))
         return torch.cat([features.mean(dim=1), features.diff(dim=1).abs().mean(dim=1)], dim=1)
 
 
