@@ -37,11 +37,11 @@ def test_lists_of_tensors_are_moved_towards_others():
     assert [average.tolist() for average in averages] == [[0.25] * 2, [0.25] * 3]
 
 
-def test_the_limit_of_recompilations_is_torch_compiles(monkeypatch):
+def test_the_limit_of_recompilations_is_torch_compiles():
     """If this fails, --compile gives up on blocks that run at many widths: look for dynamo's limit of that purpose."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", torch._dynamo.config.recompile_limit)
-    private_torch.allow_recompilations(256)
-    assert torch._dynamo.config.recompile_limit == 256
+    with torch._dynamo.config.patch(recompile_limit=torch._dynamo.config.recompile_limit):
+        private_torch.allow_recompilations(256)
+        assert torch._dynamo.config.recompile_limit == 256
 
 
 @pytest.mark.parametrize("unit", ["_is_amx_tile_supported", "_is_avx512_bf16_supported"])
