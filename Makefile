@@ -14,6 +14,8 @@ VERSIONS := 'torch==$(TORCH)'
 endif  # make TORCH='2.11.*' install, or TORCH=newest: other versions than the pinned ones
 TESTS := tests/test_floors.py tests/test_errors.py tests/test_private_torch.py tests/models/test_zoo.py \
 	tests/models/test_layers.py tests/diffusion/test_objective.py tests/commands/test_cli.py tests/docs/test_tutorials.py
+# Two processes, each with a run of neighbouring tests, which share what their module makes once.
+AT_ONCE := -n 2 --dist worksteal
 export TOKENIZERS_PARALLELISM := false
 # Threads that wait for each other sleep: see mdm_models/threads.py.
 export OMP_WAIT_POLICY := passive
@@ -38,7 +40,7 @@ install: $(STAMP) ## Build .venv with everything in it
 	@touch $@
 
 check: $(STAMP) lint types ## The fast loop: style, types, quick tests (TESTS=tests/data for those of what you work on)
-	$(BIN)/python -m pytest -q -n 2 $(TESTS)
+	$(BIN)/python -m pytest -q $(AT_ONCE) $(TESTS)
 
 lint: $(STAMP) ## Style
 	$(BIN)/ruff check .
@@ -69,7 +71,7 @@ sanitize: $(STAMP) ## Run every op under a sanitizer: races, accesses outside a 
 	env -u TRITON_INTERPRET $(BIN)/python -m tests.kernels.sanitize
 
 test: $(STAMP) lint types aot-check sanitize ## Everything CI runs
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q $(AT_ONCE)
 
 gpu: ## On a machine with a GPU: the five parts of benchmarks/gpu.sh; make gpu-tests, -kernels, -models, -memory, -experiments: one
 	@benchmarks/gpu.sh --check
