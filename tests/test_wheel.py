@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 CLIPS = ROOT / "recipes" / "data" / "clips-000.tar"
@@ -27,21 +28,34 @@ def site(tmp_path_factory) -> Path:
     return site
 
 
-def mdm(site: Path, *arguments: object) -> str:
-    """What a command prints that is run from the wheel, elsewhere than in this tree."""
-    command = [sys.executable, "-m", "mdm_models.cli", *map(str, arguments)]
+def python(site: Path, *arguments: object) -> str:
+    """What Python prints that has the wheel alone of this project, elsewhere than in this tree."""
     environment = os.environ | {"PYTHONPATH": str(site), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(command, env=environment, cwd=site, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
+def mdm(site: Path, *arguments: object) -> str:
+    return python(site, "-m", "mdm_models.cli", *arguments)
+
+
 @pytest.mark.slow
 def test_both_packages_are_those_of_the_wheel(site):
-    assert mdm(site, "--version").startswith("mdm ")
+    files = python(site, "-c", "import mdm_kernels, mdm_models; print(mdm_kernels.__file__, mdm_models.__file__)")
+    assert files.split() == [str(site / package / "__init__.py") for package in ("mdm_kernels", "mdm_models")]
     assert (site / "mdm_kernels" / "py.typed").exists()
     assert (site / "mdm_models" / "py.typed").exists()
     assert not list(site.rglob("*.tar"))
+
+
+@pytest.mark.slow
+def test_a_model_in_the_wheel_is_listed_and_draws(site, tmp_path):
+    assert "mdm_t2i_emoji_64" in mdm(site, "models", "--pretrained")
+    prompt = "a red apple, 3d style"
+    mdm(site, "sample", "mdm_t2i_emoji_64", prompt, "--steps", 1, "--device", "cpu", "--out", tmp_path / "apple.png")
+    assert Image.open(tmp_path / "apple.png").size == (64, 64)
 
 
 @pytest.mark.slow
