@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import io
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -84,10 +85,13 @@ def parse(
 
 def checked(options: Options, urls: Sequence[str] = ()) -> Options:
     """The same options. Raises ValueError for a URL where a path on a local disk is meant, as in all but `urls`."""
+    hints = typing.get_type_hints(type(options), include_extras=True)
     for name, value in vars(options).items():
+        told = [getattr(part, "name", None) for part in getattr(hints.get(name), "__metadata__", ())]  # arg(name=…)
+        shown = next(filter(None, told), name)
         for path in value if isinstance(value, list | tuple) else [value]:
             if isinstance(path, Path) and name not in urls:
-                check_local(path, f"--{name.replace('_', '-')}")
+                check_local(path, f"--{shown.replace('_', '-')}")
     return options
 
 

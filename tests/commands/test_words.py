@@ -77,6 +77,11 @@ def test_a_url_where_a_path_is_meant_is_refused_at_once(arguments, tmp_path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["x.tar"]
 
 
+def test_a_url_is_refused_by_the_name_of_the_option_that_gave_it(capsys):
+    assert "error: --prompts s3://bucket/run is a URL" in error_of(capsys, "sample", "x", "--prompts", URL)
+    assert "error: --out s3://bucket/run is a URL" in error_of(capsys, "sample", "x", "a cat", "--out", URL)
+
+
 def test_a_run_in_an_unknown_kind_of_store_is_refused_at_once(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     line = error_of(capsys, "train", "emoji", "--data", "x.tar", "--out", "s4://bucket/run", "--dry-run")
