@@ -71,6 +71,24 @@ def test_both_arms_see_the_same_noise_at_the_highest_level_and_weigh_it_alike(fl
     assert plain == ([4], (16,))
 
 
+def test_the_other_objective_is_that_of_the_drawings(fluent, recipe, tmp_path):
+    emoji = recipe("emoji")
+    stages = fluent.arms("cpu")
+    nested, plain = (
+        [fluent.settings("cpu", stage, ("a.tar",), str(tmp_path), "x0").objective for stage in stages[arm]]
+        for arm in ("nested", "plain")
+    )
+    for ours, drawings in ((nested[0], emoji.stage_16), (nested[-1], emoji.stage_64), (plain[0], emoji.stage_64)):
+        theirs = drawings(("a.tar",), str(tmp_path)).objective
+        assert (ours.prediction, ours.loss_target, ours.times) == (theirs.prediction, theirs.loss_target, theirs.times)
+        assert (ours.times_mean, ours.times_deviation) == (theirs.times_mean, theirs.times_deviation)
+    scales = [
+        stages[arm][-1].architecture.noise_scales(128, objective[-1].unshifted_size)
+        for arm, objective in (("nested", nested), ("plain", plain))
+    ]
+    assert scales == [[8, 2, 0.5], [8]]
+
+
 def test_the_time_of_all_stages_counts(fluent, comparison):
     write_logs(fluent, comparison, {"1": 0.5, "2": 1.0, "3": 2.0, "plain": 3.0})
     fluent.report(comparison)
