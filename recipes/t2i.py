@@ -36,7 +36,7 @@ def own_small(shards: tuple[str, ...], out: str) -> TrainConfig:
     if known and os.environ.get("RANK", "0") == "0":
         begins = f"begins from the shipped {shipped}" if shipped else "no weights are shipped for it: it begins fresh"
         print(
-            f"{count} pictures: {steps} steps of {batch}, each seen {steps * batch / max(count, 1):.0f} times; {begins}"
+            f"own-small for {count} pictures: {steps} steps of {batch}, each seen {steps * batch / max(count, 1):.0f} times; {begins}"
         )
     return TrainConfig(
         out,

@@ -38,9 +38,9 @@ def test_pictures_are_counted_in_folders_and_shards(t2i, tmp_path, capsys):
     for number in range(3):
         (tmp_path / "own" / "cat" / f"{number}.png").write_bytes(picture)
     chosen(t2i, str(tmp_path / "own"))
-    assert capsys.readouterr().out.startswith("3 pictures: ")
+    assert capsys.readouterr().out.startswith("own-small for 3 pictures: ")
     chosen(t2i, str(write_shard(tmp_path / "a.tar", {key: {"png": picture, "txt": b"a"} for key in "ab"})))
-    assert capsys.readouterr().out.startswith("2 pictures: ")
+    assert capsys.readouterr().out.startswith("own-small for 2 pictures: ")
 
 
 def test_options_replace_what_was_chosen(t2i, monkeypatch):
