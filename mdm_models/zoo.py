@@ -76,6 +76,7 @@ def create_model(name: str, pretrained: bool = False, **overrides) -> UNet:
 
 @_named
 def mdm_t2i_64() -> UNetConfig:
+    """Text to pictures of 64², the official model; the innermost one of the larger ones."""
     return UNetConfig(
         channels=(256, 512, 768),
         blocks=(2, 2, 2),
@@ -91,11 +92,13 @@ def mdm_t2i_64() -> UNetConfig:
 
 @_named
 def mdm_t2i_256() -> UNetConfig:
+    """Text to pictures of 256² and 64², the official model."""
     return UNetConfig(channels=(64, 128, 256), blocks=(2, 2, 1), micro=(("scale", 256.0),), inner=mdm_t2i_64())
 
 
 @_named
 def mdm_t2i_1024() -> UNetConfig:
+    """Text to pictures of 1024², 256² and 64², the official model."""
     middle = dataclasses.replace(mdm_t2i_256(), normalize_input=True)
     return UNetConfig(channels=(32, 32, 64), blocks=(2, 2, 1), micro=(("scale", 1024.0),), inner=middle)
 
@@ -108,6 +111,7 @@ def mdm_c2i_64() -> UNetConfig:
 
 @_named
 def mdm_c2i_256() -> UNetConfig:
+    """ImageNet at 256² and 64², the class given as to mdm_c2i_64."""
     return dataclasses.replace(mdm_t2i_256(), inner=mdm_c2i_64())
 
 

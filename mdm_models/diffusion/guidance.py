@@ -78,7 +78,7 @@ class GuidedModel:
 
 
 def guide(preds: Sequence[Tensor], guidance_scale: float | Sequence[float]) -> list[Tensor]:
-    """u + guidance_scale·(c − u) at every level (Ho & Salimans 2022), in at least float32; (2B, …) → (B, …).
+    """Guide every level by u + guidance_scale·(c − u) (Ho & Salimans 2022), in at least float32; (2B, …) → (B, …).
 
     preds hold u's half, then c's; guidance_scale is one number or one a level.
     """

@@ -57,12 +57,12 @@ class MatryoshkaDiffusion(nn.Module):
         return self.schedule.log_alpha_bars.device
 
     def alpha_bar(self, t: Time, level: int) -> Tensor:
-        """ᾱ_t of a level, float32 in t's shape; t: a number or a tensor, whole or real, in 0…num_steps (else
+        """Give ᾱ_t of a level, float32 in t's shape; t: a number or a tensor, whole or real, in 0…num_steps (else
         ValueError)."""
         return self.schedule.alpha_bars(t)[level]
 
     def training_alpha_bars(self, time: Tensor) -> Tensor:
-        """ᾱ of the x_t a network at `time` sees, (B,) in 0…num_steps−1 → (levels, B)."""
+        """Give ᾱ of the x_t that a network at `time` sees, (B,) in 0…num_steps−1 → (levels, B)."""
         if time.dim() != 1:
             raise ValueError(f"time has shape {tuple(time.shape)}; it must be (B,)")
         return self.schedule.alpha_bars(time + 1)
@@ -187,7 +187,7 @@ def check_eta(eta: float | None) -> None:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """float64 stays, every other dtype becomes float32: what samples are kept in, whatever the network computes in."""
+    """Keep float64, make float32 of every other dtype: what samples are kept in, whatever the network computes in."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

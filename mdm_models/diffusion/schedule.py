@@ -36,7 +36,7 @@ class NoiseLevel:
 
 
 class NoiseSchedule(nn.Module):
-    """ᾱ and λ of every level at any real time in 0…num_steps.
+    """Gives ᾱ and λ of every level at any real time in 0…num_steps.
 
     Between whole times log ᾱ is linear: noise arrives at a constant rate β within each step of the discrete process.
     Level i has its signal-to-noise ratio divided by scales[i] ** shift_power, that is, λ lowered by a constant:
@@ -74,7 +74,7 @@ class NoiseSchedule(nn.Module):
         return self._levels(_interpolated(self.exact_log_alpha_bars, t))
 
     def tabulated(self, times: Sequence[float]) -> dict[float, list[NoiseLevel]]:
-        """time → `noise_levels` of it, for all the times of a run, which are looked up together; errors as there."""
+        """Map each time of a run to its `noise_levels`, which are looked up together; errors as there."""
         t = torch.tensor(times, dtype=torch.float64, device="cpu")
         self._check(t)
         levels = self._levels(_interpolated(self.exact_log_alpha_bars, t))
@@ -86,7 +86,7 @@ class NoiseSchedule(nn.Module):
         return [NoiseLevel((logsnr - shift) / 2) for shift in self.log_snr_shifts]
 
     def alpha_bars(self, t: Time) -> Tensor:
-        """ᾱ_t of every level, float32 (levels, *t's shape) on the schedule's device; errors as `noise_levels`."""
+        """Give ᾱ_t of every level, float32 (levels, *t's shape) on the schedule's device; errors as `noise_levels`."""
         alpha_bars = torch.stack([torch.sigmoid(2 * level.half_logsnr) for level in self.noise_levels(t)])
         return alpha_bars.to(self.log_alpha_bars)
 
@@ -112,7 +112,7 @@ def _interpolated(table: Tensor, t: Tensor) -> Tensor:
 
 
 def alpha_bar_table(schedule: str, num_steps: int) -> Tensor:
-    """ᾱ_0 … ᾱ_num_steps as float64 (num_steps + 1,), falling from ᾱ_0 = 1; ᾱ_t = Π(1 − β) over the first t steps.
+    """Give ᾱ_0 … ᾱ_num_steps, float64 (num_steps + 1,), falling from ᾱ_0 = 1; ᾱ_t = Π(1 − β) over the first t steps.
 
     "deepfloyd": squared cosine, β ≤ 0.999 (Nichol & Dhariwal 2021, equation 17). "ddpm": β linear from 1e-4 to 0.02
     (Ho et al. 2020, section 4). "cosine": log SNR from 5 to −5 along a cosine (Salimans & Ho 2022, appendix E).

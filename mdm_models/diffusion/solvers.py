@@ -32,8 +32,8 @@ def ddpm_step(x: Tensor, x_0: Tensor, t: NoiseLevel, s: NoiseLevel, noise: Tenso
 
 
 def ddim_step(x: Tensor, x_0: Tensor, t: NoiseLevel, s: NoiseLevel, eta: float, noise: Tensor | None) -> Tensor:
-    """η of the posterior's deviation as fresh noise, the rest along the noise that is in x (Song et al. 2021, equations
-    12 and 16). eta 0 needs no noise; eta 1 has the posterior's variance."""
+    """Step to s with η of the posterior's deviation as fresh noise, and the rest along the noise that is in x (Song et
+    al. 2021, equations 12 and 16). eta 0 needs no noise; eta 1 has the posterior's variance."""
     if eta == 0:
         return flow_step(x, x_0, t, s)
     if noise is None:

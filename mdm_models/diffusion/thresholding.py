@@ -10,7 +10,7 @@ BOUNDS = {  # name → quantile of |x_0| that becomes the clipping bound, and th
 
 
 def thresholded(x_0: Tensor, threshold: str) -> Tensor:
-    """x_0 (B, …) in its dtype, by one of these rules:
+    """Hold x_0 (B, …) in its range, in its dtype, by one of these rules:
 
     "clip" to ±1; "dynamic", clip to the 0.995 quantile of |x_0| over a whole image or clip, held in 1…100, and divide
     by it; "dynamic_if", the same with the 0.95 quantile in 1…1.5 (Saharia et al. 2022, section 2.3); "none".

@@ -44,7 +44,7 @@ def time_grid(num_steps: int, num_inference_steps: int) -> list[int]:
 
 
 def quadratic_times(start: float, num_inference_steps: int) -> list[float]:
-    """num_inference_steps + 1 real times from `start` > 1 down to 1, evenly spaced in √t, and then 0.
+    """Give num_inference_steps + 1 real times from `start` > 1 down to 1, evenly spaced in √t, and then 0.
 
     Near t = 0 the noise's deviation falls like √t: evenly spaced times leave the end to steps too coarse for a sampler
     to reach second order. Song et al. 2021, "Denoising Diffusion Implicit Models", appendix D.2, space whole times so.

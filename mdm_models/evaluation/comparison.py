@@ -18,8 +18,8 @@ if TYPE_CHECKING:  # seconds to import, which a run without them need not wait f
 
 @dataclass(frozen=True)
 class Comparison:
-    """frechet, clip, kernel: each may be None; without the first two nothing need be sampled. kernel: of the features
-    of `frechet`."""
+    """What samples are compared by: frechet, clip, kernel (of the features of `frechet`), each of which may be None;
+    without the first two nothing need be sampled."""
 
     frechet: "FrechetDistance | None"
     clip: "ClipScore | None"

@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 class TextEncoder(Protocol):
-    """encoder(prompts) → features (B, L, width) floating point, mask (B, L) bool, True where there is text.
+    """Anything that reads prompts: encoder(prompts) → features (B, L, width) floating point, mask (B, L) bool, True
+    where there is text.
 
     L is that of the longest prompt, at most `max_tokens`; features are 0 where the mask is False, as in the official
     code, whose cross-attention may look at padding. "" is a prompt like any other: its features are the unconditional
