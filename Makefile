@@ -57,7 +57,7 @@ AOT_TARGETS := sm_80,sm_90,sm_100,gfx942
 aot: $(STAMP) ## Compile every kernel for sm_80, sm_90, sm_100 and gfx942 (AOT_TARGETS=sm_89,sm_120 for others); no GPU needed
 	$(BIN)/python -m mdm_kernels.aot --targets $(AOT_TARGETS)
 
-aot-check: $(STAMP) ## The same in half the time, which says only what does not compile, spills or rounds
+aot-check: $(STAMP) ## The same without the table: only what does not compile, spills or rounds
 	$(BIN)/python -m mdm_kernels.aot --targets $(AOT_TARGETS) --check
 
 aot-report: $(STAMP) ## The same, and write what it found to docs/kernels.md

@@ -54,7 +54,7 @@ def measure(compiled, instructions: bool = True) -> dict[str, int]:
     `input_precision="ieee"` never does).
 
     instructions: count them too, and of them loads from global memory, stores to it, those of both that move 16 bytes
-    a thread, and those for the matrix units. NVIDIA's disassembler takes as long for that as the compiler.
+    a thread, and those for the matrix units. NVIDIA's disassembler takes a quarter of a second for that.
     """
     metadata = compiled.metadata
     cost = {
