@@ -35,9 +35,8 @@ def own_small(shards: tuple[str, ...], out: str) -> TrainConfig:
     shipped = next((name for name in (MODEL, NESTED) if name in list_models(pretrained=True)), "")
     if known and os.environ.get("RANK", "0") == "0":
         begins = f"begins from the shipped {shipped}" if shipped else "no weights are shipped for it: it begins fresh"
-        print(
-            f"own-small for {count} pictures: {steps} steps of {batch}, each seen {steps * batch / max(count, 1):.0f} times; {begins}"
-        )
+        seen = steps * batch / max(count, 1)
+        print(f"own-small for {count} pictures: {steps} steps of {batch}, each seen {seen:.0f} times; {begins}")
     return TrainConfig(
         out,
         DataConfig(shards, size=64, holdout=0 if count < FEW else 0.03, workers=0),
