@@ -1,5 +1,5 @@
-"""group_norm_silu on a CPU where torch's own group norm is slow: rows at a time, while they are in the cache, and
-gradients by formula.
+"""group_norm_silu with gradients on a CPU, where torch's own group norm is slow: rows at a time, while they are in the
+cache, and gradients by formula.
 
 Channels last, torch's backward takes up to thirty times as long as its forward (torch 2.15, bfloat16, two channels a
 group), and a call for each row of FiLM, which it does not know, takes longer than the arithmetic where rows are small.
@@ -31,11 +31,13 @@ for the last bit of a result in x's dtype"""
 def pays(*tensors: Tensor | None) -> bool:
     """Whether `group_norm_silu` of x and its other tensors is faster here than by the reference; x comes first.
 
-    It must be let look at values: not while graphs are traced, nor under torch.func or in forward mode, which want
-    operations whose derivatives PyTorch knows.
+    It is where a gradient is wanted; and it must be let look at values: not while graphs are traced, nor under
+    torch.func or in forward mode, which want operations whose derivatives PyTorch knows.
     """
     x, *_ = given = [tensor for tensor in tensors if tensor is not None]
-    if torch.compiler.is_compiling() or torch_func_is_active() or x.device.type != "cpu" or not x.numel():
+    if x.device.type != "cpu" or not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in given):
+        return False
+    if torch.compiler.is_compiling() or torch_func_is_active() or not x.numel():
         return False
     if any(is_fake(tensor) or forward_ad.unpack_dual(tensor).tangent is not None for tensor in given):
         return False

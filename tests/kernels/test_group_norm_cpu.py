@@ -91,21 +91,35 @@ def test_second_derivatives(monkeypatch, small):
 
 
 def test_what_it_is_for():
-    def pays(channels_last, shape, **options):
-        return cpu.pays(formatted(torch.zeros(shape, **options), channels_last), None, torch.zeros(shape[1]))
+    def pays(channels_last, shape, requires_grad=True, **options):
+        weight = torch.zeros(shape[1], requires_grad=requires_grad)
+        return cpu.pays(formatted(torch.zeros(shape, **options), channels_last), None, weight)
 
     large, small = (2, 8, 128, 128), (2, 8, 16, 16)
     for channels_last, shape in itertools.product([False, True], [large, small]):
         assert pays(channels_last, shape) == (channels_last or shape is small)
         assert not pays(channels_last, shape, device="meta")
+        assert not pays(channels_last, shape, requires_grad=False)
+        with torch.no_grad():
+            assert not pays(channels_last, shape)
     assert not pays(True, (0, 8, 16, 16))
     assert not pays(True, (2, 8, 0, 16))
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_every_second_row_of_a_larger_x(channels_last):
-    x, *parameters = inputs((4, 6, 5, 7), film_rows=2)
-    every_second = formatted(x, channels_last)[::2, :, 1:]
-    ours = group_norm_silu(every_second, 2, *parameters[:2], scale=parameters[2], shift=parameters[3])
-    dense = group_norm_silu(every_second.clone(), 2, *parameters[:2], scale=parameters[2], shift=parameters[3])
-    assert torch.equal(ours, dense)
+    tensors = [each.requires_grad_() for each in inputs((4, 6, 5, 7), film_rows=2)]
+
+    def call(x, weight, bias, scale, shift):
+        return group_norm_silu(x, 2, weight, bias, scale=scale, shift=shift)
+
+    def every_second(x):
+        return formatted(x, channels_last)[::2, :, 1:]
+
+    ours = call(every_second(tensors[0]), *tensors[1:])
+    dense = call(every_second(tensors[0]).clone(), *tensors[1:])
+    dy = torch.randn(dense.shape)
+    for found, expected in zip(
+        (ours, *torch.autograd.grad(ours, tensors, dy)), (dense, *torch.autograd.grad(dense, tensors, dy)), strict=True
+    ):
+        assert torch.equal(found, expected)
