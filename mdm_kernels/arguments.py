@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def check_tensors(**arguments: Tensor) -> None:
-    """Every argument is a dense tensor."""
+    """Raise TypeError unless every argument is a dense tensor."""
     for name, value in arguments.items():
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} is {type(value).__name__}; it must be a tensor")
@@ -19,12 +19,12 @@ def check_tensors(**arguments: Tensor) -> None:
 
 
 def check_optional_tensors(**arguments: Tensor | None) -> None:
-    """Every argument is None or a dense tensor."""
+    """Raise TypeError unless every argument is None or a dense tensor."""
     check_tensors(**{name: value for name, value in arguments.items() if value is not None})
 
 
 def check_tensor_lists(**arguments: Sequence[Tensor]) -> None:
-    """Every argument is a list or tuple of dense tensors."""
+    """Raise TypeError unless every argument is a list or tuple of dense tensors."""
     for name, values in arguments.items():
         if not isinstance(values, list | tuple):
             raise TypeError(f"{name} is {type(values).__name__}; it must be a list of tensors")
@@ -32,7 +32,8 @@ def check_tensor_lists(**arguments: Sequence[Tensor]) -> None:
 
 
 def check_ints(**arguments: int) -> None:
-    """Every argument is an integer that fits into 64 bits, and no bool."""
+    """Raise TypeError unless every argument is an integer and no bool, ValueError for one that does not fit into 64
+    bits."""
     for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
             raise TypeError(f"{name} is {type(value).__name__}; it must be an int")
@@ -41,21 +42,21 @@ def check_ints(**arguments: int) -> None:
 
 
 def check_bools(**arguments: bool) -> None:
-    """Every argument is True or False."""
+    """Raise TypeError unless every argument is True or False."""
     for name, value in arguments.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name} is {type(value).__name__}; it must be a bool")
 
 
 def check_numbers(**arguments: float) -> None:
-    """Every argument is an integer or a real number, and no bool."""
+    """Raise TypeError unless every argument is an integer or a real number, and no bool."""
     for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, int | float | torch.SymInt | torch.SymFloat):
             raise TypeError(f"{name} is {type(value).__name__}; it must be a number")
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """`value` is one of the strings `choices`."""
+    """Raise TypeError unless `value` is a string, ValueError unless it is one of `choices`."""
     if not isinstance(value, str):
         raise TypeError(f"{name} is {type(value).__name__}; it must be one of the strings {', '.join(choices)}")
     if value not in choices:

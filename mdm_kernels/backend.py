@@ -32,7 +32,8 @@ _HERE = contextlib.nullcontext()
 
 
 def set_backend(name: str) -> None:
-    """Choose the implementation for the whole process: "auto", "triton" or "torch"."""
+    """Choose the implementation for the whole process: "auto", "triton" or "torch"; ValueError or TypeError for
+    another."""
     global _backend
     arguments.check_choice("backend", name, BACKENDS)
     _backend = name
@@ -40,7 +41,7 @@ def set_backend(name: str) -> None:
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Choose the implementation for the whole process until the end of a `with` block."""
+    """Choose the implementation, as `set_backend` does, for the whole process until the end of a `with` block."""
     before = _backend
     set_backend(name)
     try:
@@ -87,7 +88,8 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]: ...
 @overload
 def autocast(first: Tensor, second: Tensor | None, /) -> tuple[Tensor, Tensor | None]: ...
 def autocast(*tensors: Tensor | None) -> Any:
-    """The tensors in the autocast dtype where autocast is on for their device; float64 and None stay as they are."""
+    """Give the tensors in the autocast dtype where autocast is on for their device; float64 and None stay as they
+    are."""
     device = next(t.device.type for t in tensors if t is not None)
     if device == "meta" or not torch.is_autocast_enabled(device):  # a meta device has no autocast
         return tensors
@@ -114,7 +116,7 @@ def launch(kernel, grid: tuple[int, ...], /, **arguments) -> None:
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager:
-    """Context in which kernels are launched there: the GPU's own, if that is not the current one."""
+    """Give a context in which kernels are launched on that device: the GPU's own, if that is not the current one."""
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
     return torch.cuda.device(device) if elsewhere else _HERE  # entering it costs microseconds
 
@@ -144,7 +146,7 @@ class Ran:
 
 
 def count_launch(kernel, device: torch.device) -> None:
-    """For `what_ran`."""
+    """Count a launch of a kernel on a device while `what_ran` runs."""
     if _ran is not None:
         _ran.kernels[kernel.fn.__name__, str(device)] += 1
 
@@ -165,7 +167,7 @@ def what_ran() -> Iterator[Ran]:
 
 
 def wavefront_options(arguments: dict) -> dict:
-    """The arguments of a launch on AMD: as many threads, in wavefronts of 64, and at most two stages of prefetched
+    """Give the arguments of a launch on AMD: as many threads, in wavefronts of 64, and at most two stages of prefetched
     tiles, which are held in registers there. `mdm_kernels.aot` compiles for AMD with the same."""
     num_warps, num_stages = arguments.get("num_warps", 4), arguments.get("num_stages", 2)
     return arguments | {"num_warps": max(1, num_warps // 2), "num_stages": min(2, num_stages)}

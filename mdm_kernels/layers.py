@@ -9,7 +9,7 @@ from .group_norm import group_norm_silu
 
 
 class GroupNorm(nn.Module):
-    """The forward of an nn.GroupNorm."""
+    """The forward of an nn.GroupNorm on the fused op.  x (N, C, *spatial) → the same shape, dtype and memory format."""
 
     has_backward = True
     can_torch_compile = True
@@ -24,7 +24,11 @@ class GroupNorm(nn.Module):
 
 
 class GroupNormSiLU(nn.Module):
-    """The forward of a `mdm_kernels.GroupNormSiLU`."""
+    """The forward of a `mdm_kernels.GroupNormSiLU` on the fused op.
+
+    x (N, C, *spatial), skip (N, C', *spatial), scale and shift (N / T, C + C') → (N, C + C', *spatial) in x's dtype and
+    memory format.
+    """
 
     has_backward = True
     can_torch_compile = True

@@ -29,14 +29,14 @@ def dense(x: Tensor, channels_last: bool) -> Tensor: ...
 @overload
 def dense(x: None, channels_last: bool) -> None: ...
 def dense(x: Tensor | None, channels_last: bool) -> Tensor | None:
-    """x itself if it is None or dense in that memory format, a copy otherwise."""
+    """Give x itself if it is None or dense in that memory format, a copy otherwise."""
     if x is None or is_dense(x, channels_last):
         return x
     return x.movedim(1, -1).contiguous().movedim(-1, 1) if channels_last else x.contiguous()
 
 
 def empty(x: Tensor, channels: int, channels_last: bool) -> Tensor:
-    """A tensor like x, but for the number of its channels, dense in that memory format."""
+    """Make an uninitialised tensor like x, but for the number of its channels, dense in that memory format."""
     if channels == x.shape[1] and is_dense(x, channels_last):
         return torch.empty_like(x)
     rows, _, *spatial = x.shape
@@ -46,11 +46,12 @@ def empty(x: Tensor, channels: int, channels_last: bool) -> Tensor:
 
 
 def concatenated(x: Tensor, skip: Tensor) -> Tensor:
-    """x and the skip along channels, in x's memory format."""
+    """Join x and the skip along channels, in x's memory format."""
     return dense(torch.cat([x, skip], 1), is_channels_last(x))
 
 
 def dense_format(x: Tensor) -> torch.memory_format:
-    """Channels last if x (4-D or 5-D) is dense in it; contiguous for every other layout, which costs it one copy."""
+    """Give channels last if x (4-D or 5-D) is dense in it; contiguous for every other layout, which costs it one
+    copy."""
     last = CHANNELS_LAST[x.dim()]
     return last if x.is_contiguous(memory_format=last) and not x.is_contiguous() else torch.contiguous_format

@@ -58,8 +58,8 @@ def register_derivative(op: Callable, call: Callable) -> None:
 
 
 def below_autograd(op: Callable, *args):
-    """op(*args) without its derivative. Where nobody looks on, the op's function is called itself, since another trip
-    through torch's dispatcher takes as long as all checks."""
+    """Call op(*args) without its derivative. Where nobody looks on, the op's function is called itself, since another
+    trip through torch's dispatcher takes as long as all checks."""
     if _are_plain(args) and not private_torch.dispatch_modes() and not private_torch.torch_func_is_active():
         return _functions[op](*args)
     with private_torch.below_autograd():

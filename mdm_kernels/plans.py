@@ -48,6 +48,8 @@ class Plan(NamedTuple):
     steps: list[Step]
 
     def run(self, tensors: list[Tensor]) -> None:
+        """Launch every step with these tensors, those of a call in their order, and with scratch memory, which is added
+        to the list."""
         tensors += [make() for make in self.scratch]
         with backend.on_device(self.device):
             for step in self.steps:
@@ -89,7 +91,7 @@ def planned(launching: Callable) -> Callable:
 
 
 def scratch(*shape: int, like: Tensor, dtype: torch.dtype = torch.float32, zero: bool = False) -> Tensor:
-    """Memory that a planned function needs for itself, on like's device: anything is in it, or zeros."""
+    """Make memory that a planned function needs for itself, on like's device: anything is in it, or zeros."""
     allocate = torch.zeros if zero else torch.empty
     device = like.device
     tensor = allocate(shape, dtype=dtype, device=device)
@@ -139,5 +141,5 @@ def _step(numbers: dict[int, int], kernel, grid: tuple[int, ...], arguments: dic
 
 
 def compiled_launch(kernel, grid: tuple[int, ...], arguments: dict, compiled) -> Callable | None:
-    """What launches a kernel as compiled; None of an interpreted one, which never is."""
+    """Give what launches a kernel as compiled; None of an interpreted one, which never is."""
     return None if compiled is None else compiled[(*grid, 1, 1)[:3]]

@@ -22,17 +22,17 @@ _tried: dict[str, dict] = {}
 
 
 def next_power_of_2(size: int) -> int:
-    """The least power of two that is no less than `size`; 1 for a size of 0. Triton's own costs microseconds."""
+    """Give the least power of two that is no less than `size`; 1 for a size of 0. Triton's own costs microseconds."""
     return 1 << max(size - 1, 0).bit_length()
 
 
 def count(size: int, block: int) -> int:
-    """How many blocks of `block` cover `size`."""
+    """Count how many blocks of `block` cover `size`."""
     return -(-size // block)
 
 
 def tuned(device: torch.device, key: str) -> dict[str, int] | None:
-    """The tile and the launch options of what `key` says, a kernel and what its speed depends on; None if nobody
+    """Give the tile and the launch options of what `key` says, a kernel and what its speed depends on; None if nobody
     measured them on this device."""
     if key in _tried:
         return _tried[key]
@@ -54,7 +54,7 @@ def trying(key: str, tile: dict[str, int]) -> Iterator[None]:
 
 
 def file_of(device_name: str) -> Path:
-    """NVIDIA H100 80GB HBM3 → tuned/nvidia-h100-80gb-hbm3.json"""
+    """Give the file of a device's tiles: NVIDIA H100 80GB HBM3 → tuned/nvidia-h100-80gb-hbm3.json"""
     return TUNED / f"{re.sub(r'[^a-z0-9]+', '-', device_name.lower()).strip('-')}.json"
 
 

@@ -54,7 +54,8 @@ CANDIDATES = [
 
 
 def group_norm_candidates(channels: int, positions: int, itemsize: int) -> list[dict[str, int]]:
-    """By tiles, and where a group is small enough a program a group; a thread holds 8, 16 or 32 elements."""
+    """Give candidates that go by tiles and, where a group is small enough, ones that take a program a group; a thread
+    holds 8, 16 or 32 elements."""
     found = []
     for width in (32, 64, 128):
         block_c = min(tiles.next_power_of_2(channels), width)
@@ -72,6 +73,7 @@ def group_norm_candidates(channels: int, positions: int, itemsize: int) -> list[
 
 
 def temporal_candidates(frames: int, width: int) -> list[dict[str, int]]:
+    """Give candidates whose tile holds all frames of a position, each in heads `width` wide."""
     least, padded = launch.power_of_two(frames), launch.power_of_two(width)
     return [
         {"ROWS": rows, "WIDTH": padded, "num_warps": warps, "num_stages": 1}
@@ -82,7 +84,7 @@ def temporal_candidates(frames: int, width: int) -> list[dict[str, int]]:
 
 
 def fastest(key: str, kernel: Kernel, measure: Callable[[Callable], float]) -> dict[str, int] | None:
-    """The candidate with which the call is fastest, None if none is worth it. One that cannot run (too much shared
+    """Give the candidate with which the call is fastest, None if none is worth it. One that cannot run (too much shared
     memory or too many registers) is passed over."""
     best, least = None, WORTH * measure(kernel.call)
     for candidate in kernel.candidates:
@@ -98,7 +100,7 @@ def fastest(key: str, kernel: Kernel, measure: Callable[[Callable], float]) -> d
 
 
 def kernels(device: torch.device, dtype: torch.dtype) -> dict[str, Kernel]:
-    """By key, of all ops."""
+    """Give the kernels of all ops by their keys in `tiles.tuned`."""
     return _attention(device, dtype) | _group_norm(device, dtype) | _temporal(device, dtype)
 
 
@@ -186,7 +188,7 @@ def _temporal_calls(qkv: Tensor, frames: int) -> dict[str, Callable[[], object]]
 
 
 def tune(device: torch.device, dtype: torch.dtype, measure: Callable[[Callable], float]) -> dict[str, dict]:
-    """{tile key: the tile that is worth writing down}"""
+    """Time every kernel with every candidate and give {tile key: the tile that is worth writing down}."""
     chosen = {}
     for key, kernel in kernels(device, dtype).items():
         best = fastest(key, kernel, measure)
@@ -197,6 +199,7 @@ def tune(device: torch.device, dtype: torch.dtype, measure: Callable[[Callable],
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run `python -m mdm_kernels.tune` with these arguments, or with those of the process, and give its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m mdm_kernels.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

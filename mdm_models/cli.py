@@ -22,7 +22,8 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`mdm COMMAND …`; → exit code, see `mdm_models.commands.line`."""
+    """Run `mdm COMMAND …` with these arguments, or with those of the process; → exit code, see
+    `mdm_models.commands.line`."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
         print(_help())

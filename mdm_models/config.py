@@ -189,14 +189,14 @@ class UNetConfig:
         return [space / s * math.sqrt(time / t) for t, s in self.strides]
 
     def noise_scales(self, size: int, unshifted: int) -> list[float]:
-        """`scales` of a model that works at `size`, relative to the size `unshifted` in place of the innermost level's;
-        0 for that of the innermost level, as in the paper."""
+        """Give `scales` of a model that works at `size`, relative to the size `unshifted` in place of the innermost
+        level's; 0 for that of the innermost level, as in the paper."""
         innermost = self.sample_shapes(size)[-1][-1]
         return [scale * innermost / (unshifted or innermost) for scale in self.scales]
 
     def sample_shapes(self, size: int) -> list[tuple[int, ...]]:
-        """The shape of one sample at every level, highest resolution first: (C, H, W) of an image, (C, T, H, W) of a
-        clip. `size` is the highest level's height and width; the innermost level sees one frame.
+        """Give the shape of one sample at every level, highest resolution first: (C, H, W) of an image, (C, T, H, W) of
+        a clip. `size` is the highest level's height and width; the innermost level sees one frame.
 
         Raises ValueError if the levels cannot halve that size often enough.
         """
@@ -210,11 +210,12 @@ class UNetConfig:
         ]
 
     def to_dict(self) -> dict:
+        """Give the fields as a dict for JSON, those of `inner` as one inside it."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> "UNetConfig":
-        """The inverse of `to_dict`, also after a trip through JSON (lists for tuples).
+        """Make a config of what `to_dict` gave, also after a trip through JSON (lists for tuples).
 
         Raises ValueError for a key that is unknown or missing and for a value that no model can have, TypeError for a
         value of a wrong type; each names the key.

@@ -43,7 +43,7 @@ _ATTENTION = re.compile(r"(.*\b(?:down|up)\.\d+)\.attentions\.(\d+)\.transformer
 
 
 def state_dict_from_port(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of the port → ours: new names for the same tensors."""
+    """Convert a state dict of the port to ours: new names for the same tensors."""
     renamed = {_renamed(key): value for key, value in state_dict.items()}
     layers = {}  # resolution → attention layers after each of its residual blocks
     for match in filter(None, map(_ATTENTION.fullmatch, renamed)):
@@ -64,7 +64,7 @@ def _renamed(key: str) -> str:
 
 
 def read_port(folder: Path) -> dict[str, Tensor]:
-    """The port's state dict in one of its folders, mapped into memory.
+    """Read the port's state dict in one of its folders, mapped into memory.
 
     Raises FileNotFoundError if the folder has no weights, naming those inside it that have, ValueError if the file is
     damaged.

@@ -23,12 +23,13 @@ GRAPHS = 8  # kept: prompts differ in length, and guidance may end halfway
 
 
 def check_engine(name: str) -> None:
+    """Raise ValueError unless an engine has this name."""
     if name not in ENGINES:
         raise ValueError(f"engine is {name!r}; it must be one of {', '.join(ENGINES)}")
 
 
 def engine_for(model: UNet, name: str) -> Callable[..., list[Tensor]]:
-    """What to sample with in place of `model`.
+    """Give what to sample with in place of `model`.
 
     "eager": the model itself; "graph": captured CUDA graphs of it, on a GPU; "compile": torch.compile of the whole
     model, which takes minutes and agrees up to rounding; "auto": graphs on a GPU, else the model itself.
@@ -63,6 +64,7 @@ class GraphedModel:
         self._pool = None
 
     def prepare(self, *condition) -> PreparedCondition:
+        """Prepare a condition as the model does, after dropping every capture if its weights have moved."""
         weights = [weight.data_ptr() for weight in self.model.parameters()]
         if weights != self._weights:
             self._captures.clear()
@@ -175,8 +177,8 @@ class Windowed:
 
 
 def window_starts(count: int, length: int) -> list[int]:
-    """The first frames of windows of a length that cover `count` frames: they overlap by half, the last one perhaps by
-    more."""
+    """Give the first frames of windows of a length that cover `count` frames: they overlap by half, the last one
+    perhaps by more."""
     return [*range(0, count - length, max(1, length // 2)), count - length]
 
 

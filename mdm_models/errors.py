@@ -22,7 +22,7 @@ class CheckpointError(TrainingError):
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message without line breaks; its type's name if it has none."""
+    """Give an error's message without line breaks; its type's name if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -22,7 +22,7 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def module_list(modules: Iterable[Layer]) -> Sequence[Layer]:
-    """An nn.ModuleList, typed by what is in it, as torch's is not."""
+    """Make an nn.ModuleList, typed by what is in it, as torch's is not."""
     return cast(Sequence[Layer], nn.ModuleList(modules))
 
 
@@ -66,12 +66,12 @@ def _fill(module: nn.Module, device: torch.device, seed: int) -> None:
 
 
 def tokens_of(x: Tensor) -> Tensor:
-    """(B, C, H, W) → (B, H·W, C); a view of channels_last memory."""
+    """View a map as tokens: (B, C, H, W) → (B, H·W, C), without a copy in channels_last memory."""
     return x.flatten(2).transpose(1, 2)
 
 
 def image_of(tokens: Tensor, like: Tensor) -> Tensor:
-    """(B, H·W, C) → (B, C, H, W) with the height and width of `like`; a view, in channels_last memory."""
+    """View tokens as a map: (B, H·W, C) → (B, C, H, W) with the height and width of `like`, in channels_last memory."""
     return torch.unflatten(tokens.transpose(1, 2), 2, like.shape[2:])
 
 
@@ -94,7 +94,8 @@ class SinusoidalEmbedding(nn.Module):
 
 
 def sinusoid(value: Tensor, width: int) -> Tensor:
-    """(B,) → (B, width) float32: sines, then cosines, of the value times width/2 frequencies from 1 to near 1/10000."""
+    """Give sines, then cosines, of the value times width/2 frequencies from 1 to near 1/10000: (B,) → (B, width)
+    float32."""
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=value.device)
     angles = value.float()[:, None] * torch.exp(-math.log(10000) / half * steps)
@@ -161,8 +162,8 @@ class AttentionBlock(nn.Module):
         self.ffn = FeedForward(channels) if ffn else None
 
     def prepare(self, context: Tensor | None) -> Tensor | None:
-        """Keys and values of the text, which are the same at every step of sampling.  → (B, S, 2C); None where the
-        layer sees no text."""
+        """Make the keys and values (B, S, 2C) of a text (B, S, context_dim), which are the same at every step of
+        sampling; None where the layer sees no text."""
         return self._keys_values(context)  # FSDP hides the weights again after `prepare`: forward must not call it
 
     def _keys_values(self, context: Tensor | None) -> Tensor | None:
@@ -226,7 +227,8 @@ class TemporalAttentionBlock(nn.Module):
 
 
 def rotary_angles(frames: int, head_dim: int, device: torch.device) -> Tensor:
-    """Rotation of each frame's channel pairs, in radians: (frames, head_dim / 2), base 10000 (Su et al., RoFormer)."""
+    """Give the rotation of each frame's channel pairs, in radians: (frames, head_dim / 2), base 10000 (Su et al.,
+    RoFormer)."""
     inverse = 10000.0 ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
     return torch.arange(frames, device=device, dtype=torch.float32)[:, None] * inverse
 
@@ -264,7 +266,11 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double what `Downsample` halves: nearest neighbour, then a convolution."""
+    """Double the height and width of every row, or (kind "time") the number of frames of every clip: nearest neighbour,
+    then a convolution.
+
+    x (B·T, C, H, W) → (B·T, C, 2H, 2W) or (2·B·T, C, H, W).
+    """
 
     def __init__(self, channels: int, kind: str):
         super().__init__()

@@ -15,7 +15,7 @@ Frame = tuple[np.ndarray, Fraction, Fraction]
 
 
 def write_mp4(target: Path | BinaryIO, frames: Iterable[Frame], size: tuple[int, int], rate: Fraction, crf: int) -> int:
-    """Write H.264; → how many frames it has.
+    """Write an .mp4 in H.264; → how many frames it has.
 
     frames: in the order of their times, which may lie at any distance; size: their width and height, even; rate: at
     which most of them are shown, for players that ask; crf: x264's constant rate factor. Raises ValueError if the
@@ -55,5 +55,5 @@ def write_mp4(target: Path | BinaryIO, frames: Iterable[Frame], size: tuple[int,
 
 
 def evenly(pictures: Iterable[np.ndarray], rate: Fraction) -> Iterable[Frame]:
-    """Pictures that are each shown for 1/rate seconds."""
+    """Give the pictures as frames that are each shown for 1/rate seconds."""
     return ((picture, i / rate, 1 / rate) for i, picture in enumerate(pictures))

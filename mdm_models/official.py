@@ -58,7 +58,7 @@ _RENAMES = [
 
 
 def config_from_official(config: dict) -> UNetConfig:
-    """An official `UNetConfig` or `NestedUNetConfig`, as the dict of its fields, → ours.
+    """Convert an official `UNetConfig` or `NestedUNetConfig`, given as the dict of its fields, to ours.
 
     Raises ValueError for a field that changes the model in a way ours does not have.
     """
@@ -127,7 +127,8 @@ def _level(config: dict, embed_dim: int, context_dim: int) -> UNetConfig:
 
 
 def named_config(name: str) -> UNetConfig:
-    """The config of a named model as the official code runs its weights: a clip's adapters see its frames as one grid.
+    """Give the config of a named model as the official code runs its weights: a clip's adapters see its frames as one
+    grid.
 
     Raises ValueError for a name that does not exist.
     """
@@ -142,7 +143,8 @@ def _seeing_grids(config: UNetConfig) -> UNetConfig:
 
 
 def state_dict_from_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """An official model's state dict → ours: new names, and 1×1 convolutions inside attention as Linear weights.
+    """Convert an official model's state dict to ours: new names, and 1×1 convolutions inside attention as Linear
+    weights.
 
     The frequencies of rotary positions, which are saved there but never trained, are left out.
     """
@@ -159,7 +161,7 @@ def _converted(key: str, value: Tensor) -> tuple[str, Tensor]:
 def load_checkpoint(
     path: str | Path, name: str, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> UNet:
-    """An official .pth file → the model `name` ("mdm_t2i_64", ...) with its weights, in evaluation mode.
+    """Load an official .pth file into the model `name` ("mdm_t2i_64", ...), in evaluation mode.
 
     dtype: of the weights; None: that of the file. The file is read without running any code in it. Raises
     FileNotFoundError, or ValueError in one line if the file is damaged, is no official checkpoint, or is one of another
@@ -172,7 +174,7 @@ def load_checkpoint(
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The official state dict in a .pth file. Errors as in `load_checkpoint`."""
+    """Read the official state dict in a .pth file. Errors as in `load_checkpoint`."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")

@@ -59,13 +59,13 @@ def save_animation(
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
-    """Images (B, 3, H, W) or clips (B, 3, T, H, W) in −1…1 → uint8 arrays (B, H, W, 3) or (B, T, H, W, 3)."""
+    """Turn images (B, 3, H, W) or clips (B, 3, T, H, W) in −1…1 into uint8 arrays (B, H, W, 3) or (B, T, H, W, 3)."""
     pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
     return pixels.movedim(1, -1).cpu().numpy()
 
 
 def to_pictures(images: Tensor, frame_rate: float) -> list[Image.Image] | list[Clip]:
-    """Images (B, 3, H, W) in −1…1 → B pictures; clips (B, 3, T, H, W) → B clips."""
+    """Turn images (B, 3, H, W) in −1…1 into B pictures, clips (B, 3, T, H, W) into B clips."""
     pixels = to_pixels(images)
     if images.dim() == 4:
         return [Image.fromarray(picture) for picture in pixels]
@@ -73,7 +73,7 @@ def to_pictures(images: Tensor, frame_rate: float) -> list[Image.Image] | list[C
 
 
 def from_pictures(pictures: Sequence[Image.Image], size: int) -> Tensor:
-    """Pictures of any size → (B, 3, size, size) in −1…1: their central square, transparency on white."""
+    """Turn pictures of any size into (B, 3, size, size) in −1…1: their central square, transparency on white."""
     squares = []
     for picture in pictures:
         opaque = on_white(ImageOps.exif_transpose(picture))
@@ -82,12 +82,12 @@ def from_pictures(pictures: Sequence[Image.Image], size: int) -> Tensor:
 
 
 def is_plain(picture: Image.Image) -> bool:
-    """Whether it is what `on_white` would make of it, as most are."""
+    """Whether a picture is what `on_white` would make of it, as most are."""
     return picture.mode == "RGB" and not picture.has_transparency_data and "icc_profile" not in picture.info
 
 
 def on_white(picture: Image.Image) -> Image.Image:
-    """The same in sRGB, with white where it is transparent; of more than 8 bits the highest count."""
+    """Give a picture in sRGB, with white where it is transparent; of more than 8 bits the highest count."""
     profile = picture.info.get("icc_profile")
     if picture.mode.startswith(("I", "F")):
         picture = _eight_bits(picture)

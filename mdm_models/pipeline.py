@@ -62,12 +62,14 @@ class PipelineConfig:
     """frames of a clip shown a second"""
 
     def save(self, directory: Path) -> None:
+        """Write pipeline.json in a directory: all of it, or nothing. Raises OSError."""
         values = {"format_version": FORMAT_VERSION} | dataclasses.asdict(self)
         write_whole(directory / PIPELINE_FILE, lambda path: path.write_text(json.dumps(values, indent=1) + "\n"))
 
     @classmethod
     def load(cls, directory: Path) -> "PipelineConfig":
-        """Raises FileNotFoundError, or ValueError that names the file and the key."""
+        """Read the pipeline.json of a directory. Raises FileNotFoundError, or ValueError that names the file and the
+        key."""
         path = directory / PIPELINE_FILE
         try:
             values = json.loads(path.read_text())
@@ -335,7 +337,7 @@ def _computed_in(weight: Tensor) -> torch.dtype:
 
 
 def model_directory(source: str | Path) -> Path:
-    """The directory of a saved pipeline, as `pretrained.directory_of` finds it. Raises FileNotFoundError; for a named
+    """Find the directory of a saved pipeline, as `pretrained.directory_of` does. Raises FileNotFoundError; for a named
     model whose weights do not come along, saying how to get them."""
     if not (shipped_or(source).exists() or is_repository(source)):
         check_local(source)

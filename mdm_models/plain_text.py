@@ -7,17 +7,19 @@ MARK = "\ufeff"
 
 
 def encoding_of(beginning: bytes) -> str:
-    """The encoding of text that begins so: that of its byte order mark, as Excel and Windows write it, or UTF-8."""
+    """Tell the encoding of text that begins so: that of its byte order mark, as Excel and Windows write it, or
+    UTF-8."""
     return "utf-16" if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
 
 
 def decoded(data: bytes) -> str:
-    """The text of a file, without its byte order mark. Raises UnicodeDecodeError."""
+    """Give the text of a file, without its byte order mark. Raises UnicodeDecodeError."""
     return data.decode(encoding_of(data))
 
 
 def decoded_table(data: bytes) -> str:
-    """The same; what is not UTF-8 is as Excel writes it in the West. Raises UnicodeDecodeError."""
+    """Give the text of a file, without its byte order mark; what is not UTF-8 is as Excel writes it in the West. Raises
+    UnicodeDecodeError."""
     try:
         return decoded(data)
     except UnicodeDecodeError:
@@ -25,20 +27,20 @@ def decoded_table(data: bytes) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file. Raises OSError or UnicodeDecodeError."""
+    """Give the lines of a text file. Raises OSError or UnicodeDecodeError."""
     return decoded(path.read_bytes()).splitlines()
 
 
 def stripped(text: str) -> str:
-    """Without white space and byte order marks around it, with a space for a zero byte, of which a disk that lost its
-    power leaves many, and with U+FFFD for half a character (a lone surrogate, of an escape in JSON that was cut), which
-    no tokenizer or file takes."""
+    """Strip a text of white space and byte order marks around it, and put a space for a zero byte, of which a disk that
+    lost its power leaves many, and U+FFFD for half a character (a lone surrogate, of an escape in JSON that was cut),
+    which no tokenizer or file takes."""
     text = text.replace("\0", " ").strip().strip(MARK).strip()
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def legible(name: str) -> str:
-    """The name of a file as text: one whose bytes are not UTF-8 is taken to be Latin-1."""
+    """Give the name of a file as text: one whose bytes are not UTF-8 is taken to be Latin-1."""
     raw = name.encode("utf-8", "surrogateescape")
     try:
         return raw.decode()

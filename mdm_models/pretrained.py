@@ -19,7 +19,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # that a
 def from_pretrained(
     source: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> UNet:
-    """The model that its `save_pretrained` wrote, in evaluation mode.
+    """Load the model that its `save_pretrained` wrote, in evaluation mode.
 
     source: a directory, or that of a training run; or a name of `list_models(pretrained=True)`; or "owner/name", a
     repository of the Hugging Face Hub with the same two files, which are downloaded unless they were before (this needs
@@ -48,7 +48,7 @@ def from_pretrained(
 def fitting_model(
     config: UNetConfig, tensors: Mapping[str, Tensor], source: str | Path, dtype: torch.dtype | None = None
 ) -> UNet:
-    """The config's model, without memory, if these tensors can be its weights. `source` is what errors call them.
+    """Make the config's model, without memory, if these tensors can be its weights. `source` is what errors call them.
 
     Raises ValueError in one line that names the first tensor that is missing, unknown or of another shape, or if the
     weights are in no dtype that a model computes in; TypeError if `dtype`, which they are to be converted to, is none.
@@ -73,21 +73,21 @@ def fitting_model(
 def placed(
     tensor: Tensor, own: Tensor, dtype: torch.dtype | None, device: str | torch.device, copy: bool = False
 ) -> Tensor:
-    """A weight in the memory format of the model's `own` tensor, in `dtype` (None: as it is), on `device`."""
+    """Give a weight in the memory format of the model's `own` tensor, in `dtype` (None: as it is), on `device`."""
     channels_last = own.dim() == 4 and own.is_contiguous(memory_format=torch.channels_last)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return tensor.to(device=device, dtype=dtype, memory_format=memory_format, copy=copy)
 
 
 def with_weights(model: UNet, weights: dict[str, Tensor]) -> UNet:
-    """A model without memory → the same with these very tensors as its weights, in evaluation mode."""
+    """Give a model without memory these very tensors as its weights, and return it in evaluation mode."""
     model.load_state_dict(weights, assign=True)
     return model.to(model.conv_in.weight.device).eval()  # the buffers follow the weights
 
 
 def directory_of(source: str | Path, *more: str) -> Path:
-    """Where a model's files are on this machine: in the directory of this name or, of a training run, in the one that
-    it left in it; or those that come along; or downloaded from the Hub, with files of these names as `more`.
+    """Find where a model's files are on this machine: in the directory of this name or, of a training run, in the one
+    that it left in it; or those that come along; or downloaded from the Hub, with files of these names as `more`.
 
     Raises FileNotFoundError, or ValueError for a file.
     """

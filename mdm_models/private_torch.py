@@ -25,5 +25,5 @@ def cpu_multiplies_bf16() -> bool:
 
 
 def allow_recompilations(most: int) -> None:
-    """How often torch.compile may compile one function anew before it gives up, in the whole process."""
+    """Set how often torch.compile may compile one function anew before it gives up, in the whole process."""
     torch._dynamo.config.recompile_limit = most

@@ -39,7 +39,7 @@ class Processes:
         return self.rank == 0
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean of `values` over the processes, the same on all of them."""
+        """Give the mean of `values` over the processes, the same on all of them."""
         if self.world_size > 1:
             dist.all_reduce(values, group=self.group)
         return values / self.world_size
@@ -51,8 +51,8 @@ class Processes:
         return self.mean(torch.tensor(float(flag), device=self.device)).item() > 0
 
     def agree(self, work: Callable[[], Result]) -> list[Result]:
-        """What `work` returns on each process, by rank; raises on all what it raises on one, so that none waits for
-        one that has given up."""
+        """Give what `work` returns on each process, by rank; raises on all what it raises on one, so that none waits
+        for one that has given up."""
         try:
             outcome = work(), None
         except Exception as error:
@@ -68,11 +68,11 @@ class Processes:
         return [cast(Result, result) for result, _ in outcomes]
 
     def gather(self, items: list) -> list:
-        """The items of all processes, in the order of their ranks."""
+        """Give the items of all processes, in the order of their ranks."""
         return [item for each in self.agree(lambda: items) for item in each]
 
     def apart(self) -> "Processes":
-        """The same, whose talk is not mixed up with this one's: for another thread, on CPUs."""
+        """Give the same processes, whose talk is not mixed up with this one's: for another thread, on CPUs."""
         return replace(self, group=dist.new_group(backend="gloo")) if self.world_size > 1 else self
 
 
@@ -90,6 +90,7 @@ class Sharing:
 
     @classmethod
     def of_all(cls, processes: Processes) -> "Sharing":
+        """Make the sharing of one run directory that all processes see."""
         return cls(processes.rank, processes.world_size, processes.world_size)
 
     @property
@@ -99,10 +100,11 @@ class Sharing:
 
     @property
     def is_of_all(self) -> bool:
+        """Whether all processes see the same run directory."""
         return self.count == self.world_size
 
     def share(self, names: list[str]) -> list[str]:
-        """Which of the files in the directory this process takes care of."""
+        """Choose those of the files in the directory that this process takes care of."""
         return names[self.index :: self.count]
 
 

@@ -10,11 +10,12 @@ CARD = "README.md"
 
 
 def shipped_names() -> list[str]:
-    """Sorted."""
+    """Give the names of the models whose weights come with this package, sorted."""
     return sorted(path.parent.name for path in FOLDER.glob(f"*/{CONFIG_FILE}"))
 
 
 def shipped_or(source: str | Path) -> Path:
-    """The folder of the model of this name that comes along; for what is a path already, or no such name, the path."""
+    """Give the folder of the model of this name that comes along; for what is a path already, or no such name, the
+    path."""
     path = Path(source)
     return FOLDER / path if not path.exists() and str(source) in shipped_names() else path

@@ -27,7 +27,7 @@ URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # Path makes one slash of two
 
 
 def url_of(path: str | Path) -> str:
-    """The URL that a path is, of which Path has made "s3:/bucket"; "" for one of a disk."""
+    """Give the URL that a path is, of which Path has made "s3:/bucket"; "" for one of a disk."""
     found = URL.match(str(path))
     slashes = ":///" if found and found[1] == "file" else "://"
     return f"{found[1]}{slashes}{str(path)[found.end() :]}" if found else ""
@@ -106,7 +106,8 @@ def begin(folder: Path, settings: Mapping[str, object]) -> None:
 
 
 def fingerprint(path: Path) -> str:
-    """Of a file, or of the weights in a model's directory: others have another one."""
+    """Give the fingerprint of a file, or of the weights in a model's directory, as 16 hexadecimal digits: others have
+    another one."""
     with (path / WEIGHTS_FILE if path.is_dir() else path).open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
@@ -153,7 +154,7 @@ def write_model(
 
 
 def read_config(path: Path) -> UNetConfig:
-    """The config in a config.json. Raises FileNotFoundError, ValueError or TypeError that names file and key."""
+    """Read the config in a config.json. Raises FileNotFoundError, ValueError or TypeError that names file and key."""
     try:
         saved = json.loads(path.read_text())
     except FileNotFoundError:
@@ -173,7 +174,7 @@ def read_config(path: Path) -> UNetConfig:
 
 
 def opened(path: Path) -> safe_open:
-    """A .safetensors file, mapped into memory. Raises FileNotFoundError, or ValueError if it is damaged."""
+    """Open a .safetensors file, mapped into memory. Raises FileNotFoundError, or ValueError if it is damaged."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
@@ -183,7 +184,7 @@ def opened(path: Path) -> safe_open:
 
 
 def mapped(file: safe_open, keys: list[str]) -> dict[str, Tensor]:
-    """Tensors of an open file, by name; their memory is the file's."""
+    """Give tensors of an open file, by name; their memory is the file's."""
     return {key: file.get_tensor(key) for key in keys}
 
 

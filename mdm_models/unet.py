@@ -47,11 +47,11 @@ class PreparedCondition:
 
     @property
     def rows(self) -> int | None:
-        """For how many samples; None where nothing says so."""
+        """The number of samples that the condition is for; None where nothing says so."""
         return next(map(len, self.tensors().values()), None)
 
     def tensors(self) -> dict[object, Tensor]:
-        """All that there is, by what it is."""
+        """Give all tensors that there are, by what they are."""
         text = {"context": self.context, "context_mask": self.context_mask, "pooled": self.pooled}
         found: dict[object, Tensor] = {name: x for name, x in text.items() if x is not None}
         found.update({f"micro {name}": value for name, value in self.micro.items()})
@@ -59,7 +59,7 @@ class PreparedCondition:
         return found
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "PreparedCondition":
-        """The same with every tensor changed."""
+        """Make the same condition with every tensor changed."""
         micro = {name: change(x) for name, x in self.micro.items()}
         keys_values = {block: change(x) for block, x in self.keys_values.items()}
         text = (self.context, self.context_mask, self.pooled)
@@ -97,7 +97,7 @@ class ResolutionBlocks(nn.Module):
     def block(
         self, index: int, x: Tensor, embedding: Tensor, condition: PreparedCondition, skip: Tensor | None = None
     ) -> Tensor:
-        """Residual block `index`, of x and, on the way up, a skip, and the attention layers after it.
+        """Run residual block `index`, of x and, on the way up, a skip, and the attention layers after it.
 
         x (B·T, C, H, W), skip (B·T, in − C, H, W) → (B·T, width, H, W).
         """
@@ -212,8 +212,8 @@ class UNet(nn.Module):
     def prepare(
         self, context: Tensor | None, context_mask: Tensor | None = None, micro: dict[str, Tensor] | None = None
     ) -> PreparedCondition:
-        """All that the model makes of the condition alone, whatever x and the time: to be computed once for all steps
-        of sampling. model(x, time, model.prepare(context, …)) is model(x, time, context, …), to the last bit.
+        """Compute all that the model makes of the condition alone, whatever x and the time: once for all steps of
+        sampling. model(x, time, model.prepare(context, …)) is model(x, time, context, …), to the last bit.
 
         It holds keys and values of the text for every attention layer: B · S · 2 · channels numbers each.
         """
@@ -237,7 +237,7 @@ class UNet(nn.Module):
     def denoise(
         self, x: list[Tensor], outer: Tensor | None, time: Tensor, condition: PreparedCondition
     ) -> tuple[list[Tensor], Tensor]:
-        """This level and all inside it.
+        """Run this level and all inside it.
 
         x: this level's and the inner levels' inputs; outer: (B·T, channels[0], H, W) features of the UNet around this
         one, or None. Returns the predictions and this level's last features (B·T, channels[0], H, W).
@@ -277,7 +277,8 @@ class UNet(nn.Module):
     def middle(
         self, h: Tensor, embedding: Tensor, inner: list[Tensor], time: Tensor, condition: PreparedCondition
     ) -> tuple[Tensor, list[Tensor]]:
-        """What stands between the way down and the way up, and the predictions of the levels inside."""
+        """Run what stands between the way down and the way up: h (B·T, channels[-1], H, W) → the same shape, and the
+        predictions of the levels inside."""
         if self.middle_blocks:
             first, attention, second = self.middle_blocks
             h = first(h, embedding)
@@ -299,7 +300,7 @@ class UNet(nn.Module):
 
 
 class NestedUNet(UNet):
-    """A UNet with another UNet, nested or not, in place of its middle blocks."""
+    """A UNet with another UNet, nested or not, in place of its middle blocks; it is called as `UNet` says."""
 
     def _build_middle(self, config: UNetConfig) -> None:
         assert config.inner is not None  # as `_unet` has seen
@@ -339,7 +340,7 @@ def _unet(config: UNetConfig) -> UNet:
 
 
 def empty_model(config: UNetConfig) -> UNet:
-    """The model of a config with parameters that have no memory yet (on the meta device), in channels_last format.
+    """Make the model of a config with parameters that have no memory yet (on the meta device), in channels_last format.
 
     They are given their first values by `materialise`, or those of a state dict by `load_state_dict(assign=True)`.
     """
@@ -348,6 +349,6 @@ def empty_model(config: UNetConfig) -> UNet:
 
 
 def build_model(config: UNetConfig) -> UNet:
-    """The model of a config, freshly initialised on torch's default device, in channels_last memory."""
+    """Make the model of a config, freshly initialised on torch's default device, in channels_last memory."""
     model, device = empty_model(config), torch.get_default_device()
     return model.to(device) if device.type == "meta" else materialise(model, device)

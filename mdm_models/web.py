@@ -54,7 +54,8 @@ class _Left(Exception):
 def denoise(
     pipeline: Pipeline, prompt: str, *, count: int, steps: int, guidance_scale: float, seed: int
 ) -> Iterator[Shown]:
-    """The pictures after each step, the last ones as they stay. Ending the iteration ends the sampling after its step.
+    """Yield the pictures after each step, the last ones as they stay. Ending the iteration ends the sampling after its
+    step.
 
     Raises what the pipeline raises.
     """
@@ -98,7 +99,7 @@ def denoise(
 
 
 def page(shown: Shown, prompt: str, seed: int) -> str:
-    """The pictures as HTML that stands for itself; a click on one saves it."""
+    """Give the pictures as HTML that stands for itself; a click on one saves it."""
     rows = []
     name = re.sub(r"\W+", "-", prompt.lower()).strip("-")[:60] or "picture"
     is_done = shown.steps_done == shown.steps
@@ -153,7 +154,7 @@ def _archive(shown: Shown, name: str, seed: int) -> str:
 
 
 def checked(prompt: str, style: str, seed: str, takes_text: bool) -> tuple[str, int]:
-    """The whole prompt, and the seed, drawn if there is none. Raises ValueError that says what to mend."""
+    """Give the whole prompt, and the seed, drawn if there is none. Raises ValueError that says what to mend."""
     prompt, seed = prompt.strip(), seed.strip()
     if takes_text and not prompt:
         raise ValueError("Write what to draw first, such as “red apple”.")
@@ -165,8 +166,8 @@ def checked(prompt: str, style: str, seed: str, takes_text: bool) -> tuple[str, 
 
 
 def build(pipeline: Pipeline, name: str, steps: int | None = None) -> gr.Blocks:
-    """The page for a model; `name` is what it is called there, steps what its slider begins at: the model's own if
-    None. Serve it with `serve`."""
+    """Build the page for a model; `name` is what it is called there, steps what its slider begins at: the model's own
+    if None. Serve it with `serve`."""
     takes_text = pipeline.text_encoder is not None
     is_video = pipeline.model.config.is_video
     draws_emoji = takes_text and "emoji" in name

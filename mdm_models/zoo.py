@@ -21,12 +21,12 @@ def _named(function: Callable[[], UNetConfig]) -> Callable[[], UNetConfig]:
 
 
 def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
-    """Names of the models that match a shell wildcard, sorted; pretrained: those whose weights come along."""
+    """List the names of models that match a shell wildcard, sorted; pretrained: those whose weights come along."""
     return sorted(fnmatch.filter(shipped_names() if pretrained else _CONFIGS, pattern))
 
 
 def model_config(name: str, **overrides) -> UNetConfig:
-    """The config of a named model; overrides replace fields of its outermost UNet.
+    """Give the config of a named model; overrides replace fields of its outermost UNet.
 
     `context_dim` and `context_proj_dim` reach the innermost UNet, which holds the text layers.
     Raises ValueError for a name or a field that does not exist.
@@ -50,7 +50,7 @@ def _replaced(config: UNetConfig, overrides: dict) -> UNetConfig:
 
 
 def how_to_get(name: str) -> str:
-    """Where the weights of a named model are to be had that do not come along."""
+    """Say where the weights of a named model are to be had that do not come along."""
     return (
         f"no weights of {name} come with this package, only those of {', '.join(shipped_names()) or 'none'}: "
         "download a checkpoint of apple/ml-mdm (its README links vis_model.pth for 64, 256 and 1024), run "
@@ -59,7 +59,7 @@ def how_to_get(name: str) -> str:
 
 
 def create_model(name: str, pretrained: bool = False, **overrides) -> UNet:
-    """A named model, freshly initialised in training mode; `overrides` as in `model_config`.
+    """Make a named model, freshly initialised in training mode; `overrides` as in `model_config`.
 
     pretrained: with the weights that come with this package, in float32, in evaluation mode. Raises ValueError where
     there are none, which says where they are to be had, and for overrides, which those weights would not fit.
@@ -105,19 +105,19 @@ def mdm_t2i_1024() -> UNetConfig:
 
 @_named
 def mdm_c2i_64() -> UNetConfig:
-    """ImageNet: the one-hot class is the single text token."""
+    """ImageNet classes to pictures of 64²: the one-hot class is the single text token."""
     return dataclasses.replace(mdm_t2i_64(), context_dim=1000)
 
 
 @_named
 def mdm_c2i_256() -> UNetConfig:
-    """ImageNet at 256² and 64², the class given as to mdm_c2i_64."""
+    """ImageNet classes to pictures of 256² and 64², the class given as to mdm_c2i_64."""
     return dataclasses.replace(mdm_t2i_256(), inner=mdm_c2i_64())
 
 
 @_named
 def mdm_t2v_64() -> UNetConfig:
-    """16 frames of 64² around one frame of 64²."""
+    """Text to clips: 16 frames of 64² around one frame of 64²."""
     return UNetConfig(
         channels=(256,) * 5,
         blocks=(2, 2, 2, 2, 1),
@@ -130,7 +130,7 @@ def mdm_t2v_64() -> UNetConfig:
 
 @_named
 def mdm_t2v_256() -> UNetConfig:
-    """16 frames of 256² around 16 frames of 64² around one frame of 64²."""
+    """Text to clips: 16 frames of 256² around 16 frames of 64² around one frame of 64²."""
     return UNetConfig(
         channels=(64, 128, 256), blocks=(2, 2, 1), kind="space", micro=(("scale", 256.0),), inner=mdm_t2v_64()
     )
@@ -138,7 +138,7 @@ def mdm_t2v_256() -> UNetConfig:
 
 @_named
 def mdm_t2i_tiny() -> UNetConfig:
-    """32²: the inner UNet of mdm_t2v_tiny, for a CPU."""
+    """Text to pictures of 32²: the inner UNet of mdm_t2v_tiny, for a CPU."""
     return UNetConfig(
         channels=(32, 64, 64),
         blocks=(1, 1, 1),
@@ -155,7 +155,7 @@ def mdm_t2i_tiny() -> UNetConfig:
 
 @_named
 def mdm_t2i_tiny_64() -> UNetConfig:
-    """64² around mdm_t2i_tiny, for a CPU."""
+    """Text to pictures of 64² around mdm_t2i_tiny, for a CPU."""
     return UNetConfig(
         channels=(32, 32), blocks=(1, 1), embed_dim=128, micro=(("scale", 64.0),), inner=mdm_t2i_tiny()
     )
@@ -163,7 +163,7 @@ def mdm_t2i_tiny_64() -> UNetConfig:
 
 @_named
 def mdm_t2v_tiny() -> UNetConfig:
-    """8 frames of 32² around one frame of 32², for a CPU."""
+    """Text to clips: 8 frames of 32² around one frame of 32², for a CPU."""
     return UNetConfig(
         channels=(32, 32, 32, 32),
         blocks=(1, 1, 1, 1),
@@ -177,7 +177,8 @@ def mdm_t2v_tiny() -> UNetConfig:
 
 @_named
 def mdm_t2i_emoji_16() -> UNetConfig:
-    """16², for a CPU: most of its weights work at 4² and 8², where a weight costs few operations a sample."""
+    """Text to pictures of 16², for a CPU: most of its weights work at 4² and 8², where a weight costs few operations a
+    sample."""
     return UNetConfig(
         channels=(64, 160, 224),
         blocks=(1, 1, 1),
@@ -193,7 +194,7 @@ def mdm_t2i_emoji_16() -> UNetConfig:
 
 @_named
 def mdm_t2i_emoji_64() -> UNetConfig:
-    """64² around mdm_t2i_emoji_16, a narrow level."""
+    """Text to pictures of 64² around mdm_t2i_emoji_16, a narrow level."""
     return UNetConfig(
         channels=(32, 48, 64), blocks=(1, 1, 1), embed_dim=384, norm_groups=16, inner=mdm_t2i_emoji_16()
     )
@@ -201,7 +202,7 @@ def mdm_t2i_emoji_64() -> UNetConfig:
 
 @_named
 def mdm_t2v_emoji() -> UNetConfig:
-    """8 frames of 32² around 8 frames of 16² around mdm_t2i_emoji_16, one frame."""
+    """Text to clips: 8 frames of 32² around 8 frames of 16² around mdm_t2i_emoji_16, one frame."""
     clip = UNetConfig(
         channels=(32, 32, 32, 32),
         blocks=(1, 1, 1, 1),
@@ -217,7 +218,7 @@ def mdm_t2v_emoji() -> UNetConfig:
 
 @_named
 def mdm_t2i_emoji_128() -> UNetConfig:
-    """128² around 32², for a GPU."""
+    """Text to pictures of 128² around 32², for a GPU."""
     inner = UNetConfig(
         channels=(128, 256, 384),
         blocks=(2, 2, 2),

@@ -30,7 +30,8 @@ def runs_as_one(norm: nn.Module, activation: nn.Module) -> TypeGuard[GroupNormSi
 
 
 def norm_silu(norm: nn.GroupNorm, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-    """silu(norm(x)·(1 + scale) + shift) for a norm that has no activation of its own."""
+    """Compute silu(norm(x)·(1 + scale) + shift) for a norm that has no activation of its own: x (N, C, *spatial), scale
+    and shift (N, C)."""
     check_channels(x, None, norm.num_channels)
     return group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps, scale=scale, shift=shift)
 

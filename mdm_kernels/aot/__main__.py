@@ -18,7 +18,7 @@ from .shape_classes import SHAPE_CLASSES
 
 
 def show_progress(done: int, total: int) -> None:
-    """One line on a terminal, ten in a log."""
+    """Show how many kernels are compiled, in one line on a terminal and in ten in a log."""
     if sys.stderr.isatty():
         print(f"\r{done}/{total} compiled", end="" if done < total else "\n", file=sys.stderr, flush=True)
     elif done * 10 // total > (done - 1) * 10 // total:
@@ -26,6 +26,7 @@ def show_progress(done: int, total: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run `python -m mdm_kernels.aot` with these arguments, or with those of the process, and give its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m mdm_kernels.aot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -60,7 +60,7 @@ def _unspecialized(kernel) -> list[str]:
 
 
 def record(classes: dict[str, Callable[[], None]]) -> list[Launch]:
-    """The launches of these shape classes, each specialization once."""
+    """Give the launches of these shape classes, each specialization once."""
     launches: dict[str, Launch] = {}
     seen = collections.Counter()
     for shape_class, call in classes.items():
@@ -77,8 +77,8 @@ def record(classes: dict[str, Callable[[], None]]) -> list[Launch]:
 
 
 class CompilingDriver:
-    """What Triton's JIT asks of a GPU driver when it compiles and does not launch. The target's name serves as the
-    device, so that the JIT keeps one cache for each target."""
+    """Answers what Triton's JIT asks of a GPU driver when it compiles and does not launch. The target's name serves as
+    the device, so that the JIT keeps one cache for each target."""
 
     def __init__(self, target: str):
         self.target = target
@@ -96,7 +96,8 @@ class CompilingDriver:
 
 
 def compile_launch(launch: Launch, target: str, instructions: bool = True) -> dict[str, int]:
-    """`machine_code.measure` of a launch's kernel on a target, with its instructions counted or not."""
+    """Compile a launch's kernel for a target, and give what `machine_code.measure` finds in it, with its instructions
+    counted or not."""
     from triton.runtime import driver
 
     driver.set_active(CompilingDriver(target))  # pyright: ignore[reportArgumentType]: it launches nothing
@@ -121,7 +122,8 @@ def _compile_job(index: int) -> dict[str, Any]:
 def compile_all(
     jobs: list[tuple[Launch, str]], instructions: bool = True, processes: int = 2
 ) -> Iterator[tuple[int, Result]]:
-    """(number of the job, its result), in the order in which they are ready. A job is a launch and a target.
+    """Compile jobs, each a launch and a target, and yield (number of the job, its result) in the order in which they
+    are ready.
 
     instructions: count those of each kernel.
     """

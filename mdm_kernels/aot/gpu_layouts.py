@@ -14,7 +14,7 @@ FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 class GPULayouts(private_torch.TorchDispatchMode):
-    """Context: convolutions of 4-D and 5-D tensors answer as cuDNN's do."""
+    """A context in which convolutions of 4-D and 5-D tensors answer in the memory format in which cuDNN's do."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))

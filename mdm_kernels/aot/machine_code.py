@@ -39,7 +39,8 @@ TENSOR_MEMORY = 512  # columns of a multiprocessor of sm_100
 
 
 def occupancy(target: Target, registers: int, shared: int, tensor_memory: int, warps: int) -> float:
-    """The share of a multiprocessor's places for warps that programs of `warps` warps fill; an upper bound."""
+    """Give the share, 0…1, of a multiprocessor's places for warps that programs of `warps` warps fill; an upper
+    bound."""
     by_registers = REGISTERS // (-(-registers // 8) * 8) * 4  # registers are given out in eights
     programs = min(by_registers, target.warps) // warps
     programs = min(programs, target.shared_total // max(shared + target.shared_total - target.shared_limit, 1))
@@ -49,8 +50,8 @@ def occupancy(target: Target, registers: int, shared: int, tensor_memory: int, w
 
 
 def measure(compiled, instructions: bool = True) -> dict[str, int]:
-    """Of a kernel that Triton compiled: registers a thread, bytes of stack, spilled registers, bytes of shared memory,
-    columns of tensor memory, warps, and how many products of matrices round float32 to tf32 (one of
+    """Measure a kernel that Triton compiled: registers a thread, bytes of stack, spilled registers, bytes of shared
+    memory, columns of tensor memory, warps, and how many products of matrices round float32 to tf32 (one of
     `input_precision="ieee"` never does).
 
     instructions: count them too, and of them loads from global memory, stores to it, those of both that move 16 bytes
@@ -75,13 +76,14 @@ def measure(compiled, instructions: bool = True) -> dict[str, int]:
 
 
 def rounding_products(assembly: str) -> int:
-    """How many products of matrices read float32 as tf32: mma.sync.….tf32, wgmma.….tf32, tcgen05.mma.….kind::tf32 in
-    PTX, v_mfma_….xf32 on AMD."""
+    """Count the products of matrices that read float32 as tf32: mma.sync.….tf32, wgmma.….tf32, tcgen05.mma.….kind::tf32
+    in PTX, v_mfma_….xf32 on AMD."""
     return len(re.findall(r"mma[\w.:]*tf32|v_mfma_\w*xf32", assembly))
 
 
 def nvidia_registers(cubin: str) -> dict[str, int]:
-    """Of the kernel in a file. Ours have no arrays of their own: every stack byte is a spilled register's."""
+    """Read the registers, stack and spills of the kernel in a file. Ours have no arrays of their own: every stack byte
+    is a spilled register's."""
     usage = _nvidia_tool("cuobjdump", "--dump-resource-usage", cubin)
     registers, stack = (_number(rf"\b{key}:(\d+)", usage) for key in ("REG", "STACK"))
     return {"registers": registers, "stack": stack, "spills": stack // 4}
@@ -106,15 +108,15 @@ def _nvidia_tool(name: str, *arguments: str) -> str:
 
 
 def nvidia_instructions(assembly: str) -> dict[str, int]:
-    """Counts from what nvdisasm prints, a line an instruction: /*0850*/ @P0 LDG.E.128 R4, desc[UR6][R2.64] ;"""
+    """Count instructions in what nvdisasm prints, one a line: /*0850*/ @P0 LDG.E.128 R4, desc[UR6][R2.64] ;"""
     opcodes = re.findall(r"^[ \t]+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", assembly, re.MULTILINE)
     # a wide one may say LDG.E.128.CONSTANT; 256 is Blackwell's; LTC128B is a hint to the cache
     return _counts(opcodes, r"LDG(STS)?\.", r"STG\.", r".*\.(128|256)\b", r"(UTC)?[A-Z]G?MMA\b")
 
 
 def amd_registers(assembly: str) -> dict[str, int]:
-    """Registers from the metadata at the end of the assembly. A scalar register that moves to a lane of a vector
-    register is no spill; one that goes to memory shows as stack."""
+    """Read the registers, stack and spills from the metadata at the end of the assembly. A scalar register that moves
+    to a lane of a vector register is no spill; one that goes to memory shows as stack."""
 
     def metadata(key: str) -> int:
         return _number(rf"\.{key}:\s+(\d+)", assembly)
@@ -127,7 +129,7 @@ def amd_registers(assembly: str) -> dict[str, int]:
 
 
 def amd_instructions(assembly: str) -> dict[str, int]:
-    """Counts from LLVM's assembly, a line an instruction: buffer_load_dwordx4 v[0:3], v2, s[4:7], 0 offen"""
+    """Count instructions in LLVM's assembly, one a line: buffer_load_dwordx4 v[0:3], v2, s[4:7], 0 offen"""
     opcodes = re.findall(r"^[ \t]+([a-z]\w+)", assembly, re.MULTILINE)
     return _counts(opcodes, r"(global|buffer|flat)_load_", r"(global|buffer|flat)_store_", r".*_dwordx4\b", r"v_mfma_")
 

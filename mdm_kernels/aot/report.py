@@ -53,11 +53,12 @@ class Result:
 
     @property
     def occupancy(self) -> float:
+        """The share, 0…1, of a multiprocessor's places for warps that this kernel can fill; an upper bound."""
         return occupancy(TARGETS[self.target], self.registers, self.shared, self.tensor_memory, self.warps)
 
 
 def table(results: list[Result]) -> str:
-    """One line a result, in columns for a terminal."""
+    """Lay results out for a terminal, one a line, in columns."""
     header = ("shape class", "kernel", "target", "registers", "stack", "shared", "spills", "16-byte loads", "matrix")
     rows = [
         (r.shape_class, r.label, r.target, r.registers, r.stack, r.shared, r.spills, loads, r.matrix)
@@ -69,13 +70,14 @@ def table(results: list[Result]) -> str:
 
 
 def write_json(path: Path, triton_version: str, results: list[Result]) -> None:
+    """Write results, and the version of Triton that compiled them, to a file for `read_json`."""
     content = {"triton": triton_version, "kernels": [dataclasses.asdict(result) for result in results]}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> tuple[str, list[Result]]:
-    """(Triton's version, results) as `write_json` wrote them."""
+    """Read (Triton's version, results) as `write_json` wrote them."""
     content = json.loads(path.read_text())
     return content["triton"], [Result(**kernel) for kernel in content["kernels"]]
 
@@ -119,7 +121,7 @@ COLUMNS = (
 
 
 def markdown(triton_version: str, results: list[Result]) -> str:
-    """A page with a table for every op: a row for each kernel at each shape class, its targets side by side."""
+    """Give a page with a table for every op: a row for each kernel at each shape class, its targets side by side."""
     targets = [name for name in TARGETS if any(result.target == name for result in results)]
     sections = [
         INTRODUCTION.format(

@@ -16,13 +16,14 @@ from ..multires import reference
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Make a tensor without memory, on the meta device."""
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def group_norm_class(
     *shape: int, skip_channels=0, dtype=torch.bfloat16, channels_last=True, film=False, frames=1, silu=True
 ) -> None:
-    """Forward and backward of group_norm_silu in 32 groups, with float32 weights."""
+    """Run group_norm_silu forward and backward in 32 groups, with float32 weights."""
     rows, channels, *size = shape
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     x = meta(*shape, dtype=dtype).to(memory_format=memory_format)
@@ -37,7 +38,7 @@ def group_norm_class(
 
 
 def one_pass_class(*shape: int, **options) -> None:
-    """The same with the groups that are too large for one program in one pass."""
+    """Run `group_norm_class` with the groups that are too large for one program in one pass."""
     with group_norm_launch.one_pass():
         group_norm_class(*shape, **options)
 
@@ -51,7 +52,7 @@ def multires_class(
     pred_dtype=torch.bfloat16,
     channels_last=True,
 ) -> None:
-    """multires_noise and multires_loss, forward and backward; with no seed of either kind, the noise is given."""
+    """Run multires_noise and multires_loss, forward and backward; with no seed of either kind, the noise is given."""
     images = meta(*shape, dtype=dtype)
     times, spaces = (list(part) for part in zip(*strides, strict=True))
     alpha_bars = meta(len(strides), shape[0], dtype=torch.float32)
@@ -69,7 +70,7 @@ def multires_class(
 
 
 def self_cross_class(batch, tokens, context, heads, width, *, masked=True, dtype=torch.bfloat16, nchw=False) -> None:
-    """Forward and backward of self_cross_attention; `nchw`: qkv as a 1×1 convolution writes it in that format."""
+    """Run self_cross_attention forward and backward; `nchw`: qkv as a 1×1 convolution writes it in that format."""
     channels = heads * width
     qkv = meta(batch, 3 * channels, tokens, dtype=dtype).mT if nchw else meta(batch, tokens, 3 * channels, dtype=dtype)
     context_kv = meta(batch, context, 2 * channels, dtype=dtype)
@@ -79,7 +80,7 @@ def self_cross_class(batch, tokens, context, heads, width, *, masked=True, dtype
 
 
 def flash_class(batch, tokens, heads, width, *, masked=False, dtype=torch.bfloat16) -> None:
-    """Forward and backward of flash_attention on projections (B, L, H, D)."""
+    """Run flash_attention forward and backward on projections (B, L, H, D)."""
     q = meta(batch, tokens, heads, width, dtype=dtype).transpose(1, 2)
     key_mask = meta(batch, tokens, dtype=torch.bool) if masked else None
     out, lse = ops.flash_attention_forward(q, q, q, key_mask, width**-0.5)
@@ -87,7 +88,7 @@ def flash_class(batch, tokens, heads, width, *, masked=False, dtype=torch.bfloat
 
 
 def temporal_class(frames, positions, heads, width, *, rotary=False, dtype=torch.bfloat16) -> None:
-    """Forward and backward of temporal_attention on one clip."""
+    """Run temporal_attention forward and backward on one clip."""
     qkv = meta(frames, positions, 3 * heads * width, dtype=dtype)
     angles = meta(frames, width // 2, dtype=torch.float32) if rotary else None
     out = ops.temporal_attention_forward(qkv, angles, angles, heads, frames)

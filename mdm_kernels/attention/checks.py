@@ -10,7 +10,8 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)  # of the kernels; the r
 
 
 def check_alike(**tensors: Tensor) -> None:
-    """All tensors have the first one's dtype and device, and a dtype that the chosen backend computes in."""
+    """Check that all tensors have the first one's dtype (else TypeError) and device (else ValueError), and a dtype that
+    the chosen backend computes in (else TypeError)."""
     (first_name, first), *others = tensors.items()
     on_triton = backend.runs_triton(first)
     if first.dtype not in DTYPES and (on_triton or first.dtype != torch.float64):
@@ -24,12 +25,14 @@ def check_alike(**tensors: Tensor) -> None:
 
 
 def check_head_width(head_width: int, name: str, shape: torch.Size) -> None:
+    """Raise ValueError, which calls the tensor of this shape `name`, unless heads are at least 1 wide."""
     if head_width < 1:
         raise ValueError(f"{name} has shape {tuple(shape)}, heads {head_width} wide; they must be at least 1 wide")
 
 
 def check_key_mask(key_mask: Tensor, **keys: Tensor) -> None:
-    """`key_mask` (batch, tokens) fits the one tensor `keys` (batch, …, tokens, channels)."""
+    """Raise TypeError unless `key_mask` is boolean, ValueError unless, (batch, tokens), it fits the one tensor `keys`
+    (batch, …, tokens, channels) and is on its device."""
     ((name, tensor),) = keys.items()
     expected = tensor.shape[0], tensor.shape[-2]
     if key_mask.dtype != torch.bool:
@@ -44,7 +47,7 @@ def check_key_mask(key_mask: Tensor, **keys: Tensor) -> None:
 
 
 def split_heads(name: str, x: Tensor, parts: int, num_heads: int) -> int:
-    """The head width D of x (batch, tokens, parts · num_heads · D)."""
+    """Give the head width D of x (batch, tokens, parts · num_heads · D). Raises ValueError if x has no such shape."""
     arguments.check_ints(num_heads=num_heads)
     if x.dim() != 3:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be (batch, tokens, channels)")
@@ -59,6 +62,8 @@ def split_heads(name: str, x: Tensor, parts: int, num_heads: int) -> int:
 
 
 def check_flash_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> None:
+    """Raise ValueError or TypeError unless q (B, H, L, D), k and v (B, H, S, D) and key_mask (B, S) are what
+    `flash_attention` takes."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 4:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be (batch, heads, tokens, head width)")
@@ -77,6 +82,8 @@ def check_flash_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | No
 
 
 def check_self_cross_attention(qkv: Tensor, context_kv: Tensor | None, num_heads: int, key_mask: Tensor | None) -> None:
+    """Raise ValueError or TypeError unless qkv (B, L, 3C), context_kv (B, S, 2C) and key_mask (B, S) are what
+    `self_cross_attention` takes."""
     head_width = split_heads("qkv", qkv, 3, num_heads)
     if context_kv is None:
         check_alike(qkv=qkv)
@@ -97,7 +104,8 @@ def check_self_cross_attention(qkv: Tensor, context_kv: Tensor | None, num_heads
 def check_torch_arguments(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float, is_causal: bool, gqa: bool
 ) -> None:
-    """What torch's scaled_dot_product_attention asks of the shapes, dtypes and devices that it is given.
+    """Raise ValueError or TypeError where shapes, dtypes or devices are not what torch's scaled_dot_product_attention
+    takes.
 
     torch's own errors are of several types and often do not say which argument is meant.
     """

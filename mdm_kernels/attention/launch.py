@@ -11,12 +11,13 @@ FEW_QUERIES = 128 * 132  # fewer make less than one tile of 128 for each multipr
 
 
 def power_of_two(size: int) -> int:
-    """The least power of two that is no less, and no less than a matrix product's 16."""
+    """Give the least power of two that is no less than `size`, and no less than a matrix product's 16."""
     return max(16, tiles.next_power_of_2(size))
 
 
 def split_width(head_width: int) -> tuple[int, int]:
-    """(DA, DB), powers of two: 64 → (64, 0), 96 → (64, 32), 80 → (64, 16); one padded tile where that is no larger."""
+    """Split a head's width into (DA, DB), powers of two: 64 → (64, 0), 96 → (64, 32), 80 → (64, 16); one padded tile
+    where that is no larger."""
     padded = power_of_two(head_width)
     half = padded // 2
     rest = power_of_two(head_width - half)
@@ -24,13 +25,13 @@ def split_width(head_width: int) -> tuple[int, int]:
 
 
 def width_constants(head_width: int) -> dict[str, int]:
-    """The constexprs that say how a head's channels are held."""
+    """Give the constexprs that say how a head's channels are held."""
     first, second = split_width(head_width)
     return {"D": head_width, "DA": first, "DB": second}
 
 
 def forward_tiles(itemsize: int, queries: int) -> dict[str, int]:
-    """Of the forward kernels; `queries` counts those of all heads and samples."""
+    """Give the tiles and launch options of the forward kernels; `queries` counts those of all heads and samples."""
     if itemsize == 4:
         return {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}
     if queries < FEW_QUERIES:
@@ -39,13 +40,15 @@ def forward_tiles(itemsize: int, queries: int) -> dict[str, int]:
 
 
 def context_tile(queries_tile: int) -> int:
-    """Keys of the context in a tile of `self_cross_forward`, whose tile of queries is given. With 64 beside 128 queries
-    it needs more than 128 registers on sm_90, and one program of 8 warps fills a multiprocessor that could have two."""
+    """Give how many keys of the context are in a tile of `self_cross_forward`, whose tile of queries is given. With 64
+    beside 128 queries it needs more than 128 registers on sm_90, and one program of 8 warps fills a multiprocessor that
+    could have two."""
     return 64 if queries_tile == 64 else 32
 
 
 def query_tiles(itemsize: int, queries: int) -> dict[str, int]:
-    """Of the kernels for the gradient of q."""
+    """Give the tiles and launch options of the kernels for the gradient of q; `queries` counts those of all heads and
+    samples."""
     if itemsize == 4:
         return {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 8, "num_stages": 1}
     if queries < FEW_QUERIES:
@@ -54,7 +57,7 @@ def query_tiles(itemsize: int, queries: int) -> dict[str, int]:
 
 
 def key_tiles(head_width: int, itemsize: int) -> dict[str, int]:
-    """Of the kernels for the gradients of k and v."""
+    """Give the tiles and launch options of the kernels for the gradients of k and v."""
     if itemsize == 4 and head_width > 64:
         return {"BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 8, "num_stages": 2}
     if itemsize == 4:
@@ -65,7 +68,7 @@ def key_tiles(head_width: int, itemsize: int) -> dict[str, int]:
 
 
 def tile_key(kernel: str, itemsize: int, head_width: int, queries: int) -> str:
-    """By what the tiles of a kernel are told apart in `tiles.tuned`."""
+    """Give the key by which `tiles.tuned` tells the tiles of a kernel apart."""
     return f"{kernel}, {8 * itemsize} bits, {head_width} wide, {'few' if queries < FEW_QUERIES else 'many'} queries"
 
 
@@ -82,7 +85,7 @@ def _tile(kernel: str, x: Tensor, head_width: int, queries: int) -> dict[str, in
 
 @plans.planned
 def flash_forward(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, out, lse, scale: float) -> None:
-    """Write out and lse."""
+    """Write the output, (B, H, L, D), to `out` and the log-sum-exp, float32 (B, H, L), to `lse`."""
     from . import flash_kernels
 
     batch, heads, queries, width = q.shape
@@ -107,7 +110,7 @@ def flash_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, out: Tensor, lse: Tensor, scale: float,
     dq: Tensor, dk: Tensor, dv: Tensor,
 ) -> None:  # fmt: skip
-    """Write dq, dk and dv."""
+    """Write the gradients of q, k and v to `dq`, `dk` and `dv`, which have their shapes."""
     from . import flash_kernels
 
     batch, heads, queries, width = q.shape
@@ -147,7 +150,7 @@ def flash_backward(
 def self_cross_forward(
     qkv: Tensor, context_kv: Tensor, key_mask: Tensor | None, out: Tensor, lse: Tensor, num_heads: int
 ) -> None:
-    """Write out and lse."""
+    """Write the output, (B, L, C), to `out` and the two log-sum-exps, float32 (2, B, H, L), to `lse`."""
     from . import self_cross_kernels
 
     batch, tokens, channels = out.shape
@@ -175,7 +178,7 @@ def self_cross_backward(
     grad: Tensor, qkv: Tensor, context_kv: Tensor, key_mask: Tensor | None, out: Tensor, lse: Tensor, num_heads: int,
     dqkv: Tensor, dcontext: Tensor,
 ) -> None:  # fmt: skip
-    """Write dqkv and dcontext."""
+    """Write the gradients of qkv and context_kv to `dqkv` and `dcontext`, which have their shapes."""
     from . import self_cross_kernels
 
     batch, tokens, channels = out.shape

@@ -64,7 +64,7 @@ register_derivative(_flash_forward, _FlashAttention.apply)
 def flash_attention(
     q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
-    """softmax(scale · q kᵀ) v with accumulation in float32, in O(L) memory.
+    """Compute softmax(scale · q kᵀ) v with accumulation in float32, in O(L) memory.
 
     q (B, H, L, D), k and v (B, H, S, D), any strides, float16, bfloat16 or float32 (float64 on the "torch" backend);
     key_mask (B, S) bool, True = attend; scale > 0, 1/√D unless given. → (B, H, L, D) in q's dtype and memory order. A
@@ -96,7 +96,8 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """torch's function of this name, through `flash_attention` where that computes the same; otherwise torch's own.
+    """Compute torch's function of this name, through `flash_attention` where that gives the same; otherwise by torch's
+    own.
 
     The kernel takes (B, H, L, D) tensors of one dtype with D ≤ 128, without dropout or causality, and no mask or a
     boolean one that is the same for all heads and queries: (B or 1, 1, 1, S). Raises ValueError or TypeError naming the
@@ -170,7 +171,7 @@ register_derivative(_self_cross_forward, _SelfCrossAttention.apply)
 def self_cross_attention(
     qkv: Tensor, context_kv: Tensor | None = None, *, num_heads: int, key_mask: Tensor | None = None
 ) -> Tensor:
-    """softmax(q kᵀ/√D) v + softmax(q k_cᵀ/√D) v_c: the attention layer of Matryoshka Diffusion's UNet.
+    """Compute softmax(q kᵀ/√D) v + softmax(q k_cᵀ/√D) v_c: the attention layer of Matryoshka Diffusion's UNet.
 
     qkv (B, L, 3C): channels hold q, k, v, each (num_heads, D); context_kv (B, S, 2C): k_c, v_c; any strides, so that
     the result of a 1×1 convolution in either memory format needs no copy; float16, bfloat16 or float32 (float64 on

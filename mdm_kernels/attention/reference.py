@@ -11,7 +11,7 @@ precision, casts included: at 64 queries and keys 2.3 times (torch 2.15, AVX-512
 
 
 def flash_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, scale: float | None = None):
-    """softmax(scale · q kᵀ) v;  q (B, H, L, D), k and v (B, H, S, D) → (B, H, L, D) in q's dtype.
+    """Compute softmax(scale · q kᵀ) v;  q (B, H, L, D), k and v (B, H, S, D) → (B, H, L, D) in q's dtype.
 
     key_mask (B, S), True = attend. A row that may attend to no key gives 0 and passes no gradient on.
     """
@@ -32,7 +32,7 @@ def _is_short_and_differentiated(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 
 def self_cross_attention(qkv: Tensor, context_kv: Tensor | None, num_heads: int, key_mask: Tensor | None = None):
-    """softmax(q kᵀ/√d) v + softmax(q k_cᵀ/√d) v_c, the second sum over the context alone.
+    """Compute softmax(q kᵀ/√d) v + softmax(q k_cᵀ/√d) v_c, the second sum over the context alone.
 
     qkv (B, L, 3C), context_kv (B, S, 2C), key_mask (B, S) for the context → (B, L, C) in qkv's dtype.
     """

@@ -9,6 +9,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def check_options(num_groups, eps, activation) -> None:
+    """Raise ValueError or TypeError unless num_groups ≥ 1, eps ≥ 0 and activation is "silu" or None."""
     arguments.check_ints(num_groups=num_groups)
     if num_groups < 1:
         raise ValueError(f"num_groups is {num_groups}; it must be at least 1")
@@ -20,6 +21,8 @@ def check_options(num_groups, eps, activation) -> None:
 
 
 def check_arguments(x, skip, num_groups, weight, bias, eps, scale, shift, activation) -> None:
+    """Raise ValueError or TypeError unless these are what `group_norm_silu` takes: x (N, C, *spatial), skip (N, C',
+    *spatial), weight and bias (C + C',), scale and shift (N / T, C + C')."""
     check_options(num_groups, eps, activation)
     _check_dtype("x", x)
     if x.dim() < 2:
@@ -50,7 +53,8 @@ def check_arguments(x, skip, num_groups, weight, bias, eps, scale, shift, activa
 
 
 def check_channels(x, skip, num_channels: int) -> None:
-    """x and the skip have the channels of a module; what else they must be, `check_arguments` says."""
+    """Raise ValueError unless x and the skip have the channels of a module; what else they must be, `check_arguments`
+    says."""
     tensors = [tensor for tensor in (x, skip) if isinstance(tensor, Tensor) and tensor.dim() >= 2]
     channels = sum(tensor.shape[1] for tensor in tensors)
     if tensors and channels != num_channels:

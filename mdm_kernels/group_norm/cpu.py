@@ -55,7 +55,7 @@ def group_norm_silu(
     shift: Tensor | None = None,
     activation: str | None = "silu",
 ) -> Tensor:
-    """As `mdm_kernels.group_norm_silu`; computes in float32 (float64 for float64), returns x's dtype."""
+    """Compute `mdm_kernels.group_norm_silu` in float32 (float64 for float64); the result has x's dtype."""
     x = dense(x, is_channels_last(x)) if skip is None else concatenated(x, skip)
     gain, offset = reference.channel_transform(x, weight, bias, scale, shift)
     return _GroupNormSiLU.apply(x, num_groups, gain, offset, eps, activation)

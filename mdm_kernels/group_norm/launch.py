@@ -63,6 +63,7 @@ class Problem(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor, skip: Tensor | None, num_groups: int, weight, bias, scale, shift) -> "Problem":
+        """Describe a call of `group_norm_silu` with these arguments."""
         scale, shift = (film if film is None or film.stride(1) == 1 else film.contiguous() for film in (scale, shift))
         film_rows = next((film.shape[0] for film in (scale, shift) if film is not None), x.shape[0])
         skip_channels = 0 if skip is None else skip.shape[1]
@@ -84,13 +85,13 @@ class Problem(NamedTuple):
         return cls(x.shape[0], x.shape[0] * num_groups, channels, x.itemsize, arguments)
 
     def some(self, *names: str) -> dict:
-        """Those of the kernel arguments."""
+        """Give the kernel arguments of these names."""
         return {name: self.arguments[name] for name in names}
 
 
 def whole_group(problem: Problem, tensors: int) -> dict | None:
-    """Constants of the kernels that take a whole group and read so many tensors of x's size; None where tiles are
-    better."""
+    """Give the constants of the kernels that take a whole group and read so many tensors of x's size; None where tiles
+    are better."""
     channels, positions, channels_last = (problem.arguments[name] for name in ("CHANNELS", "S", "CHANNELS_LAST"))
     elements = channels * positions
     call_bytes = problem.groups * elements * problem.itemsize
@@ -114,7 +115,7 @@ def _whole_group_tile(channels: int, positions: int, channels_last: bool, tensor
 
 @functools.cache
 def row_tiles(channels: int, positions: int, channels_last: bool) -> dict:
-    """Constants of the kernels that walk tiles."""
+    """Give the constants of the kernels that walk tiles."""
     block_c, block_s = next_power_of_2(channels), next_power_of_2(positions)
     if channels_last:
         dividing = (width for width in CHANNELS_LAST_WIDTHS if channels % width == 0)
@@ -133,7 +134,7 @@ def _tiles_of_a_row(problem: Problem, tile: dict) -> tuple[int, int]:
 
 
 def tile_key(direction: str, problem: Problem) -> str:
-    """By what the tiles of a "forward" or "backward" call are told apart in `tiles.tuned`."""
+    """Give the key by which `tiles.tuned` tells the tiles of a "forward" or "backward" call apart."""
     channels, groups, positions = problem.channels, problem.arguments["G"], problem.arguments["S"]
     layout = "channels last" if problem.arguments["CHANNELS_LAST"] else "contiguous"
     many = problem.rows * channels * positions * problem.itemsize >= CHANNELS_LAST_BYTES
@@ -144,7 +145,7 @@ def tile_key(direction: str, problem: Problem) -> str:
 
 
 def choice(direction: str, problem: Problem, x: Tensor) -> tuple[bool, dict]:
-    """Whether a group is a program's work, and the constants of the kernels that do it so; measured, or by rule.
+    """Choose whether a group is a program's work, and the constants of the kernels that do it so; measured, or by rule.
     Measured: BLOCK_C, BLOCK_S, num_warps, and 1 for "whole", which calls that are too large for it leave aside."""
     measured = tiles.tuned(x.device, tile_key(direction, problem))
     if measured and not (measured["whole"] and _passes_int32(problem)):
@@ -205,7 +206,8 @@ def forward(
     x: Tensor, skip: Tensor | None, y: Tensor, mean: Tensor, rstd: Tensor, num_groups: int,
     weight, bias, scale, shift, eps: float, silu: bool,
 ) -> None:  # fmt: skip
-    """Write y, mean and rstd."""
+    """Write the result to `y`, and each group's mean, shifted as kernels.py says, and reciprocal deviation, float32 (N,
+    G), to `mean` and `rstd`."""
     from . import kernels, one_pass_kernels, tile_kernels
 
     problem = Problem.of(x, skip, num_groups, weight, bias, scale, shift)
@@ -249,7 +251,7 @@ def backward(
     dy: Tensor, x: Tensor, skip: Tensor | None, dx: Tensor, dskip: Tensor | None, mean: Tensor, rstd: Tensor,
     num_groups: int, weight, bias, scale, shift, dweight, dbias, dscale, dshift, silu: bool,
 ) -> None:  # fmt: skip
-    """Write dx, dskip, dweight, dbias (C,), dscale and dshift (N / T, C), those that are not None."""
+    """Write the gradients dx, dskip, dweight, dbias (C,), dscale and dshift (N / T, C), those that are not None."""
     problem = Problem.of(x, skip, num_groups, weight, bias, scale, shift)
     totals = {
         name: plans.scratch(problem.rows, problem.channels, like=x, zero=dy.numel() == 0)

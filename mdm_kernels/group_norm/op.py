@@ -94,7 +94,7 @@ def group_norm_silu(
     shift: Tensor | None = None,
     activation: str | None = "silu",
 ) -> Tensor:
-    """act(GroupNorm(x)·(1 + scale) + shift), Wu & He 2018 (arXiv 1803.08494) with FiLM modulation and SiLU.
+    """Compute act(GroupNorm(x)·(1 + scale) + shift), Wu & He 2018 (arXiv 1803.08494) with FiLM modulation and SiLU.
 
     Args:
         x: (N, C, *spatial), float32, float16, bfloat16 or float64 (which the PyTorch reference always computes).
@@ -126,7 +126,11 @@ def group_norm_silu(
 
 
 class GroupNormSiLU(nn.GroupNorm):
-    """`group_norm_silu` as an nn.GroupNorm: its parameters, its state dict. `num_channels` counts those of a skip."""
+    """`group_norm_silu` as an nn.GroupNorm: its parameters, its state dict. `num_channels` counts those of a skip.
+
+    x (N, C, *spatial), scale and shift (N / T, num_channels), skip (N, num_channels − C, *spatial) → (N, num_channels,
+    *spatial) in x's dtype and memory format. Errors as for the function.
+    """
 
     def __init__(
         self,

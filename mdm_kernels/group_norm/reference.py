@@ -40,7 +40,7 @@ def group_norm_silu(
     shift: Tensor | None = None,
     activation: str | None = "silu",
 ) -> Tensor:
-    """As `mdm_kernels.group_norm_silu`; computes in float32 (float64 for float64), returns x's dtype."""
+    """Compute `mdm_kernels.group_norm_silu` in float32 (float64 for float64); the result has x's dtype."""
     if skip is not None:
         x = concatenated(x, skip)
     gain, offset = channel_transform(x, weight, bias, scale, shift)
@@ -50,7 +50,8 @@ def group_norm_silu(
 
 
 def normalised(x: Tensor, num_groups: int, gain: Tensor, offset: Tensor, eps: float, activation: str | None) -> Tensor:
-    """act(x̂·gain + offset), x̂ the normalised x; gain and offset (1 or N / T, C) as `channel_transform` gives them."""
+    """Compute act(x̂·gain + offset), x̂ the normalised x; gain and offset (1 or N / T, C) as `channel_transform` gives
+    them."""
     film_rows = gain.shape[0]
     frames = x.shape[0] // film_rows
     if film_rows == 1:
@@ -70,7 +71,7 @@ def normalised(x: Tensor, num_groups: int, gain: Tensor, offset: Tensor, eps: fl
 
 
 def channel_transform(x: Tensor, weight, bias, scale, shift) -> tuple[Tensor, Tensor]:
-    """gain and offset (1 or N / T, C), in float32 or float64: act(x̂·gain + offset) is the result."""
+    """Give gain and offset (1 or N / T, C), in float32 or float64, with which act(x̂·gain + offset) is the result."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     gain, offset = x.new_ones(1, x.shape[1], dtype=dtype), x.new_zeros(1, x.shape[1], dtype=dtype)
     if weight is not None:

@@ -13,7 +13,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def checked_strides(images: Tensor, strides: Sequence[Stride]) -> list[tuple[int, int]]:
-    """Every level's stride as (time, space), after checking that the images divide by it."""
+    """Give every level's stride as (time, space). Raises ValueError where the images do not divide by it, and
+    ValueError or TypeError for what are no images or no strides."""
     arguments.check_tensors(images=images)
     if images.dim() not in (4, 5):
         raise ValueError(f"images has shape {tuple(images.shape)}; it must be (B, C, H, W) or (B, C, T, H, W)")
@@ -40,13 +41,15 @@ def checked_strides(images: Tensor, strides: Sequence[Stride]) -> list[tuple[int
 
 
 def level_shape(images: Tensor, stride: tuple[int, int]) -> tuple[int, ...]:
-    """The shape of `images` at a level: (B, C, H/space, W/space) or (B, C, T/time, H/space, W/space)."""
+    """Give the shape of `images` at a level: (B, C, H/space, W/space) or (B, C, T/time, H/space, W/space)."""
     time, space = stride
     frames = () if images.dim() == 4 else (images.shape[2] // time,)
     return (*images.shape[:2], *frames, images.shape[-2] // space, images.shape[-1] // space)
 
 
 def check_alpha_bars(images: Tensor, alpha_bars: Tensor, levels: int) -> None:
+    """Raise ValueError unless alpha_bars is (levels, B) on the images' device, TypeError unless it is float32 or
+    float64."""
     arguments.check_tensors(alpha_bars=alpha_bars)
     if tuple(alpha_bars.shape) != (levels, images.shape[0]):
         raise ValueError(
@@ -61,7 +64,8 @@ def check_alpha_bars(images: Tensor, alpha_bars: Tensor, levels: int) -> None:
 def check_noise(
     images: Tensor, strides: list[tuple[int, int]], noise: Sequence[Tensor] | None, seed: int | Tensor | None
 ) -> None:
-    """Exactly one of `noise` and `seed`; tensors of the levels' shapes, or a seed (`_check_seed`)."""
+    """Raise ValueError or TypeError unless there is exactly one of `noise` and `seed`: tensors of the levels' shapes,
+    or an integer in 0…2⁶³−1 or a tensor of one int64."""
     if (noise is None) == (seed is None):
         raise ValueError("give either noise or seed, and not both")
     if seed is not None:
@@ -91,7 +95,8 @@ def _check_seed(seed: int | Tensor, images: Tensor) -> None:
 
 
 def check_no_gradient(**tensors: Tensor | Sequence[Tensor] | None) -> None:
-    """Only predictions are differentiated; a gradient asked of anything else would silently be zero."""
+    """Raise ValueError if one of these requires a gradient, which would silently be zero: only predictions are
+    differentiated."""
     if not torch.is_grad_enabled():
         return
     for name, value in tensors.items():
@@ -103,7 +108,8 @@ def check_no_gradient(**tensors: Tensor | Sequence[Tensor] | None) -> None:
 def checked_rows(
     images: Tensor, strides: list[tuple[int, int]], preds: Sequence[Tensor], rows: Sequence[int] | None
 ) -> list[int]:
-    """How many leading samples each level has, after checking that the predictions have just those."""
+    """Give how many leading samples each level has. Raises ValueError unless the predictions have just those, and
+    ValueError or TypeError for other faults of `preds` or `rows`."""
     batch = images.shape[0]
     arguments.check_tensor_lists(preds=preds)
     if len(preds) != len(strides):
@@ -126,11 +132,14 @@ def checked_rows(
 
 
 def check_loss_spaces(prediction: str, loss_target: str) -> None:
+    """Raise ValueError or TypeError unless both are one of "v", "eps" and "x0"."""
     for name, value in (("prediction", prediction), ("loss_target", loss_target)):
         arguments.check_choice(name, value, PREDICTIONS)
 
 
 def checked_weights(weights: Sequence[float] | None, levels: int) -> list[float]:
+    """Give a weight for each level, 1 by default. Raises TypeError unless they are a list of numbers, ValueError unless
+    there is one a level."""
     weights = [1.0] * levels if weights is None else weights
     if not isinstance(weights, list | tuple):
         raise TypeError(f"weights is {type(weights).__name__}; it must be a list of one number a level")

@@ -39,7 +39,7 @@ class Level(NamedTuple):
 
     @property
     def arguments(self) -> dict:
-        """What every kernel of a level takes."""
+        """The arguments that every kernel of a level takes, by name."""
         return {
             **{"image_ptr": self.image, "pooled_ptr": self.pooled},
             **{"C": self.channels, "T": self.frames, "H": self.height, "W": self.width},
@@ -49,7 +49,8 @@ class Level(NamedTuple):
 
 
 def plan_levels(images: Tensor, strides: list[tuple[int, int]], rows: list[int]) -> list[Level]:
-    """Level by level, with room for the pooled images; rows: how many leading samples each level is wanted for.
+    """Plan the launches level by level, with room for the pooled images; rows: how many leading samples each level is
+    wanted for.
 
     A level whose image no kernel can pool from the level before (the first one at a stride other than 1, a ratio that
     is no power of two) is pooled by PyTorch.
@@ -86,7 +87,8 @@ def plan_levels(images: Tensor, strides: list[tuple[int, int]], rows: list[int])
 
 @functools.cache
 def tile_shape(height: int, width: int, space_ratio: int) -> tuple[int, int]:
-    """(BLOCK_H, BLOCK_W) for a level of this size: whole groups of 4 columns, whole windows of `space_ratio` pixels."""
+    """Give (BLOCK_H, BLOCK_W) for a level of this size: whole groups of 4 columns, whole windows of `space_ratio`
+    pixels."""
     widest = TILE_ELEMENTS // max(space_ratio, 8)
     block_w = min(widest, max(4, space_ratio, next_power_of_2(width)))
     block_h = max(space_ratio, min(TILE_ELEMENTS // block_w, next_power_of_2(height)))
@@ -107,7 +109,7 @@ def has_whole_pixels(x: Tensor) -> bool:
 
 
 def split_seed(seed: int | Tensor | None) -> tuple[int | None, Tensor | None]:
-    """A seed as the ops take it: the integer, or the tensor that the kernels read it from."""
+    """Split a seed into what the ops take: the integer, or the tensor that the kernels read it from."""
     return (None, seed) if isinstance(seed, Tensor) else (seed, None)
 
 
@@ -121,7 +123,7 @@ def noise(
     images: Tensor, alpha_bars: Tensor, strides: list[tuple[int, int]], noise: list[Tensor], seed: int | None,
     device_seed: Tensor | None, x_t: list[Tensor],
 ) -> None:  # fmt: skip
-    """Write x_t of every level."""
+    """Write x_t of every level to `x_t`, tensors of the levels' shapes."""
     from . import kernels
 
     alpha_bars, memory_format = alpha_bars.float().contiguous(), dense_format(images)
@@ -142,7 +144,7 @@ def loss_forward(
     seed: int | None, device_seed: Tensor | None, spaces: dict[str, str], weights: list[float],
     residuals: list[Tensor], per_level: bool,
 ) -> Tensor:  # fmt: skip
-    """The loss (B,), or its terms (levels, B); also writes pred − target of every level, if there are residuals to
+    """Give the loss (B,), or its terms (levels, B), and write pred − target of every level, if there are residuals to
     write to."""
     from . import kernels
 
@@ -182,7 +184,7 @@ def loss_backward(
     residuals: list[Tensor], upstream: Tensor, alpha_bars: Tensor, spaces: dict[str, str], weights: list[float],
     gradients: list[Tensor],
 ) -> None:  # fmt: skip
-    """Write the gradients of the predictions."""
+    """Write the gradients of the predictions to `gradients`, tensors of their shapes."""
     from . import kernels
 
     upstream, alpha_bars = upstream.float().contiguous(), alpha_bars.float().contiguous()

@@ -57,7 +57,7 @@ def multires_noise(
     *,
     seed: int | Tensor | None = None,
 ) -> list[Tensor]:
-    """x_t = √ᾱ·x + √(1−ᾱ)·ε at every level, x being the image at that level's resolution.
+    """Noise images at every level: x_t = √ᾱ·x + √(1−ᾱ)·ε, x being the image at that level's resolution.
 
     images (B, C, H, W) or (B, C, T, H, W), float32, float16, bfloat16 or float64. strides: one a level, an int or
     (time, space): the level keeps every `time`-th frame and averages `space`×`space` pixels; H, W and T must divide.
@@ -191,8 +191,8 @@ def multires_loss(
     rows: Sequence[int] | None = None,
     per_level: bool = False,
 ) -> Tensor:
-    """Per sample, the weighted sum over levels of the mean squared error of `preds` → (B,) float32; with per_level its
-    terms, (levels, B).
+    """Give, per sample, the weighted sum over levels of the mean squared error of `preds` → (B,) float32; with
+    per_level its terms, (levels, B).
 
     images, alpha_bars, strides, noise and seed are those of `multires_noise`. preds: one a level, of its shape, any
     float dtype; what they predict is `prediction`, and the error is measured in `loss_target`, each "v", "eps" or "x0"

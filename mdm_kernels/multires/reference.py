@@ -20,12 +20,12 @@ SMALLEST_DENOMINATOR = 1e-12  # keeps the loss finite at ᾱ = 0 and ᾱ = 1, wh
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
-    """float64 for float64, float32 for every other dtype."""
+    """Give float64 for float64, float32 for every other dtype."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def level_image(images: Tensor, stride: tuple[int, int]) -> Tensor:
-    """Images (B, C, H, W) or clips (B, C, T, H, W) at one level: the first frame of every `time`, averaged over
+    """Bring images (B, C, H, W) or clips (B, C, T, H, W) to one level: the first frame of every `time`, averaged over
     `space`×`space` pixels. In the working dtype."""
     time, space = stride
     images = images.to(working_dtype(images))
@@ -36,13 +36,14 @@ def level_image(images: Tensor, stride: tuple[int, int]) -> Tensor:
 
 
 def target_coefficients(alpha_bar: Tensor, prediction: str) -> tuple[Tensor, Tensor]:
-    """(c_x, c_n) of the target c_x·x + c_n·ε of a prediction of "v", "eps" or "x0"."""
+    """Give (c_x, c_n) of the target c_x·x + c_n·ε of a prediction of "v", "eps" or "x0", in alpha_bar's shape."""
     one, zero = torch.ones_like(alpha_bar), torch.zeros_like(alpha_bar)
     return {"v": (-(1 - alpha_bar).sqrt(), alpha_bar.sqrt()), "eps": (zero, one), "x0": (one, zero)}[prediction]
 
 
 def loss_factor(alpha_bar: Tensor, prediction: str, loss_target: str) -> Tensor:
-    """What turns a squared error of the prediction into the squared error of the loss target it implies at fixed x_t.
+    """Give what turns a squared error of the prediction into the squared error of the loss target it implies at fixed
+    x_t.
 
     It is the ratio of error_scale²: an error δ in v moves ε by √ᾱ·δ and x by −√(1−ᾱ)·δ. The denominator is kept above
     SMALLEST_DENOMINATOR.
@@ -54,7 +55,7 @@ def loss_factor(alpha_bar: Tensor, prediction: str, loss_target: str) -> Tensor:
 
 
 def noised(images: Tensor, alpha_bars: Tensor, strides: list[tuple[int, int]], noise: Sequence[Tensor]) -> list[Tensor]:
-    """x_t of every level in the images' dtype; alpha_bars (levels, B), noise one tensor a level."""
+    """Give x_t of every level in the images' dtype; alpha_bars (levels, B), noise one tensor a level."""
     levels = []
     for alpha_bar, stride, eps in zip(alpha_bars, strides, noise, strict=True):
         x = level_image(images, stride)
@@ -73,8 +74,8 @@ def loss_terms(
     loss_target: str,
     weights: list[float],
 ) -> Tensor:
-    """Per level and sample, weight · mean squared error in the loss target's space → (levels, B) in the working dtype;
-    the loss is their sum over levels.
+    """Give, per level and sample, weight · mean squared error in the loss target's space → (levels, B) in the working
+    dtype; the loss is their sum over levels.
 
     preds[i] may hold the leading samples only; a sample without a prediction at a level gets nothing from it.
     """
@@ -97,7 +98,8 @@ def _per_sample(values: Tensor, x: Tensor) -> Tensor:
 
 
 def seeded_noise(images: Tensor, strides: list[tuple[int, int]], seed: int | Tensor) -> list[Tensor]:
-    """The noise that a seed (an int, or one int64 in a tensor) stands for, one tensor a level, in the working dtype."""
+    """Draw the noise that a seed (an int, or one int64 in a tensor) stands for, one tensor a level, in the working
+    dtype."""
     noise = []
     for time, space in strides:
         frames = 1 if images.dim() == 4 else images.shape[2] // time
@@ -115,7 +117,7 @@ def philox_normal(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """Standard normal numbers (B, C, T, H, W) at places of a counter-based generator (Salmon et al. 2011).
+    """Draw standard normal numbers (B, C, T, H, W) at places of a counter-based generator (Salmon et al. 2011).
 
     Element (b, c, t, h, w) of a level is output w mod 4 of Philox-4x32-10 under the key (seed mod 2³², ⌊seed / 2³²⌋) at
     the counter
@@ -138,12 +140,12 @@ def philox_normal(
 
 
 def level_word(stride: tuple[int, int]) -> int:
-    """The Philox counter's word that tells levels apart."""
+    """Give the word of the Philox counter that tells levels apart."""
     return 65536 * stride[0] + stride[1]
 
 
 def philox_4x32(counter: tuple[Tensor, ...], key: tuple[int | Tensor, int | Tensor]) -> tuple[Tensor, ...]:
-    """Ten rounds of Philox-4x32 on four words that broadcast together; words are int64 tensors below 2³²."""
+    """Run ten rounds of Philox-4x32 on four words that broadcast together; words are int64 tensors below 2³²."""
     low = 0xFFFFFFFF
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -157,8 +159,8 @@ def philox_4x32(counter: tuple[Tensor, ...], key: tuple[int | Tensor, int | Tens
 
 
 def box_muller(bits0: Tensor, bits1: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Two standard normal numbers from two 32-bit words, of which the upper 24 bits count: they are exact in float32,
-    and radius 0 < u ≤ 1 keeps the logarithm finite (|normal| ≤ 5.77)."""
+    """Make two standard normal numbers from two 32-bit words, of which the upper 24 bits count: they are exact in
+    float32, and radius 0 < u ≤ 1 keeps the logarithm finite (|normal| ≤ 5.77)."""
     radius = (((bits0 >> 8) + 1).to(dtype) * 2.0**-24).log_().mul_(-2).sqrt_()
     angle = (bits1 >> 8).to(dtype) * (2 * math.pi * 2.0**-24)
     return radius * angle.cos(), radius * angle.sin()

@@ -7,6 +7,8 @@ from ..attention.checks import check_alike, split_heads
 
 
 def check_arguments(qkv: Tensor, num_heads: int, frames: int, rotary: Tensor | None) -> None:
+    """Raise ValueError or TypeError unless qkv (B·T, L, 3C), num_heads, frames T and rotary (T, D/2) are what
+    `temporal_attention` takes."""
     head_width = split_heads("qkv", qkv, 3, num_heads)
     check_alike(qkv=qkv)
     arguments.check_ints(frames=frames)

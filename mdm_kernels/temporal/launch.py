@@ -15,8 +15,9 @@ MAX_BYTES = 64 * 64 * 2  # of one tile; the backward pass holds several
 
 
 def tile_shape(frames: int, head_width: int, itemsize: int) -> tuple[int, int]:
-    """(ROWS, WIDTH). Short clips share a tile: pairs of rows at different positions are computed and dropped, which is
-    free on the matrix units but not in float32, so that float32 tiles are as small as the frames allow."""
+    """Give (ROWS, WIDTH) of a tile. Short clips share one: pairs of rows at different positions are computed and
+    dropped, which is free on the matrix units but not in float32, so that float32 tiles are as small as the frames
+    allow."""
     width = power_of_two(head_width)
     rows = 16 if itemsize == 4 else min(64, 2048 // width)
     return max(rows, power_of_two(frames)), width
@@ -29,12 +30,12 @@ def fits(frames: int, head_width: int, itemsize: int) -> bool:
 
 
 def tile_key(direction: str, frames: int, head_width: int, itemsize: int) -> str:
-    """By what the tiles of a "forward" or "backward" call are told apart in `tiles.tuned`."""
+    """Give the key by which `tiles.tuned` tells the tiles of a "forward" or "backward" call apart."""
     return f"temporal_{direction}, {8 * itemsize} bits, {head_width} wide, {frames} frames"
 
 
 def tile_options(frames: int, head_width: int, itemsize: int) -> dict[str, int]:
-    """The tile and the launch options of both kernels, where nobody measured them."""
+    """Give the tile and the launch options of both kernels, where nobody measured them."""
     rows, width = tile_shape(frames, head_width, itemsize)
     warps = min(8, rows * width // (512 if itemsize == 2 else 256))
     return {"ROWS": rows, "WIDTH": width, "num_warps": warps, "num_stages": 1}
@@ -42,7 +43,7 @@ def tile_options(frames: int, head_width: int, itemsize: int) -> dict[str, int]:
 
 @plans.planned
 def forward(qkv: Tensor, cos: Tensor | None, sin: Tensor | None, out: Tensor, num_heads: int, frames: int) -> None:
-    """Write out."""
+    """Write the output, (B·T, L, C), to `out`."""
     from . import kernels
 
     arguments, grid = _shared("forward", qkv, cos, sin, num_heads, frames)
@@ -53,7 +54,7 @@ def forward(qkv: Tensor, cos: Tensor | None, sin: Tensor | None, out: Tensor, nu
 def backward(
     grad: Tensor, qkv: Tensor, cos: Tensor | None, sin: Tensor | None, dqkv: Tensor, num_heads: int, frames: int
 ) -> None:
-    """Write dqkv."""
+    """Write the gradient of qkv, (B·T, L, 3C), to `dqkv`."""
     from . import kernels
 
     arguments, grid = _shared("backward", qkv, cos, sin, num_heads, frames)

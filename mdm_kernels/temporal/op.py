@@ -43,7 +43,7 @@ register_derivative(_forward, _TemporalAttention.apply)
 
 
 def temporal_attention(qkv: Tensor, *, num_heads: int, frames: int, rotary: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ/√D) v over the T = `frames` frames of a clip, at each of its L positions.
+    """Compute softmax(q kᵀ/√D) v over the T = `frames` frames of a clip, at each of its L positions.
 
     qkv (B·T, L, 3C), the frames of a clip in consecutive rows: channels hold q, k, v, each (num_heads, D); any
     strides; float16, bfloat16 or float32 (float64 on the "torch" backend). rotary (T, D/2), angles in radians: before

@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def temporal_attention(qkv: Tensor, num_heads: int, frames: int, rotary: Tensor | None = None) -> Tensor:
-    """At each of L positions, softmax(q kᵀ/√d) v over the T = `frames` frames.
+    """Compute, at each of L positions, softmax(q kᵀ/√d) v over the T = `frames` frames.
 
     qkv (B·T, L, 3C), the frames of a clip in consecutive rows, rotary (T, D/2) in radians → (B·T, L, C).
     """

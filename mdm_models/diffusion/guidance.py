@@ -19,7 +19,7 @@ class Condition:
     micro: dict[str, Tensor] | None  # name → (B,)
 
     def beside(self, negative_context: Tensor | None, negative_mask: Tensor | None) -> "Condition":
-        """One doubled batch, [negative, this one]; a single mask missing means that all its tokens count."""
+        """Make one doubled batch, [negative, this one]; a single mask missing means that all its tokens count."""
         context, mask = self.context, self.context_mask
         if context is None or negative_context is None:
             raise ValueError("guidance_scale other than 1 needs both context and negative_context")
@@ -38,7 +38,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class GuidedModel:
-    """(x_t, t) → a prediction a level, under guidance while t is in the interval.
+    """Gives a prediction a level for (x_t, t), under guidance while t is in the interval.
 
     Outside the interval, and everywhere if `doubled` is None, the model sees `condition` alone: half the work. At high
     noise guidance costs variety, at low noise it does little (Kynkäänniemi et al. 2024, "Applying Guidance in a Limited

@@ -14,7 +14,8 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 def seeded_generators(seed: int, samples: Iterable[int]) -> list[torch.Generator]:
-    """One generator for each sample's number: what a sample is drawn from depends on the seed and its number alone.
+    """Make one generator for each sample's number: what a sample is drawn from depends on the seed and its number
+    alone.
 
     They draw on the CPU, so that every device gets the same noise. Raises ValueError for a negative seed.
     """
@@ -25,7 +26,7 @@ def seeded_generators(seed: int, samples: Iterable[int]) -> list[torch.Generator
 
 
 def draw_noise(shape: Sequence[int], generator: Generators, device: torch.device) -> Tensor:
-    """Standard normal noise in float32, drawn where the generator lies; a list of generators draws one sample each."""
+    """Draw standard normal noise in float32, where the generator lies; a list of generators draws one sample each."""
     if generator is None:
         return torch.randn(*shape, dtype=torch.float32, device=device)
     if isinstance(generator, torch.Generator):
@@ -39,7 +40,8 @@ def draw_noise(shape: Sequence[int], generator: Generators, device: torch.device
 def noise_for(
     shapes: Sequence[Sequence[int]], generator: Generators, device: torch.device, count: int
 ) -> Iterator[Callable[[], list[Tensor]]]:
-    """A function to be called at most `count` times: standard normal noise of these shapes, as `draw_noise` draws it.
+    """Give a function to be called at most `count` times in a `with` block: it draws standard normal noise of these
+    shapes as `draw_noise` does.
 
     Where a CPU draws for a GPU, a thread draws what the next call returns while the GPU works; the generator is not
     asked for more than `count` draws.

@@ -76,7 +76,7 @@ class MatryoshkaDiffusion(nn.Module):
         *,
         seed: int | Tensor | None = None,
     ) -> list[Tensor]:
-        """What the network is trained on: x_t of every level, list of (B, C, H, W) or (B, C, T, H, W).
+        """Give what the network is trained on: x_t of every level, list of (B, C, H, W) or (B, C, T, H, W).
 
         images at full resolution; time (B,) in 0…num_steps−1, whole or real (drawn by `times`); strides, noise and seed
         as for `mdm_kernels.multires.multires_noise`: one of noise and seed is given, and the loss is given the same.
@@ -93,8 +93,8 @@ class MatryoshkaDiffusion(nn.Module):
         seed: int | Tensor | None = None,
         per_level: bool = False,
     ) -> Tensor:
-        """Weighted sum over levels of the mean squared error of `preds` → (B,) float32, differentiable in preds; with
-        per_level what is summed, before the weights: (levels, B).
+        """Give the weighted sum over levels of the mean squared error of `preds` → (B,) float32, differentiable in
+        preds; with per_level what is summed, before the weights: (levels, B).
 
         time and noise (or seed) are what `add_noise` was given; strides follow from the shapes. In a mixed batch
         preds[i] holds the leading samples only: the others get nothing from that level, and its loss is divided by the
@@ -123,7 +123,7 @@ class MatryoshkaDiffusion(nn.Module):
     def denoised(
         self, x_t: Sequence[Tensor], preds: Sequence[Tensor], at_t: Sequence[NoiseLevel], threshold: str
     ) -> list[Tensor]:
-        """The images x_0 that predictions at x_t mean, float32 or x_t's float64, held inside ±1 by
+        """Give the images x_0 that predictions at x_t mean, float32 or x_t's float64, held inside ±1 by
         `thresholding.thresholded`. at_t: what x_t is made of at each level, as numbers that broadcast against it."""
         if not len(x_t) == len(preds) == len(self.scales):
             raise ValueError(f"x_t has {len(x_t)} and preds {len(preds)} tensors; there are {len(self.scales)} levels")
@@ -159,7 +159,7 @@ class MatryoshkaDiffusion(nn.Module):
         noise: Sequence[Tensor] | None = None,
         threshold: str = "clip",
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """One reverse step from time t to an earlier time s → (x_0 list, x_s list), float32 or x_t's float64.
+        """Take one reverse step from time t to an earlier time s → (x_0 list, x_s list), float32 or x_t's float64.
 
         x_t, preds: one tensor a level; t > s, each a number or (B,). eta None: a DDPM step; eta in 0…1: a DDIM step,
         deterministic at 0 (`solvers.ddpm_step`, `solvers.ddim_step`). noise: standard normal, one tensor a level; drawn
@@ -182,6 +182,7 @@ class MatryoshkaDiffusion(nn.Module):
 
 
 def check_eta(eta: float | None) -> None:
+    """Raise ValueError unless eta is None or in 0…1."""
     if eta is not None and not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; it must be None or in 0…1")
 
@@ -192,7 +193,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def level_stride(full: Sequence[int], level: Sequence[int], name: str) -> tuple[int, int]:
-    """(time, space) by which a level of a shape (B, C, …) lies below the highest; errors call the level `name`."""
+    """Give (time, space) by which a level of a shape (B, C, …) lies below the highest. Raises ValueError, which calls
+    the level `name`, unless its sizes divide the highest's, height and width by one number."""
     found = f"{name} has shape {tuple(level)} beside images of {tuple(full)}"
     sizes = list(zip(full[2:], level[2:], strict=False))
     if len(full) != len(level) or not all(small and large % small == 0 for large, small in sizes):

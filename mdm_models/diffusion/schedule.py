@@ -28,10 +28,12 @@ class NoiseLevel:
 
     @cached_property
     def alpha(self) -> Tensor:
+        """The image's coefficient in x_t, √ᾱ, in the shape of half_logsnr."""
         return torch.sigmoid(2 * self.half_logsnr).sqrt()
 
     @cached_property
     def sigma(self) -> Tensor:
+        """The noise's coefficient in x_t, √(1−ᾱ), in the shape of half_logsnr."""
         return torch.sigmoid(-2 * self.half_logsnr).sqrt()
 
 
@@ -62,7 +64,8 @@ class NoiseSchedule(nn.Module):
         return self
 
     def noise_levels(self, t: Time) -> list[NoiseLevel]:
-        """What x_t is made of at every level: () float64 on the CPU for a number t, float32 in t's shape for a tensor.
+        """Give what x_t is made of at every level: () float64 on the CPU for a number t, float32 in t's shape for a
+        tensor.
 
         Raises ValueError for a time outside 0…num_steps and TypeError for a tensor that holds no real numbers; times on
         a GPU are not looked at.

@@ -19,13 +19,13 @@ Levels = list[Tensor]  # one tensor a level, highest resolution first
 
 
 def snr_ratio(t: NoiseLevel, s: NoiseLevel) -> Tensor:
-    """Signal-to-noise ratio at t by that at s: 0…1, and 0 where s has no noise."""
+    """Give the signal-to-noise ratio at t divided by that at s: 0…1, and 0 where s has no noise."""
     return torch.exp(2 * (t.half_logsnr - s.half_logsnr))
 
 
 def ddpm_step(x: Tensor, x_0: Tensor, t: NoiseLevel, s: NoiseLevel, noise: Tensor) -> Tensor:
-    """A draw from the posterior q(x_s | x_t, x_0) (Ho et al. 2020, equations 6 and 7; Kingma et al. 2021, "Variational
-    Diffusion Models", equations 25 and 26, for any t and s)."""
+    """Draw x_s from the posterior q(x_s | x_t, x_0) (Ho et al. 2020, equations 6 and 7; Kingma et al. 2021,
+    "Variational Diffusion Models", equations 25 and 26, for any t and s)."""
     ratio = snr_ratio(t, s)
     mean = s.alpha * (1 - ratio) * x_0 + ratio * s.alpha / t.alpha * x
     return mean + s.sigma * (1 - ratio).sqrt() * noise
@@ -44,7 +44,7 @@ def ddim_step(x: Tensor, x_0: Tensor, t: NoiseLevel, s: NoiseLevel, eta: float, 
 
 
 def flow_step(x: Tensor, x_0: Tensor, t: NoiseLevel, s: NoiseLevel) -> Tensor:
-    """The probability-flow ODE d(x/σ) / d(α/σ) = x_0, solved for constant x_0.
+    """Step to s by the probability-flow ODE d(x/σ) / d(α/σ) = x_0, solved for constant x_0.
 
     The ODE is Lu et al. 2022, "DPM-Solver++", proposition 4.1, with e^λ = α/σ. This is Euler's method for it, which is
     DDIM without fresh noise; the methods of second order put in for x_0 a better mean over the step. Where s has no
@@ -55,7 +55,7 @@ def flow_step(x: Tensor, x_0: Tensor, t: NoiseLevel, s: NoiseLevel) -> Tensor:
 
 @dataclass(frozen=True)
 class Process:
-    """What a solver walks through."""
+    """What a solver asks for on its way: what x_t is made of, predicted images, and fresh noise."""
 
     noise_levels: Callable[[float], list[NoiseLevel]]  # at a time, one a level
     denoise: Callable[[Levels, float], Levels]  # (x_t, t) → the predicted images x_0, by one call of the network
@@ -66,7 +66,7 @@ Steps = Iterator[tuple[float, Levels, Levels]]  # t, x_0, x_s
 
 
 def ddpm(process: Process, x: Levels, times: Sequence[float]) -> Steps:
-    """Ancestral sampling."""
+    """Walk through the times by `ddpm_step`, with fresh noise at every step: ancestral sampling."""
     for t, s in itertools.pairwise(times):
         x_0 = process.denoise(x, t)
         at_t, at_s = process.noise_levels(t), process.noise_levels(s)
@@ -75,7 +75,7 @@ def ddpm(process: Process, x: Levels, times: Sequence[float]) -> Steps:
 
 
 def ddim(process: Process, x: Levels, times: Sequence[float], eta: float = 0.0) -> Steps:
-    """First order at eta 0."""
+    """Walk through the times by `ddim_step`; at eta 0 it draws no noise and is of first order."""
     for t, s in itertools.pairwise(times):
         x_0 = process.denoise(x, t)
         at_t, at_s = process.noise_levels(t), process.noise_levels(s)
@@ -85,8 +85,8 @@ def ddim(process: Process, x: Levels, times: Sequence[float], eta: float = 0.0) 
 
 
 def dpmpp_2m(process: Process, x: Levels, times: Sequence[float]) -> Steps:
-    """DPM-Solver++(2M): the mean over a step is extrapolated from this prediction and the one before (Lu et al. 2022,
-    "DPM-Solver++", algorithm 2). Second order for one network call a step.
+    """Walk through the times by DPM-Solver++(2M): the mean over a step is extrapolated from this prediction and the one
+    before (Lu et al. 2022, "DPM-Solver++", algorithm 2). Second order for one network call a step.
 
     Two steps are of first order: the first has no prediction before it, and the last ends without noise, at λ = ∞, to
     which nothing can be extrapolated.
@@ -107,8 +107,9 @@ def dpmpp_2m(process: Process, x: Levels, times: Sequence[float]) -> Steps:
 
 
 def heun(process: Process, x: Levels, times: Sequence[float]) -> Steps:
-    """Heun's method: the mean over a step is that of the predictions at its start and at the end that Euler's method
-    finds. Second order for two network calls a step; the last step, without noise at its end, has one.
+    """Walk through the times by Heun's method: the mean over a step is that of the predictions at its start and at the
+    end that Euler's method finds. Second order for two network calls a step; the last step, without noise at its end,
+    has one.
 
     Karras et al. 2022, algorithm 1, apply it to d(x/α) / d(σ/α) = ε, which is the same ODE. In that variable the step
     from nearly pure noise, where σ/α falls from thousands to tens, magnifies every error; in α/σ it is a small step.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def discrete_times(fractions: Tensor, num_steps: int) -> Tensor:
-    """Fractions in 0…1, uniform and 1 excluded → the network's times, uniform among 0, 1 … num_steps−1; int64.
+    """Turn fractions in 0…1, uniform and 1 excluded, into the network's times, uniform among 0, 1 … num_steps−1; int64.
 
     Taking fractions leaves it to the caller how they are drawn: independently, or spread evenly over a batch.
     """
@@ -19,7 +19,7 @@ def discrete_times(fractions: Tensor, num_steps: int) -> Tensor:
 
 
 def continuous_times(fractions: Tensor, num_steps: int) -> Tensor:
-    """Fractions in 0…1, uniform → the network's times, uniform among the real numbers in 0…num_steps−1.
+    """Turn fractions in 0…1, uniform, into the network's times, uniform among the real numbers in 0…num_steps−1.
 
     The noise lies between the least and the most of `discrete_times`: without any, x_t would tell nothing of ε.
     """
@@ -27,7 +27,7 @@ def continuous_times(fractions: Tensor, num_steps: int) -> Tensor:
 
 
 def logit_normal_times(fractions: Tensor, num_steps: int, mean: float = 0.0, deviation: float = 1.0) -> Tensor:
-    """Fractions in 0…1, uniform → the network's times in 0…num_steps−1, their share of it logit-normal.
+    """Turn fractions in 0…1, uniform, into the network's times in 0…num_steps−1, their share of it logit-normal.
 
     Most lie in the middle, where there is most to learn; mean > 0 moves them towards noise (Esser et al. 2024, "Scaling
     Rectified Flow Transformers", equation 19; mean 0 and deviation 1 are what they chose).
@@ -36,7 +36,7 @@ def logit_normal_times(fractions: Tensor, num_steps: int, mean: float = 0.0, dev
 
 
 def time_grid(num_steps: int, num_inference_steps: int) -> list[int]:
-    """The official code's whole times, num_inference_steps + 1 of them: multiples of (num_steps + 1) /
+    """Give the official code's whole times, num_inference_steps + 1 of them: multiples of (num_steps + 1) /
     (num_inference_steps + 1), rounded, down to 0. They start below num_steps, from what is taken for pure noise."""
     check_step_count(num_steps, num_inference_steps)
     spacing = (num_steps + 1) / (num_inference_steps + 1)
@@ -56,5 +56,6 @@ def quadratic_times(start: float, num_inference_steps: int) -> list[float]:
 
 
 def check_step_count(num_steps: int, num_inference_steps: int) -> None:
+    """Raise ValueError unless num_inference_steps is in 1…num_steps."""
     if not 1 <= num_inference_steps <= num_steps:
         raise ValueError(f"num_inference_steps is {num_inference_steps}; it must be in 1…{num_steps}")

@@ -11,7 +11,8 @@ from mdm_models.text.interface import check_prompts
 
 
 class ClassLabels:
-    """Prompts that name a class → its one-hot vector as one token: features (B, 1, classes) float32, mask all True.
+    """Turns a prompt that names a class into that class's one-hot vector as one token: features (B, 1, classes)
+    float32, mask all True.
 
     classes: how many there are (1000 for ImageNet, the width of mdm_c2i_256), or their names in order. A prompt is a
     class's number ("207") or, where there are names, a name. "" is no class, the vector of zeros: what then remains of
@@ -36,7 +37,8 @@ class ClassLabels:
         self.device = device
 
     def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Raises ValueError for a prompt that names no class."""
+        """Give the features (B, 1, classes) and mask (B, 1) of B prompts. Raises ValueError for one that names no
+        class."""
         check_prompts(prompts)
         features = torch.zeros(len(prompts), 1, self.width, dtype=self.dtype)
         for row, prompt in enumerate(prompts):
@@ -51,7 +53,7 @@ class ClassLabels:
             self.number(prompt)
 
     def number(self, prompt: str) -> int:
-        """The number of the class that a prompt names. Raises ValueError."""
+        """Give the number of the class that a prompt names. Raises ValueError if it names none."""
         name = prompt.strip().lower()
         if name in self.numbers:
             return self.numbers[name]

@@ -40,7 +40,8 @@ class OpenClipTextEncoder(FrozenTextEncoder):
     def load(
         cls, path_or_id: str, max_tokens: int, dtype: torch.dtype, device: str | torch.device
     ) -> "OpenClipTextEncoder":
-        """From a directory as open_clip saves it, without network, or from the hub by "hf-hub:" and its id.
+        """Load an encoder from a directory as open_clip saves it, without network, or from the hub by "hf-hub:" and its
+        id.
 
         Raises ValueError in one line.
         """
@@ -81,7 +82,7 @@ class OpenClipTextEncoder(FrozenTextEncoder):
 
 
 def load_open_clip(path_or_id: str, what: str) -> tuple[nn.Module, Callable]:
-    """A whole open_clip model on the CPU and its tokenizer; errors call it `what`.
+    """Load a whole open_clip model, on the CPU, and its tokenizer; errors call it `what`.
 
     path_or_id as for `OpenClipTextEncoder.load`. Raises ValueError in one line.
     """

@@ -34,12 +34,12 @@ class FrozenTextEncoder(nn.Module):
         self.eval()
 
     def tokenize(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """At least one prompt → tokens (B, S) int64, mask (B, S) bool: at most max_tokens of a row are True, all of
-        them on its left."""
+        """Turn at least one prompt into tokens (B, S) int64 and mask (B, S) bool: at most max_tokens of a row are True,
+        all of them on its left."""
         raise NotImplementedError
 
     def features(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """(B, S), (B, S) → (B, S, width)."""
+        """Turn tokens (B, S) and their mask (B, S) into features (B, S, width)."""
         raise NotImplementedError
 
     def forward(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
@@ -56,11 +56,13 @@ class FrozenTextEncoder(nn.Module):
         return features.masked_fill(~mask[..., None], 0), mask
 
     def train(self, mode: bool = True) -> "FrozenTextEncoder":
-        """Stays in evaluation mode, whatever the model that holds it does."""
+        """Stay in evaluation mode, whatever the model that holds the encoder does."""
         return super().train(False)
 
     @property
     def identity(self) -> EncoderIdentity:
+        """What tells this encoder from others: its sizes, and a digest of the names, shapes and first numbers of its
+        weights."""
         digest = hashlib.sha256()
         for name, parameter in sorted(self.network.named_parameters()):
             digest.update(f"{name} {tuple(parameter.shape)} ".encode())
@@ -69,7 +71,7 @@ class FrozenTextEncoder(nn.Module):
         return EncoderIdentity(self.name, self.width, self.max_tokens, digest.hexdigest()[:16])
 
     def warn_truncated(self, prompt: str) -> None:
-        """Say once that a prompt was cut."""
+        """Warn that a prompt was cut, the first time that one is."""
         if self._warned:
             return
         self._warned = True

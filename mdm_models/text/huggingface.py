@@ -37,7 +37,8 @@ class HuggingFaceTextEncoder(FrozenTextEncoder):
     def load(
         cls, path_or_id: str, max_tokens: int, dtype: torch.dtype, device: str | torch.device
     ) -> "HuggingFaceTextEncoder":
-        """From a directory, without network, or from the hub by its id. Raises ValueError in one line."""
+        """Load an encoder from a directory, without network, or from the hub by its id. Raises ValueError in one
+        line."""
         is_folder = os.path.isdir(path_or_id)
         source = {"local_files_only": is_folder, "trust_remote_code": False}
         remedy = "copy the directory anew, or write it by save_pretrained" if is_folder else OFFLINE

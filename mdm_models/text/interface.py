@@ -46,7 +46,8 @@ def check_prompts(prompts: list[str]) -> None:
 
 
 def up_to_end(tokens: Tensor, end_token: int) -> Tensor:
-    """(B, S) → (B, S) bool: True up to the first end token of each row and on it; a row without one is all True."""
+    """Mark the tokens (B, S) up to the first end token of each row and on it: (B, S) bool; a row without one is all
+    True."""
     is_end = tokens == end_token
     ends_before = is_end.cumsum(dim=1) - is_end.long()
     return ends_before == 0

@@ -77,12 +77,12 @@ def write_features(path: Path, features: dict[str, Tensor], identity: EncoderIde
 
 
 def file_of(shard: str | Path) -> str:
-    """Name of the file that holds the features of a shard: clips-000.tar → clips-000.safetensors."""
+    """Name the file that holds the features of a shard: clips-000.tar → clips-000.safetensors."""
     return f"{Path(shard).stem}.safetensors"
 
 
 def prompt_for(shard: str | Path, key: str) -> str:
-    """By what name `PrecomputedText` knows a sample: clips-000.tar and a17 → "clips-000/a17"."""
+    """Give the name by which `PrecomputedText` knows a sample: clips-000.tar and a17 → "clips-000/a17"."""
     return f"{Path(shard).stem}/{key}"
 
 
@@ -111,7 +111,8 @@ class PrecomputedText:
         self.max_tokens = self.identity.max_tokens
 
     def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Raises ValueError for a sample that has no features or features of another encoder."""
+        """Give the features (B, L, width) and mask (B, L) of B samples. Raises ValueError for one that has no features
+        or features of another encoder."""
         check_prompts(prompts)
         if not prompts:
             empty = torch.zeros(0, 0, self.width, dtype=self.dtype, device=self.device)

@@ -89,7 +89,8 @@ class TransformerTextEncoder(nn.Module):
         nn.init.normal_(self.positions, std=0.01)
 
     def tokenize(self, prompts: list[str]) -> Tensor:
-        """(B,) prompts → (B, max_tokens) int64: start, text, end, zeros. Long prompts are cut before the end."""
+        """Turn B prompts into tokens (B, max_tokens) int64: start, text, end, zeros. Long prompts are cut before the
+        end."""
         check_prompts(prompts)
         if not prompts:
             return torch.zeros(0, self.max_tokens, dtype=torch.int64)
@@ -108,18 +109,20 @@ class TransformerTextEncoder(nn.Module):
         return tokens if self.row_of_token is None else self.row_of_token[tokens]
 
     def mask(self, tokens: Tensor) -> Tensor:
-        """(B, S) bool, True up to the end token; padding has the number of "!", so it cannot be told by value."""
+        """Mark the tokens (B, S) up to the end token: (B, S) bool; padding has the number of "!", so it cannot be told
+        by value."""
         return up_to_end(tokens, self.end_token)
 
     @property
     def sizes(self) -> dict[str, int]:
+        """The arguments with which an encoder of the same sizes is made."""
         heads = self.layers[0].num_heads
         return {"width": self.width, "layers": len(self.layers), "num_heads": heads, "max_tokens": self.max_tokens}
 
     @torch.no_grad()
     def pruned(self, captions: Iterable[str]) -> "TransformerTextEncoder":
-        """A copy that knows the tokens of these captions alone, which it reads as this one does. All other tokens have
-        an embedding of 0: what training never saw says nothing."""
+        """Make a copy that knows the tokens of these captions alone, which it reads as this one does. All other tokens
+        have an embedding of 0: what training never saw says nothing."""
         known = torch.cat([self.tokenize([caption]) for caption in {"", *captions}]).unique()
         copy = TransformerTextEncoder(**self.sizes, vocabulary=known.tolist()).to(self.positions)
         embeddings = self.embedding.weight[self._rows(known.to(self.positions.device))]
@@ -143,7 +146,7 @@ class TransformerTextEncoder(nn.Module):
         return self._rows(tokens) < (_tokenizer().vocab_size if self.vocabulary is None else len(self.vocabulary))
 
     def save(self, directory: Path) -> None:
-        """Write the encoder for `load`."""
+        """Write the encoder to a directory, for `load`. Raises ValueError for a URL."""
         check_local(directory)
         directory.mkdir(parents=True, exist_ok=True)
         sizes = self.sizes if self.vocabulary is None else self.sizes | {"vocabulary": self.vocabulary}
@@ -153,7 +156,7 @@ class TransformerTextEncoder(nn.Module):
 
     @classmethod
     def load(cls, directory: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"):
-        """What `save` wrote, no longer trained. Raises ValueError in one line that names the directory."""
+        """Load what `save` wrote, no longer to be trained. Raises ValueError in one line that names the directory."""
         directory = Path(directory)
         with loading(f"text encoder {directory}", "save the pipeline again"):
             encoder = cls(**json.loads((directory / CONFIG).read_text()))
