@@ -32,7 +32,8 @@ class LaunchingNowhere(CompilingDriver):
         return self
 
     def load_binary(self, name: str, kernel: bytes, shared: int, device: str) -> tuple:
-        """Module, function, registers, spills, and the most threads of a program."""
+        """Give what a loaded kernel is to Triton: module, function, registers, spills, and the most threads of a
+        program."""
         return object(), 0, 0, 0, 1024
 
     def unload_module(self, module) -> None:
@@ -46,6 +47,8 @@ class LaunchingNowhere(CompilingDriver):
 
 
 class Case(NamedTuple):
+    """One public function and what it is called with, beside plain PyTorch that does the same on smaller inputs."""
+
     ours: Callable[..., Tensor | list[Tensor]]
     inputs: tuple[Tensor, ...]  # what is differentiated
     plain: Callable[..., Tensor] | None = None
@@ -53,7 +56,7 @@ class Case(NamedTuple):
 
 
 def cases() -> dict[str, Case]:
-    """Of each public function, on small float32 CPU tensors that require a gradient."""
+    """Make a case of each public function, on small float32 CPU tensors that require a gradient."""
 
     def leaf(*shape: int) -> Tensor:
         return torch.randn(shape, requires_grad=True)
@@ -104,6 +107,8 @@ def cases() -> dict[str, Case]:
 
 
 def repeated(function: Callable, inputs: tuple[Tensor, ...], backward: bool) -> Callable[[], None]:
+    """Make a function that calls `function` CALLS times, with its backward pass or else without gradients."""
+
     def call() -> None:
         for _ in range(CALLS):
             result = function(*inputs)
@@ -118,7 +123,7 @@ def repeated(function: Callable, inputs: tuple[Tensor, ...], backward: bool) -> 
 
 
 def measure(case: Case, seconds: float) -> dict[str, float]:
-    """µs a call, by what is called."""
+    """Measure the microseconds a call, by what is called."""
     calls = {"forward": repeated(case.ours, case.inputs, backward=False)}
     if case.inputs:
         calls["forward + backward"] = repeated(case.ours, case.inputs, backward=True)

@@ -57,7 +57,9 @@ class Case:
     """what ours is measured in besides, by name: contexts that turn on what is off until measured"""
 
     def operations(self, backward: bool) -> int:
+        """Give the arithmetic operations of a call, with its backward pass or without."""
         return self.forward_operations + (self.backward_operations if backward else 0)
 
     def least_bytes(self, backward: bool) -> int:
+        """Give the bytes that a call must at least read and write, with its backward pass or without."""
         return self.forward_bytes + (self.backward_bytes if backward else 0)

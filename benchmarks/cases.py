@@ -22,7 +22,8 @@ SAMPLER_OPERATIONS = 45  # an element: a normal number, guidance, x₀, clip, po
 
 
 def group_norm(place: Place, batch: int, channels: int, size: int, *, film: bool = False, skip: int = 0) -> Case:
-    """group_norm_silu in 32 groups on channels_last, with FiLM, or with a second input of `skip` channels."""
+    """Make a case of group_norm_silu in 32 groups on channels_last, with FiLM, or with a second input of `skip`
+    channels."""
     options = ("scale", "shift") * film + ("skip",) * bool(skip)
     total = channels + skip
 
@@ -58,13 +59,14 @@ def group_norm(place: Place, batch: int, channels: int, size: int, *, film: bool
 
 
 def group_norm_in_one_pass(place: Place, batch: int, channels: int, size: int, *, skip: int = 0) -> Case:
-    """group_norm_silu at a size that goes by tiles, and the experiment with the same in one pass."""
+    """Make a case of group_norm_silu at a size that goes by tiles, and the experiment with the same in one pass."""
     experiments = {"ours in one pass": launch.one_pass}
     return dataclasses.replace(group_norm(place, batch, channels, size, skip=skip), experiments=experiments)
 
 
 def self_cross_attention(place: Place, batch: int, tokens: int, text: int, width: int) -> Case:
-    """8 heads of `width` channels over `tokens` image tokens and `text` text tokens."""
+    """Make a case of self_cross_attention with 8 heads of `width` channels over `tokens` image tokens and `text` text
+    tokens."""
     channels = 8 * width
     elements = batch * channels * (4 * tokens + 2 * text)  # q, k, v, out; k and v of the text
     operations = 4 * batch * tokens * (tokens + text) * channels
@@ -86,7 +88,7 @@ def self_cross_attention(place: Place, batch: int, tokens: int, text: int, width
 
 
 def flash_attention(place: Place, batch: int, tokens: int, width: int) -> Case:
-    """8 heads of `width` channels over `tokens` tokens."""
+    """Make a case of flash_attention with 8 heads of `width` channels over `tokens` tokens."""
     elements = 4 * batch * 8 * tokens * width
     operations = 4 * batch * tokens**2 * 8 * width
     return Case(
@@ -107,7 +109,7 @@ def flash_attention(place: Place, batch: int, tokens: int, width: int) -> Case:
 
 
 def temporal_attention(place: Place, batch: int, frames: int, size: int) -> Case:
-    """8 heads of 32 channels over the frames at each of size² positions."""
+    """Make a case of temporal_attention with 8 heads of 32 channels over the frames at each of size² positions."""
     channels = 8 * 32
     part = batch * frames * size**2 * channels
     options = {"num_heads": 8, "frames": frames}
@@ -129,8 +131,8 @@ def temporal_attention(place: Place, batch: int, frames: int, size: int) -> Case
 
 
 def sampler_step(place: Place, batch: int, size: int) -> Case:
-    """Guidance, x₀, clipping, ancestral update and noise at one level. No kernel of ours does this: what the compiled
-    one leaves to its floor says whether to write one."""
+    """Make a case of a sampler's step: guidance, x₀, clipping, ancestral update and noise at one level. No kernel of
+    ours does this: what the compiled one leaves to its floor says whether to write one."""
     shape = (batch, 3, size, size)
     elements = torch.Size(shape).numel()
     return Case(
@@ -149,7 +151,7 @@ def sampler_step(place: Place, batch: int, size: int) -> Case:
 
 
 def diffusers_resnet(place: Place, batch: int, channels: int, size: int) -> Case:
-    """diffusers' ResnetBlock2D as it is, and with the ops that `accelerate` swaps in."""
+    """Make a case of diffusers' ResnetBlock2D as it is, and with the ops that `accelerate` swaps in."""
 
     blocks: dict[str, torch.nn.Module] = {}
 

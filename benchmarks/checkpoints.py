@@ -23,7 +23,7 @@ LAYER = 1_000_000  # parameters
 
 
 def state(millions: int) -> dict[str, dict]:
-    """Weights, averages and moments, each in layers of a million parameters."""
+    """Make a state of weights, averages and moments, each in layers of a million parameters."""
     parts = [{f"layer{i}": torch.full((LAYER,), float(i)) for i in range(millions)} for _ in range(4)]
     model, ema, mean, square = parts
     return {"model": model, "ema": ema, "optimizer": {"mean": mean, "square": square}, "counters": {"step": 0}}

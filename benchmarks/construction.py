@@ -24,6 +24,7 @@ from mdm_models import NestedUNet, UNet, create_model, from_pretrained, model_co
 
 
 def layer_by_layer(name: str) -> UNet:
+    """Make a model as torch makes modules: each layer is initialised where it is made."""
     config = model_config(name)
     return (NestedUNet if config.inner else UNet)(config).to(memory_format=torch.channels_last)
 
@@ -37,7 +38,7 @@ WAYS = {
 
 
 def measure(way: str, name: str, saved: str) -> dict[str, float]:
-    """Seconds, CPU seconds and GB of one way to make a model, in this process."""
+    """Measure seconds, CPU seconds and GB of one way to make a model, in this process."""
     peak, wall, cpu = _peak(), time.perf_counter(), time.process_time()
     model = WAYS[way](name, saved)
     return {
@@ -57,6 +58,7 @@ def _peak() -> int:
 
 
 def best_of(repeats: int, way: str, name: str, saved: str) -> dict[str, float]:
+    """Measure a way in `repeats` processes of its own; → the least of each number."""
     command = [sys.executable, __file__, "--model", name, "--way", way, "--saved", saved]
     runs = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(repeats)]
     return {column: min(run[column] for run in runs) for column in runs[0]}

@@ -21,7 +21,7 @@ SDPA_BACKENDS = {
 
 
 def contenders(case: Case, with_compile: bool) -> dict[str, Callable]:
-    """Functions of the case's inputs, by name. One that cannot do it, or lacks its library, raises when called."""
+    """List functions of the case's inputs, by name. One that cannot do it, or lacks its library, raises when called."""
     found = {OURS: case.ours} if case.ours else {}
     found[PYTORCH] = case.plain
     if with_compile:
@@ -32,13 +32,15 @@ def contenders(case: Case, with_compile: bool) -> dict[str, Callable]:
 
 
 def compiled(call: Callable) -> Callable:
-    """`call` compiled for one shape, forgetting what was compiled before: a function that dynamo has seen at too many
+    """Compile `call` for one shape, forgetting what was compiled before: a function that dynamo has seen at too many
     shapes would run uncompiled."""
     torch._dynamo.reset()
     return torch.compile(call, fullgraph=True, dynamic=False)
 
 
 def on_backend(call: Callable, backend: SDPBackend) -> Callable:
+    """Restrict what `call` computes by scaled_dot_product_attention to one of its backends."""
+
     def restricted(*inputs):
         with sdpa_kernel(backend):
             return call(*inputs)

@@ -17,7 +17,8 @@ RIVALS = {PYTORCH: "#999999", COMPILED: "#e69f00", "fastest SDPA": "#56b4e9", "f
 
 
 def plot(results: Path) -> None:
-    """Both pictures, beside the results; where matplotlib is missing, a line that says how to plot them elsewhere."""
+    """Plot both pictures, beside the results; where matplotlib is missing, print a line that says how to plot them
+    elsewhere."""
     try:
         import matplotlib
     except ImportError:

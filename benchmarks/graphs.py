@@ -19,7 +19,7 @@ WAYS = {"ours": contextlib.nullcontext, "plain": plain_pytorch}
 
 
 def capture(call: Callable[[], list[Tensor]]) -> tuple[Callable[[], None], list[Tensor]]:
-    """What replays a graph of the call, and the tensors that a replay writes to."""
+    """Capture a graph of the call; → what replays it, and the tensors that a replay writes to."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # compiles kernels, and makes first-time allocations
@@ -32,6 +32,7 @@ def capture(call: Callable[[], list[Tensor]]) -> tuple[Callable[[], None], list[
 
 
 def measure(name: str, device: torch.device, seconds: float) -> None:
+    """Print the times of a model's call in each way, and whether the graphs' results are Python's, bit for bit."""
     case = ModelCase(name, 2, torch.bfloat16, device)
     model = case.model.to(torch.bfloat16).eval()
     x, context = [level.contiguous() for level in case._clean_levels()], case.context.bfloat16()

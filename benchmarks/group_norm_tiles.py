@@ -30,14 +30,14 @@ DTYPE = torch.bfloat16
 
 
 def sizes() -> list[tuple[int, int, int]]:
-    """Batch, channels and side of the images."""
+    """List batch, channels and side in pixels of the images."""
     batches = itertools.product((False, True), shapes.GROUP_NORMS.items())
     return [(shapes.SAMPLING_BATCH if sampling else batch, *shape) for sampling, (shape, batch) in batches]
 
 
 @contextlib.contextmanager
 def chosen(tile: dict[str, int] | None, x: Tensor) -> Iterator[None]:
-    """Both ops with that tile; None: by the rule."""
+    """Inside the block both ops run with that tile; None: with the one that the rule gives."""
     problem = launch.Problem.of(x, None, GROUPS, None, None, None, None)
     with contextlib.ExitStack() as stack:
         if tile:
@@ -49,7 +49,7 @@ def chosen(tile: dict[str, int] | None, x: Tensor) -> Iterator[None]:
 def measure(
     tile: dict[str, int] | None, batch: int, channels: int, side: int, device: torch.device, seconds: float
 ) -> dict[str, float]:
-    """Microseconds of the forward and of the backward op."""
+    """Measure the microseconds of the forward and of the backward op."""
 
     def image() -> Tensor:
         x = torch.randn(batch, channels, side, side, device=device, dtype=DTYPE)

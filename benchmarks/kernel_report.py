@@ -17,7 +17,7 @@ NONE = "–"
 
 
 def read_json(path: Path) -> tuple[dict, list[KernelRow]]:
-    """(machine, rows) as `report.write_json` wrote them."""
+    """Read (machine, rows) as `report.write_json` wrote them."""
 
     def outcome(values: dict) -> Outcome:
         timing = Timing(**values["timing"]) if values["timing"] else None
@@ -32,7 +32,7 @@ def read_json(path: Path) -> tuple[dict, list[KernelRow]]:
 
 
 def csv_lines(rows: list[KernelRow]) -> str:
-    """One line for everybody in each row, for other people's tools: times in seconds, sizes in bytes."""
+    """Write one line for everybody in each row, for other people's tools: times in seconds, sizes in bytes."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("op", "shape", "step", "contender", "median", "fastest", "slowest", "peak", "error", "floor"))
@@ -45,7 +45,8 @@ def csv_lines(rows: list[KernelRow]) -> str:
 
 
 def markdown(machine: dict, rows: list[KernelRow]) -> str:
-    """The page: ours against its floor, its rivals and its targets; then everybody; then what could not be measured."""
+    """Write the page of results: ours against its floor, its rivals and its targets; then everybody; then what could
+    not be measured."""
     facts = ", ".join(f"{name} {value}" for name, value in machine.items())
     sections = [f"# Ops on {machine['device']}", facts, summary(machine, rows)]
     sections += [
@@ -68,7 +69,7 @@ def _title(machine: dict) -> str:
 
 
 def summary(machine: dict, rows: list[KernelRow]) -> str:
-    """Whether the targets were met; without a GPU, that nothing was shown."""
+    """Say whether the targets were met; without a GPU, that nothing was shown."""
     if not machine["kernels ran"]:
         return (
             '**No kernel ran.** Without a GPU "ours" are the PyTorch references of `mdm_kernels`, at small shapes: '

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 
 def group_norm_silu(num_groups: int, channels: int) -> dict[str, Callable]:
-    """Of (x, weight, bias). The modules are made once; their own parameters are never used."""
+    """List other libraries' functions of (x, weight, bias), by name. The modules are made once; their own parameters
+    are never used."""
 
     @functools.cache
     def apex_module(device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -36,7 +37,7 @@ def group_norm_silu(num_groups: int, channels: int) -> dict[str, Callable]:
 
 
 def flash_attention() -> dict[str, Callable]:
-    """Of (q, k, v), each (B, H, L, D)."""
+    """List other libraries' functions of (q, k, v), each (B, H, L, D), by name."""
 
     def xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         from xformers.ops import memory_efficient_attention  # pyright: ignore[reportMissingImports]: an optional rival
@@ -47,7 +48,7 @@ def flash_attention() -> dict[str, Callable]:
 
 
 def self_cross_attention(num_heads: int) -> dict[str, Callable]:
-    """Of (qkv, context_kv) as in `mdm_kernels.self_cross_attention`."""
+    """List other libraries' functions of (qkv, context_kv) as in `mdm_kernels.self_cross_attention`, by name."""
 
     def xformers(qkv: Tensor, context_kv: Tensor) -> Tensor:
         from xformers.ops import memory_efficient_attention  # pyright: ignore[reportMissingImports]: an optional rival

@@ -41,7 +41,8 @@ WORDS = ("red", "green", "small", "large", "house", "tree", "river", "cat", "dog
 
 
 def write_shards(folder: Path, shards: int, samples: int) -> list[str]:
-    """Shards of `samples` pictures each, smooth with some noise, as photographs are, and captions of 5 to 20 words."""
+    """Write shards of `samples` pictures each, smooth with some noise, as photographs are, and captions of 5 to 20
+    words."""
     rng, words = np.random.default_rng(0), random.Random(0)
     paths = []
     for number in range(shards):
@@ -60,7 +61,7 @@ def write_shards(folder: Path, shards: int, samples: int) -> list[str]:
 
 
 def ours(shards: list[str], batch_size: int, workers: int) -> Iterator[tuple[Tensor, list[str]]]:
-    """As a training run reads them."""
+    """Yield batches as a training run reads them: images (B, 3, SIZE, SIZE) uint8 and their captions."""
     config = DataConfig(tuple(shards), size=SIZE, frames=1, holdout=0.0)
     samples = ShardedSamples(open_shards(config))
     stream = SampleStream(SampleReader(samples, config), split(samples, 0.0)[0], seed=0, caption_dropout=0.1)
@@ -69,7 +70,7 @@ def ours(shards: list[str], batch_size: int, workers: int) -> Iterator[tuple[Ten
 
 
 def plain(shards: list[str], batch_size: int, workers: int) -> Iterator[tuple[Tensor, list[str]]]:
-    """What webdataset's documentation shows: shards in random order, a shuffle buffer, decoding, batches."""
+    """Yield batches as webdataset's documentation has it: shards in random order, a shuffle buffer, decoding."""
     per_worker = {"resampled": True, "nodesplitter": wds.split_by_node, "workersplitter": wds.split_by_worker}
     dataset = (
         wds.WebDataset(shards, shardshuffle=False, **per_worker)
@@ -86,7 +87,7 @@ LOADERS: dict[str, Callable[..., Iterable[tuple[Tensor, list[str]]]]] = {OURS: o
 
 
 def measured(shards: list[str], workers: int, batch_size: int, turn: int, seconds: float) -> dict[str, Timing]:
-    """Seconds a sample. turn: batches."""
+    """Measure the seconds a sample of each loader. turn: batches that it gives before it is the other's turn."""
     made = {name: iter(loader(shards, batch_size, workers)) for name, loader in LOADERS.items()}
 
     def take(name: str) -> None:
@@ -100,6 +101,7 @@ def measured(shards: list[str], workers: int, batch_size: int, turn: int, second
 
 
 def profile(shards: list[str], batch_size: int, count: int) -> None:
+    """Print what each loader spends its CPU time on in `count` batches, decoded in this process."""
     for name, loader in LOADERS.items():
         drawn = iter(loader(shards, batch_size, 0))
         next(drawn)

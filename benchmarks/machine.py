@@ -33,12 +33,12 @@ def device_name(device: torch.device) -> str:
 
 
 def slug(device: torch.device) -> str:
-    """The device's name as that of a folder: NVIDIA H100 80GB HBM3 → nvidia-h100-80gb-hbm3"""
+    """Name a folder after the device: NVIDIA H100 80GB HBM3 → nvidia-h100-80gb-hbm3."""
     return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
 
 
 def describe(device: torch.device, dtype: str, rates: Rates) -> dict[str, str | float]:
-    """What stands above a table of results."""
+    """Describe the machine as it stands above a table of results."""
     try:
         import triton
     except ImportError:
@@ -55,7 +55,7 @@ def describe(device: torch.device, dtype: str, rates: Rates) -> dict[str, str | 
 
 
 def copy_rate(device: torch.device) -> float:
-    """Bytes a second that a copy reads and writes, counting both, on a tensor well past the caches."""
+    """Measure the bytes a second that a copy reads and writes, counting both, on a tensor well past the caches."""
     source = torch.randn(2**28 if device.type == "cuda" else 2**25, device=device)
     target = torch.empty_like(source)
     timing = time_side_by_side({"copy": lambda: target.copy_(source)}, device, seconds=0.5, at_least=5)
@@ -63,7 +63,7 @@ def copy_rate(device: torch.device) -> float:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large square matrix product."""
+    """Measure the floating-point operations a second of a large square matrix product."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     timing = time_side_by_side({"product": lambda: a @ b}, device, seconds=0.5, at_least=5)

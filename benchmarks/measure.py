@@ -62,14 +62,15 @@ class KernelRow:
 
 
 def steps(case: Case) -> list[str]:
+    """List the steps that a case is measured in: forward, and with its backward pass if it has one."""
     return [FORWARD, BOTH] if case.backward_bytes else [FORWARD]
 
 
 def measure(
     case: Case, step: str, rates: Rates, device: torch.device, *, seconds: float, with_compile: bool
 ) -> KernelRow:
-    """Whatever a contender raises is its outcome, and the others go on; they are timed in turn, for about `seconds`
-    each."""
+    """Measure every contender in one step of a case. Whatever one raises is its outcome, and the others go on; they are
+    timed in turn, for about `seconds` each."""
     backward = step == BOTH
     sets = _input_sets(case, backward, device)
     exact = _exact(case, sets[0], backward)
@@ -98,6 +99,7 @@ def measure(
 
 
 def row(case: Case, step: str, rates: Rates, outcomes: dict[str, Outcome], largest_tensor: int = 0) -> KernelRow:
+    """Make a row of these outcomes, with the floor that the machine's rates set."""
     least_bytes, operations = case.least_bytes(step == BOTH), case.operations(step == BOTH)
     memory, matrix = least_bytes / rates.copy, operations / rates.matrix
     bound = (max(memory, matrix), memory >= matrix)
@@ -105,6 +107,7 @@ def row(case: Case, step: str, rates: Rates, outcomes: dict[str, Outcome], large
 
 
 def failed(failure: Exception) -> Outcome:
+    """Make the outcome of a contender that raised: the error's type and its first line."""
     lines = str(failure).strip().splitlines() or [""]
     return Outcome(failure=f"{type(failure).__name__}: {lines[0]}")
 

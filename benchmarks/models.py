@@ -28,6 +28,7 @@ TEXT_TOKENS = 128
 
 
 def default_names(device: torch.device, quick: bool) -> list[str]:
+    """List the models to measure if none are named."""
     if quick:
         return ["mdm_t2v_tiny"]
     if device.type == "cpu":
@@ -56,7 +57,8 @@ class ModelCase:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-6, fused=True)
 
     def training_step(self, seed: int | None) -> None:
-        """Noise, predictions, loss, gradients, one Adam step; noise in the kernels from `seed`, or drawn if None."""
+        """Make one training step: noise, predictions, loss, gradients, Adam; noise in the kernels from `seed`, or drawn
+        if None."""
         noise = None if seed is not None else [torch.randn_like(level) for level in self._clean_levels()]
         x_t = self.diffusion.add_noise(self.images, self.time, self.strides, noise, seed=seed)
         with self._autocast():
@@ -67,7 +69,7 @@ class ModelCase:
         self.optimizer.zero_grad()
 
     def sampling_step(self) -> None:
-        """One guided DDIM step: the model on a doubled batch, guidance, the reverse step."""
+        """Make one guided DDIM step: the model on a doubled batch, guidance, the reverse step."""
         x_t = self._clean_levels()
         with torch.inference_mode(), self._autocast():
             context = torch.cat([self.context, self.context])
@@ -75,6 +77,7 @@ class ModelCase:
             self.diffusion.step(x_t, guide(preds, 5.0), 500, 480, eta=0.0)
 
     def sampling_flops(self) -> int:
+        """Count the floating-point operations of a sampling step's matrix products and convolutions."""
         with FlopCounterMode(display=False) as counter, plain_pytorch():
             self.sampling_step()
         return counter.get_total_flops()
@@ -89,7 +92,7 @@ class ModelCase:
 
 
 def measure(case: ModelCase, rates, seconds: float) -> Iterator[ModelRow]:
-    """A row for the training step and one for the sampling step."""
+    """Yield a row for the training step and one for the sampling step."""
 
     def on_plain(step: Callable[[], None]) -> Callable[[], None]:
         def call():

@@ -26,6 +26,7 @@ class Levels:
 
     @property
     def name(self) -> str:
+        """The sizes of all levels, as in "8×3×64² + 16²"."""
         frames = [f"{self.frames // time}×" if self.frames else "" for time, _ in self.strides]
         sizes = [f"{self.size // space}²" for _, space in self.strides]
         return f"{self.batch}×3×" + " + ".join(map("".join, zip(frames, sizes, strict=True)))
@@ -36,6 +37,7 @@ class Levels:
         return list(self.strides) if self.frames else [space for _, space in self.strides]
 
     def shape(self, time: int = 1, space: int = 1) -> tuple[int, ...]:
+        """Give the shape of the images at these strides in time and space."""
         frames = (self.frames // time,) if self.frames else ()
         return (self.batch, 3, *frames, self.size // space, self.size // space)
 
@@ -44,17 +46,19 @@ class Levels:
         return [self.shape(*stride) for stride in self.strides]
 
     def elements(self) -> tuple[int, int]:
-        """Those of the images, and those of all levels together."""
+        """Count the elements of the images, and those of all levels together."""
         return torch.Size(self.shape()).numel(), sum(torch.Size(shape).numel() for shape in self.shapes)
 
     def images(self) -> Tensor:
+        """Draw images, or clips, uniform in −1…1, float32."""
         return torch.rand(self.shape(), device=self.place.device) * 2 - 1
 
     def alpha_bars(self) -> Tensor:
+        """Draw ᾱ (levels, B), uniform in 0…1, float32."""
         return torch.rand(len(self.strides), self.batch, device=self.place.device)
 
     def noise(self) -> list[Tensor]:
-        """What SEED stands for: x_t where the image is 0 and so is ᾱ."""
+        """Give the noise that SEED stands for: x_t where the image is 0 and so is ᾱ."""
         black = torch.zeros(self.shape(), device=self.place.device)
         with mk.use_backend("torch"):
             return mk.multires_noise(black, torch.zeros_like(self.alpha_bars()), self.arguments, seed=SEED)

@@ -53,7 +53,7 @@ class OfficialModel(nn.Module):
 
 
 def source(checkout: Path) -> Path:
-    """The folder in a checkout that holds the package `ml_mdm`. Raises ValueError if there is none."""
+    """Find the folder in a checkout that holds the package `ml_mdm`. Raises ValueError if there is none."""
     for folder in (checkout, checkout / "ml-mdm-matryoshka"):
         if (folder / "ml_mdm" / "models" / "nested_unet.py").is_file():
             return folder
@@ -61,7 +61,7 @@ def source(checkout: Path) -> Path:
 
 
 def pair(name: str, checkout: Path) -> tuple[OfficialModel, UNet]:
-    """The official model and ours with the same random weights in float32, in evaluation mode.
+    """Make the official model and ours with the same random weights in float32, in evaluation mode.
 
     Every weight is random, those that training starts at zero too: the two would agree on zeros for nothing.
     """
@@ -90,7 +90,8 @@ class OfficialRow:
 def measure(
     name: str, checkout: Path, batch: int, device: torch.device, seconds: float, backward: bool
 ) -> Iterator[OfficialRow]:
-    """A forward pass, and if asked for one with its backward, of the official model and ours, in float32 and bfloat16.
+    """Measure a forward pass, and if asked for one with its backward, of the official model and ours, in float32 and
+    bfloat16.
 
     The official code computes in bfloat16 under autocast; our weights are bfloat16 themselves.
     """
@@ -135,7 +136,7 @@ def measure(
 
 
 def table(rows: list[OfficialRow]) -> str:
-    """A Markdown table: times, and how many times faster each is than the official code in both precisions."""
+    """Write a Markdown table: times, and how many times faster each is than the official code in both precisions."""
     baseline = {(row.name, row.step, row.who): row.timing.median for row in rows}
     lines = []
     for row in rows:

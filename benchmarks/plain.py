@@ -19,6 +19,7 @@ from mdm_models.diffusion import objective
 def group_norm_silu(
     x, num_groups, weight=None, bias=None, eps=1e-5, *, skip=None, scale=None, shift=None, activation="silu"
 ):
+    """Compute `mdm_kernels.group_norm_silu` by concatenation, group norm, FiLM and SiLU, one after the other."""
     x = x if skip is None else torch.cat([x, skip], dim=1)
     y = F.group_norm(x, num_groups, weight, bias, eps)
     if scale is not None and shift is not None:
@@ -29,11 +30,13 @@ def group_norm_silu(
 
 
 def flash_attention(q, k, v, *, key_mask=None, scale=None):
+    """Compute `mdm_kernels.flash_attention` by PyTorch's scaled_dot_product_attention."""
     mask = None if key_mask is None else key_mask[:, None, None, :]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
 def self_cross_attention(qkv, context_kv=None, *, num_heads, key_mask=None):
+    """Compute `mdm_kernels.self_cross_attention` by two calls of scaled_dot_product_attention and a sum."""
     q, k, v = (part.unflatten(2, (num_heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=2))
     h = F.scaled_dot_product_attention(q, k, v)
     if context_kv is not None:
@@ -43,6 +46,8 @@ def self_cross_attention(qkv, context_kv=None, *, num_heads, key_mask=None):
 
 
 def temporal_attention(qkv, *, num_heads, frames, rotary=None):
+    """Compute `mdm_kernels.temporal_attention` by scaled_dot_product_attention. Raises NotImplementedError for
+    `rotary`."""
     if rotary is not None:
         raise NotImplementedError("the plain version is for models without rotary positions")
     clips = qkv.unflatten(0, (-1, frames)).transpose(1, 2)  # (B, L, T, 3C)
@@ -69,6 +74,7 @@ def _beside(values: Tensor, x: Tensor) -> Tensor:
 
 
 def multires_noise(images, alpha_bars, strides, noise, *, seed=None):
+    """Compute `mdm_kernels.multires_noise` from noise of each level that was drawn before; `seed` is not used."""
     levels = _level_images(images, strides)
     return [
         _beside(a, x).sqrt() * x + (1 - _beside(a, x)).sqrt() * e
@@ -90,6 +96,10 @@ def multires_loss(
     rows=None,
     per_level=False,
 ):
+    """Compute `mdm_kernels.multires_loss` from noise of each level that was drawn before, without `seed` and `rows`.
+
+    Raises NotImplementedError unless the prediction is v and the loss in ε.
+    """
     if (prediction, loss_target) != ("v", "eps"):
         raise NotImplementedError("the plain version is for v-prediction with the loss in ε")
     levels = _level_images(images, strides)
@@ -103,8 +113,8 @@ def multires_loss(
 
 
 def sampler_step(x, preds, alpha_bar_t, alpha_bar_s, guidance_scale=5.0):
-    """x_s of one level in float32 by the DDPM posterior (Ho et al. 2020, equation 7) from x_t (B, …), v-predictions
-    (2B, …), the unconditional ones first, and ᾱ of t and s (B,)."""
+    """Compute x_s of one level in float32 by the DDPM posterior (Ho et al. 2020, equation 7) from x_t (B, …),
+    v-predictions (2B, …), the unconditional ones first, and ᾱ of t and s (B,)."""
     unconditional, conditional = preds.float().chunk(2)
     v = unconditional + guidance_scale * (conditional - unconditional)
     a_t, a_s = _beside(alpha_bar_t, x), _beside(alpha_bar_s, x)
@@ -116,7 +126,7 @@ def sampler_step(x, preds, alpha_bar_t, alpha_bar_s, guidance_scale=5.0):
 
 @contextlib.contextmanager
 def plain_pytorch() -> Iterator[None]:
-    """Inside the block the models and the objective of `mdm_models` run on the functions above."""
+    """Inside the block the models and the objective of `mdm_models` run on the plain ops of this module."""
 
     def forward(self, x, scale=None, shift=None, skip=None):
         options = {"skip": skip, "scale": scale, "shift": shift, "activation": self.activation}

@@ -23,14 +23,17 @@ class ModelRow:
 
     @property
     def speedup(self) -> float:
+        """How many times as fast as plain PyTorch we are, by medians."""
         return self.timings["plain"].median / self.timings["ours"].median
 
     @property
     def samples_per_second(self) -> float:
+        """The samples that we do in a second, by the median."""
         return self.samples / self.timings["ours"].median
 
     @property
     def floor_fraction(self) -> float:
+        """The share of our median time that the floor is."""
         return self.floor / self.timings["ours"].median
 
 
@@ -50,12 +53,12 @@ COLUMNS = (
 
 
 def table(rows: list[ModelRow]) -> str:
-    """A Markdown table; times are medians."""
+    """Write a Markdown table of the rows; times are medians."""
     return markdown_table(COLUMNS, [_cells(row) for row in rows])
 
 
 def markdown_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Aligned, so that it can be read as text too."""
+    """Write a Markdown table, aligned so that it can be read as text too."""
     widths = [max(len(line[i]) for line in [columns, *lines]) for i in range(len(columns))]
 
     def row(cells: Sequence[str]) -> str:
@@ -83,7 +86,7 @@ def _cells(row: ModelRow) -> tuple[str, ...]:
 
 
 def write_json(path: Path, machine: dict, rows: list) -> None:
-    """Every number behind the table, with the machine."""
+    """Write every number behind the table, with the machine."""
     content = {"machine": machine, "rows": [dataclasses.asdict(row) for row in rows]}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")

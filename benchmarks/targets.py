@@ -11,7 +11,7 @@ FASTEST_SDPA = "the fastest SDPA"
 
 @dataclass(frozen=True)
 class Target:
-    """At least so many times as fast as `rival`; of COPY_RATE, at least that share of it."""
+    """A target for ours: to be at least so many times as fast as `rival`; of COPY_RATE, at least that share of it."""
 
     op: str
     """how the op's name begins"""
@@ -35,6 +35,8 @@ TARGETS = (
 
 @dataclass(frozen=True)
 class Verdict:
+    """How far a target was reached: times as fast as the rival, or the share of the copy rate."""
+
     target: Target
     reached: float | None
     """None if ours or the rival did not run"""
@@ -53,6 +55,7 @@ class Verdict:
 
 
 def verdicts(row: KernelRow) -> list[Verdict]:
+    """Judge a row by each of the TARGETS that are for its op and its size."""
     return [
         Verdict(target, _reached(row, target.rival))
         for target in TARGETS

@@ -22,7 +22,7 @@ class Timing:
     slowest: float
 
     def of_one_among(self, calls: int) -> "Timing":
-        """Of one call, if this is the time of so many."""
+        """Give the timing of one call, if this is that of so many."""
         return Timing(self.median / calls, self.fastest / calls, self.slowest / calls)
 
 
@@ -59,7 +59,7 @@ def _time_once(call: Callable[[], object], device: torch.device) -> float:
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> int:
-    """Bytes that one call allocates at its peak, above what was allocated before it."""
+    """Measure the bytes that one call allocates at its peak, above what was allocated before it."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -112,8 +112,8 @@ class Runner:
 
     @classmethod
     def of(cls, call: Callable, sets: list[tuple[Tensor, ...]], device: torch.device) -> "Runner":
-        """On a GPU a captured graph of one call a set: what the kernels take, without the launches from Python, which
-        take longer than a small kernel. What cannot be captured is launched from Python."""
+        """Make a runner: on a GPU a captured graph of one call a set: what the kernels take, without the launches from
+        Python, which take longer than a small kernel. What cannot be captured is launched from Python."""
         if device.type != "cuda":
             return cls(_rotating(sets, call), 1, "CPU")
         try:

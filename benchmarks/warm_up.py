@@ -34,7 +34,7 @@ STEPS = ((1, False), (2, False), (16, True))
 
 
 def run_case(case: Case) -> None:
-    """Forward, and backward where the case has one."""
+    """Run a case forward, and backward where it has that."""
     if case.ours is None:
         return
     inputs = case.inputs()
@@ -48,8 +48,8 @@ def run_case(case: Case) -> None:
 
 
 def run_model(name: str, batch: int, train: bool) -> None:
-    """A call in bfloat16, with a text mask and without; in training noise, loss and backward around it, and norms in
-    float32."""
+    """Call a model in bfloat16, with a text mask and without; in training noise, loss and backward around it, and norms
+    in float32."""
     with META:
         model = create_model(name).to(torch.bfloat16)
         config, (size, frames) = model.config, SIZES[name]
@@ -73,7 +73,7 @@ def run_model(name: str, batch: int, train: bool) -> None:
 
 
 def launches(cases: str, models: list[str], dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
-    """What the cases, in this dtype, and the models' steps launch, each specialization once."""
+    """List what the cases, in this dtype, and the models' steps launch, each specialization once."""
     found: dict[str, Launch] = {}
 
     def add(kernel, arguments):
@@ -93,6 +93,7 @@ def launches(cases: str, models: list[str], dtype: torch.dtype = torch.bfloat16)
 
 
 def this_gpu() -> str:
+    """Name the architecture of the GPU that is there, such as sm_90 or gfx942."""
     major, minor = torch.cuda.get_device_capability()
     return torch.cuda.get_device_properties().gcnArchName.split(":")[0] if torch.version.hip else f"sm_{major}{minor}"
 

@@ -67,7 +67,8 @@ class Options:
 
 
 def demo(options: Options) -> None:
-    """Raises TrainingError, OSError or ValueError in one line."""
+    """Draw with every shipped model, teach one of them, and name the files. Raises TrainingError, OSError or ValueError
+    in one line."""
     options.out.mkdir(parents=True, exist_ok=True)
     files = [draw(name, options) for name in list_models(pretrained=True)]
     files.append(teach(options))
@@ -78,7 +79,7 @@ def demo(options: Options) -> None:
 
 
 def draw(name: str, options: Options) -> Path:
-    """A grid with a row for each resolution of a model."""
+    """Draw a grid with a row for each resolution of a model; → its file."""
     pipeline = Pipeline.from_pretrained(name, dtype=torch.float32)
     began = time.perf_counter()
     prompts: list[str] = [*(CLIP_PROMPTS if pipeline.model.config.is_video else PROMPTS)]
@@ -112,7 +113,7 @@ def teach(options: Options) -> Path:
 
 
 def settings(options: Options) -> tuple[TrainConfig, str]:
-    """How which shipped model is taught: a video model if there is one. "": none is shipped."""
+    """Say how which shipped model is taught: a video model if there is one; "" if none is shipped."""
     config = changed(tiny(options.data, str(options.out / "tuned")), workers=0, seed=options.seed, holdout=0.0)
     config = changed(config, log_every=1, save_every=1000, sample_every=0, steps=FIRST)
     shipped = list_models("*t2v*", pretrained=True) + list_models("*", pretrained=True)
@@ -144,7 +145,7 @@ def settings(options: Options) -> tuple[TrainConfig, str]:
 
 
 def train_for(config: TrainConfig, seconds: float) -> Path:
-    """As many steps as take about that long; more of them if the run had some already. → the run directory."""
+    """Train as many steps as take about that long; more of them if the run had some already. → the run directory."""
     done = len(_step_seconds(Path(config.out)))
     run = train_whole(changed(config, steps=done + FIRST))
     step = min(_step_seconds(run)[-FIRST:])

@@ -45,7 +45,8 @@ class Options:
 
 
 def report(options: Options) -> None:
-    """Raises TrainingError, OSError or ValueError in one line."""
+    """Print how well a run's model predicts held-out drawings with the right caption, none, and another's. Raises
+    TrainingError, OSError or ValueError in one line."""
     pipeline, settings = open_pipeline(options.run), read_settings(options.run)
     if settings is None:
         raise ValueError(f"{options.run} is no run: it has no config.json of one")
@@ -59,8 +60,8 @@ def report(options: Options) -> None:
 
 
 def held_out(shards: tuple[str, ...], size: int, holdout: float, count: int) -> tuple[Tensor, list[str]]:
-    """Images (N, 3, size, size) in −1…1 and their captions, at most `count` of them. Raises ValueError if there are
-    none."""
+    """Read held-out images (N, 3, size, size) in −1…1 and their captions, at most `count` of them. Raises ValueError if
+    there are none."""
     config = DataConfig(shards, size=size, holdout=holdout, workers=0)
     samples = ShardedSamples(open_shards(config))
     reader = SampleReader(samples, config)
@@ -74,7 +75,8 @@ def held_out(shards: tuple[str, ...], size: int, holdout: float, count: int) -> 
 
 @torch.no_grad()
 def error(pipeline: Pipeline, images: Tensor, captions: list[str], time: int, seed: int) -> float:
-    """Mean squared error of the innermost level's predicted image."""
+    """Give the mean squared error of the innermost level's predicted image at a time. Raises ValueError for a model
+    that reads no captions."""
     if pipeline.text_encoder is None:
         raise ValueError("this model reads no captions")
     strides = [images.shape[-1] // shape[-1] for shape in pipeline.shapes]

@@ -81,7 +81,8 @@ class Options:
 
 
 def report(options: Options) -> None:
-    """Raises TrainingError, OSError or ValueError in one line."""
+    """Train each of the CHOICES, measure it, and write the table. Raises TrainingError, OSError or ValueError in one
+    line."""
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     measured: dict[str, dict[str, float]] = {}
@@ -102,7 +103,7 @@ def report(options: Options) -> None:
 
 
 def row(title: str, numbers: dict[str, float]) -> str:
-    """A line of the table, in Markdown."""
+    """Write a line of the table, in Markdown."""
     cells = [title, f"{numbers['samples_seen']:,.0f}", *(f"{numbers[f'error_{time}']:.4f}" for time in TIMES)]
     cells += [f"{numbers['right_of_5']:.2f}", f"{numbers['frechet_efficientnet_lite0']:.0f}"]
     return f"| {' | '.join(cells)} |"
@@ -120,7 +121,7 @@ class Trainings:
             process.kill()
 
     def train(self, arguments: list[str], seconds: float, run: Path) -> None:
-        """`mdm train emoji`, until that CPU time has passed. Raises TrainingError if it ended otherwise."""
+        """Run `mdm train emoji` until `seconds` of CPU time have passed. Raises TrainingError if it ended otherwise."""
 
         def limit() -> None:
             resource.setrlimit(resource.RLIMIT_CPU, (round(seconds), resource.RLIM_INFINITY))
@@ -151,7 +152,7 @@ def _kept(choice: Choice, trainings: Trainings, options: Options) -> dict[str, f
 
 
 def trained(choice: Choice, trainings: Trainings, options: Options) -> Path:
-    """Train it for its time; → the run of its last stage."""
+    """Train a choice for its time; → the run of its last stage."""
     runs: list[Path] = []
     for stage in choice.stages:
         run = options.out / choice.folder / f"stage-{len(runs) + 1}"
@@ -164,6 +165,8 @@ def trained(choice: Choice, trainings: Trainings, options: Options) -> Path:
 
 
 def measure(run: Path, options: Options) -> dict[str, float]:
+    """Measure a run: samples seen, errors of its predictions at TIMES, and how its samples compare with real
+    drawings."""
     pipeline, settings = open_pipeline(run), read_settings(run)
     assert settings, "a run has settings"
     how = emoji_report.Options(

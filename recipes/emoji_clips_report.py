@@ -28,7 +28,8 @@ from mdm_models.recipes.emoji_samples import Options, drawn, open_model, save_pa
 
 
 def report(options: Options) -> None:
-    """Raises TrainingError, OSError or ValueError in one line."""
+    """Draw clips for captions, save them beside real ones, and judge those that were held out. Raises TrainingError,
+    OSError or ValueError in one line."""
     pipeline = open_model(options)
     if not pipeline.model.config.is_video:
         raise ValueError(f"{options.model} draws pictures, which recipes/emoji_report.py judges")
@@ -43,8 +44,8 @@ def report(options: Options) -> None:
 
 
 def clips(options: Options, pipeline: Pipeline) -> tuple[tuple[Tensor, list[str]], tuple[Tensor, list[str]]]:
-    """Real clips (N, 3, T, H, W) uint8 and their captions: those held out, and as many trained ones as a grid shows.
-    Raises ValueError if there are none."""
+    """Read real clips (N, 3, T, H, W) uint8 and their captions: those held out, and as many trained ones as a grid
+    shows. Raises ValueError if there are none."""
     _, frames, size, _ = pipeline.shapes[0]
     config = DataConfig(
         options.data,
@@ -70,7 +71,7 @@ def _read(reader: SampleReader, numbers: Iterable[int]) -> tuple[Tensor, list[st
 
 
 def judged(real: Tensor, sampled: Tensor, captions: list[str], device: torch.device) -> dict[str, float]:
-    """Clips (N, 3, T, H, W) uint8, each sampled for the caption of the real one of its number."""
+    """Judge clips (N, 3, T, H, W) uint8, each sampled for the caption of the real one of its number."""
     frames, size = real.shape[2], real.shape[-1]
     comparison = Comparison.of(EFFICIENTNET_LITE0, "", size, frames, device)
     comparison.add(real.to(device), sampled.to(device), captions)

@@ -47,6 +47,8 @@ class Options(Sampled):
 
 @dataclass(frozen=True)
 class Drawing:
+    """A drawing as a shard has it. encoded: the bytes of its picture."""
+
     name: str
     style: str
     caption: str
@@ -54,7 +56,7 @@ class Drawing:
 
     @property
     def pixels(self) -> Tensor:
-        """(3, SIZE, SIZE) uint8, on white."""
+        """The picture, (3, SIZE, SIZE) uint8, on white."""
         return decode_image(self.encoded, SIZE)[:, 0]
 
 
@@ -68,7 +70,8 @@ class Chosen:
 
 
 def report(options: Options) -> None:
-    """Raises TrainingError, OSError or ValueError in one line."""
+    """Draw pictures for captions, save them beside real ones, and judge those that were held out. Raises TrainingError,
+    OSError or ValueError in one line."""
     pipeline = open_model(options)
     chosen = choose(*drawings(options), options)
     real = stacked(chosen.held_out)
@@ -87,7 +90,7 @@ def report(options: Options) -> None:
 
 
 def drawings(options: Options) -> tuple[list[Drawing], list[Drawing]]:
-    """Those that were trained on, and those held out."""
+    """Read the drawings that were trained on, and those held out. Raises DataError for other samples."""
     samples = ShardedSamples(open_shards(DataConfig(options.data, workers=0)))
     training, held_out = split(samples, options.holdout)
     trained, unseen = (_read(samples, indices) for indices in (training, held_out))
@@ -110,7 +113,7 @@ def _read(samples: ShardedSamples, indices: Iterable[int]) -> list[Drawing]:
 
 
 def choose(trained: list[Drawing], held_out: list[Drawing], options: Options) -> Chosen:
-    """Raises ValueError if no held-out name is drawn in STYLES styles."""
+    """Choose at random what to ask for. Raises ValueError if no held-out name is drawn in STYLES styles."""
     rng = np.random.default_rng(options.seed)
     by_name: dict[str, list[Drawing]] = defaultdict(list)
     for drawing in (*trained, *held_out):
@@ -127,7 +130,8 @@ def choose(trained: list[Drawing], held_out: list[Drawing], options: Options) ->
 
 
 def shares(queries: Tensor, gallery: Tensor, prefix: str) -> dict[str, float]:
-    """Of pictures (N, 3, SIZE, SIZE) uint8, each of which should be nearest to the gallery's of the same number."""
+    """Give the shares of pictures (N, 3, SIZE, SIZE) uint8 to which the gallery's of the same number is nearest, or one
+    of the 5 nearest."""
     extractor = load_extractor(EFFICIENTNET_LITE0, SIZE)
     asked, among = (extractor(pictures) for pictures in (queries, gallery))
     right = torch.arange(len(queries))
@@ -138,14 +142,15 @@ def shares(queries: Tensor, gallery: Tensor, prefix: str) -> dict[str, float]:
 
 
 def distance(sampled: Tensor, real: Tensor, device: torch.device) -> dict[str, float]:
-    """The Fréchet distance of pictures (N, 3, SIZE, SIZE) uint8 from as many others, with the name of its features."""
+    """Measure the Fréchet distance of pictures (N, 3, SIZE, SIZE) uint8 from as many others, with the name of its
+    features."""
     comparison = Comparison.of(EFFICIENTNET_LITE0, "", SIZE, 1, device)
     comparison.add(real.to(device), sampled.to(device), [""] * len(real))
     return comparison.results()
 
 
 def drawn_for(wanted: list[Drawing], pipeline: Pipeline, options: Options) -> Tensor:
-    """A sample for each caption, (N, 3, SIZE, SIZE) uint8 on the CPU."""
+    """Draw a sample for each drawing's caption, (N, 3, SIZE, SIZE) uint8 on the CPU."""
     sampled = drawn(pipeline, [each.caption for each in wanted], options)
     if sampled.shape[-1] == SIZE:
         return sampled
@@ -154,6 +159,7 @@ def drawn_for(wanted: list[Drawing], pipeline: Pipeline, options: Options) -> Te
 
 
 def stacked(wanted: list[Drawing]) -> Tensor:
+    """Give the pictures of drawings, (N, 3, SIZE, SIZE) uint8."""
     return torch.stack([each.pixels for each in wanted])
 
 

@@ -53,13 +53,13 @@ class Options:
 
 
 def open_model(options: Options) -> Pipeline:
-    """Raises TrainingError, OSError, TypeError or ValueError in one line."""
+    """Open the model on its device. Raises TrainingError, OSError, TypeError or ValueError in one line."""
     device = device_of(options.device)
     return open_pipeline(options.model).to(device, dtype_of(options.dtype, device))
 
 
 def drawn(pipeline: Pipeline, captions: list[str], options: Options) -> Tensor:
-    """A sample for each caption, (N, 3, H, W) or, of clips, (N, 3, T, H, W), uint8 on the CPU."""
+    """Draw a sample for each caption, (N, 3, H, W) or, of clips, (N, 3, T, H, W), uint8 on the CPU."""
     batches = []
     for start in range(0, len(captions), options.batch_size):
         sampled = pipeline(
@@ -77,7 +77,8 @@ def drawn(pipeline: Pipeline, captions: list[str], options: Options) -> Tensor:
 
 
 def save_pairs(path: Path, real: Tensor, sampled: Tensor, frame_rate: float = 1.0) -> None:
-    """Pictures (N, 3, H, W) uint8, or clips (N, 3, T, H, W), COLUMNS pairs a row: real ones left, samples right."""
+    """Save a grid of pictures (N, 3, H, W) uint8, or clips (N, 3, T, H, W), COLUMNS pairs a row: real ones left,
+    samples right."""
     shown = [_frames(images) for images in (real, sampled)]
     sheets = [_sheet(moment) for moment in zip(*shown, strict=True)]
     write_whole(path, lambda partial: save_animation(partial, sheets, frame_rate, "webp", quality=90))

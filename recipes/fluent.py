@@ -60,6 +60,7 @@ class Stage:
 
     @property
     def model(self) -> str:
+        """The name of its model in ARCHITECTURES."""
         return f"fluent_plain_{self.size}" if self.name == PLAIN else f"fluent_{self.size}"
 
     @property
@@ -120,7 +121,8 @@ def _unet(
 
 
 def objective_of(stage: Stage, objective: Objective, scale: Scale) -> ObjectiveConfig:
-    """What counts as unshifted is a size, not a level, so that the highest level of both arms has the same noise."""
+    """Choose a stage's objective, in which what counts as unshifted is a size, not a level, so that the highest level
+    of both arms has the same noise."""
     smallest, middle, _ = (each.size for each in arms(scale)["nested"])
     if objective == "paper":  # noise and weights of its largest model, whose levels have these ratios too
         weights = tuple(size / smallest for size in stage.sizes)
@@ -159,6 +161,7 @@ def folder(comparison: Comparison, stage: Stage, seed: int) -> Path:
 
 
 def run(comparison: Comparison) -> None:
+    """Train the stages of the arms that are asked for, with each seed, and report. Raises TrainingError."""
     for seed in comparison.seeds:
         for arm, stages in arms(comparison.scale).items():
             before = ""

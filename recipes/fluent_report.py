@@ -34,6 +34,7 @@ class Logged:
 
     @property
     def steps(self) -> int:
+        """The last step that any seed's log has; 0 without records."""
         return max((record["step"] for records in self.records.values() for record in records), default=0)
 
     @property
@@ -44,7 +45,8 @@ class Logged:
 
     @property
     def step_seconds(self) -> float:
-        """Median over all records of all seeds, so that what else the machine did at a time does not count."""
+        """The median seconds a step over all records of all seeds, so that what else the machine did at a time does not
+        count."""
         times = [record["step_seconds"] for records in self.of("training").values() for record in records]
         return statistics.median(times) if times else 0.0
 
@@ -59,14 +61,16 @@ class Results:
 
     @property
     def seconds_before(self) -> float:
-        """Training time of the stages before the last one."""
+        """The seconds of training in the stages before the last one."""
         return sum(stage.steps * stage.step_seconds for stage in self.stages[:-1])
 
     def seconds_at(self, step: int) -> float:
-        """Training time of all stages until this step of the last one; evaluations do not count."""
+        """Give the seconds of training in all stages until this step of the last one; evaluations do not count."""
         return self.seconds_before + step * self.stages[-1].step_seconds
 
     def summary(self) -> dict:
+        """Give what comparison.json says of this arm: parameters, stages, and the evaluations of the last stage by
+        seed."""
         last = self.stages[-1]
         evaluations = {
             str(seed): [
@@ -85,7 +89,7 @@ class Results:
 
 
 def write_report(results: list[Results], out: Path) -> None:
-    """comparison.json and .png, stages.png and samples.png, in `out`."""
+    """Write comparison.json and .png, stages.png and samples.png, in `out`."""
     (out / "comparison.json").write_text(json.dumps({r.arm: r.summary() for r in results}, indent=1) + "\n")
     plot_comparison(results, out / "comparison.png")
     plot_stages(results, out / "stages.png")
@@ -94,7 +98,7 @@ def write_report(results: list[Results], out: Path) -> None:
 
 
 def plot_comparison(results: list[Results], path: Path) -> None:
-    """Distance and loss against steps at the top resolution, and against training time; a line a seed."""
+    """Plot distance and loss against steps at the top resolution, and against training time; a line a seed."""
     pyplot = _pyplot()
     figure, panels = pyplot.subplots(2, 2, figsize=(10, 7), sharex="col", sharey="row", layout="constrained")
     for result in results:
@@ -118,7 +122,7 @@ def plot_comparison(results: list[Results], path: Path) -> None:
 
 
 def plot_stages(results: list[Results], path: Path) -> None:
-    """Training loss of every level in every stage, one stage after another; the first seed of each arm."""
+    """Plot the training loss of every level in every stage, one stage after another; the first seed of each arm."""
     pyplot = _pyplot()
     figure, panels = pyplot.subplots(1, len(results), figsize=(10, 4), sharey=True, layout="constrained")
     for axes, result in zip(panels, results, strict=True):
@@ -139,7 +143,7 @@ def plot_stages(results: list[Results], path: Path) -> None:
 
 
 def plot_samples(results: list[Results], path: Path) -> None:
-    """The last grid of each arm, of its first seed: the same captions, with the real images above."""
+    """Show the last grid of each arm, of its first seed: the same captions, with the real images above."""
     pyplot = _pyplot()
     figure, panels = pyplot.subplots(len(results), 1, figsize=(11, 3 * len(results)), layout="constrained")
     for axes, result in zip(panels, results, strict=True):

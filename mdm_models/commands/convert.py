@@ -99,6 +99,7 @@ class Options:
 
 
 def run(options: Options) -> None:
+    """Convert, and print how the model is opened. Raises FileNotFoundError, OSError or ValueError in one line."""
     convert(options.source, options.out, options.model, options.force)
     print(f'done: mdm_models.from_pretrained("{options.out}")')
 

@@ -139,7 +139,7 @@ class Completed(Options):
 
 
 def evaluate(options: Options) -> None:
-    """Raises TrainingError, OSError, ValueError or TypeError in one line."""
+    """Measure a model and print the numbers. Raises TrainingError, OSError, ValueError or TypeError in one line."""
     for steps in options.steps:
         check_steps(steps)
     for std in options.ema_stds:

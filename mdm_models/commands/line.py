@@ -48,7 +48,7 @@ def command(
     act: Callable[[Options], int | None],
     urls: Sequence[str] = (),
 ) -> Main:
-    """The main function of `mdm NAME`: arguments, those of the process if None → exit code.
+    """Make the main function of `mdm NAME`: arguments, those of the process if None → exit code.
 
     description: its help text, line by line. options: a dataclass whose fields' docstrings are the rest of it. urls:
     names of the paths that may be URLs.
@@ -65,8 +65,8 @@ def command(
 def parse(
     program: str, description: str | None, options: type[Options], arguments: list[str], config=MARKERS, **more
 ) -> Options:
-    """The options that a command line gives, as `tyro.cli` reads it; --help ends the process. Raises ValueError in one
-    line for a wrong one."""
+    """Read the options that a command line gives, as `tyro.cli` reads it; --help ends the process. Raises ValueError in
+    one line for a wrong one."""
 
     def read(arguments: list[str]) -> Options:
         return tyro.cli(options, prog=program, description=description, args=arguments, config=config, **more)
@@ -84,7 +84,8 @@ def parse(
 
 
 def checked(options: Options, urls: Sequence[str] = ()) -> Options:
-    """The same options. Raises ValueError for a URL where a path on a local disk is meant, as in all but `urls`."""
+    """Return the options themselves. Raises ValueError for a URL where a path on a local disk is meant, as in all but
+    `urls`."""
     hints = typing.get_type_hints(type(options), include_extras=True)
     for name, value in vars(options).items():
         told = [getattr(part, "name", None) for part in getattr(hints.get(name), "__metadata__", ())]  # arg(name=…)
@@ -116,12 +117,13 @@ def exit_code(program: str, act: Callable[[], int | None]) -> int:
 
 
 def check_steps(steps: int | None) -> None:
+    """Raise ValueError for fewer than 1 sampling step; None leaves the number to the model."""
     if steps is not None and steps < 1:
         raise ValueError(f"--steps {steps}: num_inference_steps is {steps}; it must be at least 1")
 
 
 def like(kind: type[Fields], values: object) -> Fields:
-    """A dataclass of the same fields as another one of that type."""
+    """Make a dataclass of type `kind` from the fields of the same names that `values` has."""
     return kind(**{field.name: getattr(values, field.name) for field in dataclasses.fields(kind)})
 
 

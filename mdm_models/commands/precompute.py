@@ -157,7 +157,7 @@ class Options:
 
 
 def run(options: Options) -> None:
-    """Raises DataError, ValueError or OSError in one line."""
+    """Load the text encoder and precompute with it. Raises DataError, ValueError or OSError in one line."""
     shards = expand(options.shards)  # before the encoder, which takes longer to load
     encoder = load_text_encoder(
         options.text_encoder,

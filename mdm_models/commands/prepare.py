@@ -63,7 +63,7 @@ Options = (
 
 
 def prepare(options: Options) -> None:
-    """Raises OSError or ValueError in one line."""
+    """Make shards and print what they hold. Raises OSError or ValueError in one line."""
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are skipped by their size
     source: Any = options.source  # whose options these are
     folders: list[ShardFolder] = source.prepare(options)

@@ -95,7 +95,7 @@ class Options:
 
 
 def sample(options: Options) -> None:
-    """Raises OSError, ValueError or TypeError in one line."""
+    """Draw what the options ask for and save it. Raises OSError, ValueError or TypeError in one line."""
     check_steps(options.steps)
     options = dataclasses.replace(options, model=on_this_machine(options.model))
     if options.file:

@@ -55,7 +55,8 @@ class Options:
 
 
 def ship(options: Options) -> None:
-    """Raises TrainingError, OSError, ValueError or TypeError in one line."""
+    """Save a run's model as one that comes with the package, with its card. Raises TrainingError, OSError, ValueError
+    or TypeError in one line."""
     pipeline = open_pipeline(options.run)
     chosen = {
         "guidance_scale": options.guidance_scale,

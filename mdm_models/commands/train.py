@@ -61,8 +61,8 @@ def run_recipe(
 def parse(
     program: str, presets: Mapping[str, Preset], description: str | None, arguments: list[str]
 ) -> tuple[TrainConfig, bool]:
-    """The settings of the preset that the command line names with the fields that it replaces, and whether it asks for
-    --dry-run. Raises ValueError in one line for a wrong command line."""
+    """Read the settings of the preset that the command line names with the fields that it replaces, and whether it asks
+    for --dry-run. Raises ValueError in one line for a wrong command line."""
     names = list(presets)
     first = dataclasses.make_dataclass(
         "First",

@@ -37,7 +37,7 @@ class Options:
 
 
 def web(options: Options) -> None:
-    """Raises OSError, ValueError or TypeError in one line."""
+    """Serve a model's page until it is stopped. Raises OSError, ValueError or TypeError in one line."""
     from mdm_models.web import build, serve  # needs gradio, seconds to import
 
     device = device_of(options.device)

@@ -29,14 +29,15 @@ ABANDONED = 3600  # seconds after which half a copy is not one that is being wri
 
 @dataclass(frozen=True)
 class ShardCache:
-    """The copies in one folder.  limit: bytes."""
+    """Keeps copies of shards in one folder, `limit` bytes of them together unless those in use are larger."""
 
     folder: Path
     limit: float
 
     @classmethod
     def of(cls, folder: str, gigabytes: float) -> "ShardCache":
-        """folder: "" for mdm_models/shards in the user's cache directory; gigabytes: 10⁹ bytes."""
+        """Make a cache of so many 10⁹ bytes in `folder`, "" for mdm_models/shards in the user's cache directory. Raises
+        ValueError for a URL."""
         check_local(folder, "--cache")
         return cls(Path(folder) if folder else user_cache() / "shards", gigabytes * 1e9)
 
@@ -50,7 +51,7 @@ class ShardCache:
             raise DataError(f"cache: the folder {self.folder} cannot be written to; choose another --cache")
 
     def open(self, name: str, size: int | None, version: str, waits: Sequence[float] | None = None) -> BinaryIO:
-        """The copy of a shard, made first if need be; it is in use until the file is closed.
+        """Open the copy of a shard, made first if need be; it is in use until the file is closed.
 
         size: in bytes, if known; waits: as for `patiently`. Raises UnreachableError.
         """
@@ -104,17 +105,18 @@ class ShardCache:
                 used -= length
 
     def recall(self, name: str, version: str) -> bytes | None:
-        """What `remember` was given for this version of the shard."""
+        """Give what `remember` was given for this version of the shard; None if that was nothing."""
         try:
             return self._path(name, version).with_suffix(".index").read_bytes()
         except FileNotFoundError:
             return None
 
     def remember(self, name: str, version: str, index: bytes) -> None:
+        """Keep where the samples of this version of the shard lie, in the bytes of `shard_index.to_bytes`."""
         write_whole(self._path(name, version).with_suffix(".index"), lambda path: path.write_bytes(index))
 
     def note(self, name: str, size: int | None, version: str) -> None:
-        """Keep what the store says of a shard, for `last_seen`."""
+        """Keep what the store says of a shard, its size in bytes and its version, for `last_seen`."""
         told = json.dumps([size, version])
         path = self._path(name, "").with_suffix(".seen")
         if not path.exists() or path.read_text() != told:

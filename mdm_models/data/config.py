@@ -52,20 +52,25 @@ class DataConfig:
 
 
 def check(config, names: Iterable[str], holds, rule: str) -> None:
+    """Raise ValueError with the `rule` for the first of these fields of `config` for which `holds` is false."""
     for name in names:
         if not holds(getattr(config, name)):
             raise ValueError(f"{name} is {getattr(config, name)}; it must {rule}")
 
 
 def check_above_0(config, *names: str) -> None:
+    """Raise ValueError unless these fields of `config` are above 0 and finite, or None."""
     check(config, names, lambda value: value is None or 0 < value < math.inf, "be above 0 and finite")
 
 
 def check_not_negative(config, *names: str) -> None:
+    """Raise ValueError unless these fields of `config` are 0 or more and finite."""
     check(config, names, lambda value: 0 <= value < math.inf, "be 0 or more and finite")
 
 
 def check_finite(config, *names: str) -> None:
+    """Raise ValueError unless these fields of `config` are finite numbers, or tuples of such."""
+
     def holds(value: float | tuple[float, ...]) -> bool:
         return all(map(math.isfinite, value if isinstance(value, tuple) else (value,)))
 
@@ -73,4 +78,5 @@ def check_finite(config, *names: str) -> None:
 
 
 def check_share(config, *names: str) -> None:
+    """Raise ValueError unless these fields of `config` lie in [0, 1)."""
     check(config, names, lambda value: 0 <= value < 1, "lie in [0, 1)")

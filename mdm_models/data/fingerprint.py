@@ -21,7 +21,7 @@ class ShardRecord:
 
 
 def record_of(shard: Shard) -> ShardRecord:
-    """Reads three blocks of a local shard; of one elsewhere the store's version counts. Raises DataError."""
+    """Record a shard by three blocks of a local one, or by the store's version of one elsewhere. Raises DataError."""
     if not shard.reached:
         return ShardRecord(shard.path, "", 0)
     digest = hashlib.blake2b(f"{shard.size} {shard.version}".encode(), digest_size=8)
@@ -47,7 +47,8 @@ class Watch:
         self._watched = [(s, r, _stamp(s.path)) for s, r in zip(shards, records, strict=True) if not s.cache]
 
     def check(self) -> None:
-        """Raises DataError that names a shard that has other contents, or one of too many that are gone."""
+        """Look at the shards again. Raises DataError that names one that has other contents, or one of too many that
+        are gone."""
         gone = []
         for i, (shard, record, stamp) in enumerate(self._watched):
             now = _stamp(shard.path)

@@ -16,9 +16,10 @@ from mdm_models.processes import Processes
 
 @dataclass(frozen=True)
 class HeldOutBatch:
-    """numbers: of the B samples among those evaluated; images (B, 3, size, size) or clips (B, 3, frames, size, size)
-    uint8; B captions; B prompts for the text encoder, others where it knows samples by name or class; rows: those that
-    count. The rest, black and without caption, stand for samples that cannot be used, or that are not there."""
+    """A batch of held-out samples. numbers: of the B samples among those evaluated; images (B, 3, size, size) or clips
+    (B, 3, frames, size, size) uint8; B captions; B prompts for the text encoder, others where it knows samples by name
+    or class; rows: those that count. The rest, black and without caption, stand for samples that cannot be used, or
+    that are not there."""
 
     numbers: list[int]
     images: Tensor
@@ -57,7 +58,7 @@ class HeldOut(Dataset):
         return None if isinstance(found, Skip) else found
 
     def batches(self, workers: int) -> Iterator[HeldOutBatch]:
-        """This rank's share, decoded by so many processes; 0: by this one."""
+        """Yield this rank's share, decoded by so many processes; 0: by this one."""
         if self._kept:
             yield from self._kept
             return

@@ -36,12 +36,13 @@ def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """A file's name in a tar → its sample's key, and its suffix in lower case; None for a file of no sample."""
+    """Split a file's name in a tar into its sample's key and its suffix in lower case; None for a file of no sample."""
     key, suffix = base_plus_ext(name)
     return None if key is None or suffix is None else (legible(key), legible(suffix).lower())
 
 
 def is_media(suffix: str) -> bool:
+    """Whether a file of this suffix, such as "jpg" or "img.jpg", is a picture or a clip."""
     return suffix.rpartition(".")[2] in MEDIA
 
 

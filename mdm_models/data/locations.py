@@ -40,11 +40,12 @@ class UnreachableError(Exception):
 
 
 def is_local(name: str) -> bool:
+    """Whether a shard's name is a path on a local disk, neither a URL nor a command (pipe:…)."""
     return not name.startswith(PIPE) and "://" not in name
 
 
 def expand(names: Iterable[str]) -> list[str]:
-    """One name a shard from names of shards, folders of them (URLs of folders end in "/"), brace and wildcard patterns.
+    """Find one name a shard from names of shards, folders of them (URLs of folders end in "/"), and patterns.
 
     Raises DataError if there are no names, for a local path that does not exist, for a folder or pattern that holds no
     tar, and for a URL that cannot be listed.
@@ -107,7 +108,7 @@ def _matches(folder: str, pattern: str) -> list[str]:
 
 
 def patiently(attempt: Callable[[], T], store: str = "", waits: Sequence[float] | None = None) -> T:
-    """What `attempt()` returns, which is tried again after a while if it raises.
+    """Return what `attempt()` returns, and try it again after a while if it raises.
 
     store: whom it asks: where one has just been given up, the next attempt is not waited for. waits: seconds between
     attempts, WAITS if None. Raises FileNotFoundError at once if that is what it found, OSError if a local disk is full,
@@ -140,7 +141,7 @@ def is_out(store: str) -> bool:
 
 
 def store_of(name: str) -> str:
-    """Whom a URL asks: its protocol and host or bucket; "" for a command, each of which is its own."""
+    """Name whom a URL asks: its protocol and host or bucket; "" for a command, each of which is its own."""
     return "" if name.startswith(PIPE) else "://".join(urlsplit(name)[:2])
 
 
@@ -162,7 +163,7 @@ def _status(error: BaseException | None) -> int:
 
 
 def look_up(name: str, waits: Sequence[float] | None = None) -> tuple[int | None, str]:
-    """Size in bytes of a shard that is not local, None if unknown, and what tells this version of it from others.
+    """Find the size in bytes of a shard that is not local, None if unknown, and what tells its version.
 
     waits: seconds between attempts, as for `patiently`.
     Raises DataError if there is no such file, UnreachableError if that cannot be found out.
@@ -197,7 +198,7 @@ def download(name: str, target: Path) -> None:
 
 
 def read_beside(name: str, suffix: str) -> bytes | None:
-    """Contents of the small file NAME + `suffix`; None if there is none that can be read."""
+    """Read the small file NAME + `suffix`; None if there is none that can be read."""
     if name.startswith(PIPE):
         return None
     try:

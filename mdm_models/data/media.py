@@ -54,7 +54,7 @@ def demuxer_of(data: bytes) -> str | None:
 
 
 def open_container(data: bytes) -> InputContainer:
-    """An encoded clip, opened by PyAV. Raises BadSample for what is not a clip.
+    """Open an encoded clip by PyAV. Raises BadSample for what is not a clip.
 
     The demuxer is named, not guessed: some that FFmpeg would guess, of playlists, follow links to other files.
     """
@@ -67,7 +67,7 @@ def open_container(data: bytes) -> InputContainer:
 def decode_clip(
     data: bytes, frames: int, frame_rate: float, size: int, start: float = 0.0, cut: Cut | None = None
 ) -> Tensor:
-    """Frames 1/frame_rate seconds apart from an encoded clip → (3, frames, size, size) uint8, all cut alike.
+    """Decode frames 1/frame_rate seconds apart from an encoded clip → (3, frames, size, size) uint8, all cut alike.
 
     start in [0, 1) chooses where in the clip they begin: 0 at its first frame, near 1 as late as they still fit.
     Only the part of the clip that is wanted is decoded, from the key frame before it. Raises BadSample.
@@ -145,8 +145,8 @@ Timed = tuple[av.VideoFrame, Fraction, Fraction]
 
 
 def timed(frames: Iterable[av.VideoFrame], rate: Fraction, until: Fraction) -> Iterator[Timed]:
-    """Decoded frames with their times, without those that the next one replaces at once.  rate: where a file has no
-    times. until: the time at which the last one ends, unless it says itself that it lasts longer."""
+    """Yield decoded frames with their times in seconds, without those that the next one replaces at once. rate: where a
+    file has no times. until: the time at which the last one ends, unless it says itself that it lasts longer."""
     before, then = None, Fraction(0)
     for frame in frames:
         told = None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
@@ -171,8 +171,8 @@ def shown_size(stream) -> tuple[int, int]:
 
 
 def as_shown(frame: av.VideoFrame, stream, size: tuple[int, int] | None = None) -> np.ndarray:
-    """A frame as its file says it is to be shown, (H, W, 3) uint8: in RGB, on white where it is transparent, in square
-    pixels, turned or mirrored.
+    """Give a frame as its file says it is to be shown, (H, W, 3) uint8: in RGB, on white where it is transparent, in
+    square pixels, turned or mirrored.
 
     size: width and height before it is turned; None: `shown_size`.
     """
@@ -194,7 +194,7 @@ def as_shown(frame: av.VideoFrame, stream, size: tuple[int, int] | None = None) 
 
 
 def decode_image(data: bytes, size: int, cut: Cut | None = None) -> Tensor:
-    """An encoded image → (3, 1, size, size) uint8, a clip of one frame.
+    """Decode an image → (3, 1, size, size) uint8, a clip of one frame.
 
     Upright as its EXIF orientation says; transparency on white. Raises BadSample.
     """
@@ -215,7 +215,7 @@ def decode_image(data: bytes, size: int, cut: Cut | None = None) -> Tensor:
 
 
 def check_size(width: int, height: int, size: int) -> None:
-    """Refuse what would have to be magnified more than twice, and what is too large to be meant."""
+    """Raise BadSample for what would have to be magnified more than twice, and for what is too large to be meant."""
     if 2 * min(width, height) < size:
         raise BadSample("too small", f"{width}×{height} pixels for training at {size}×{size}")
     if max(width, height) > LARGEST_SIDE:

@@ -30,7 +30,8 @@ def mixed_batches(
     workers: int,
     pin: bool = False,
 ) -> Iterator[Batch]:
-    """As `stream.batches`, of several streams with so many samples each in a chunk; `workers` decode for each of them.
+    """Yield chunks of several streams, each with so many samples in it; see `stream.batches`. `workers` decode for
+    each.
 
     A picture among clips stands still: it is repeated to as many frames as the first stream has.
     """

@@ -93,11 +93,11 @@ class Lane:
 
     @property
     def following(self) -> Window:
-        """The one after it."""
+        """The window after the current one."""
         return self._next
 
     def samples(self, window: Window) -> np.ndarray:
-        """(n,) numbers of the samples of a window, in the lane's order."""
+        """Give the numbers (n,) of the samples of a window, in the lane's order."""
         if self._shuffled is None or self._shuffled[0] is not window:
             rng = np.random.default_rng((self.seed, 3, window.epoch, self.number, window.number))
             samples = rng.permutation(np.concatenate([self.pieces[piece] for piece in window.pieces]))
@@ -130,6 +130,7 @@ class Lanes:
         self._begun: dict[int, Lane] = {}
 
     def lane_at(self, position: int) -> Lane:
+        """Give the lane that a position falls to."""
         number = position // self.chunk_size % self.lanes
         if number not in self._begun:
             self._begun[number] = Lane(self.pieces, self.seed, number, self.lanes)

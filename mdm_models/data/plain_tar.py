@@ -8,8 +8,9 @@ TIMES = re.compile(rb"(\d+ (mtime|atime|ctime)=[\d.]+\n)+")  # what webdataset's
 
 
 def plain_files(data: bytes) -> list[tuple[str, bytes]] | None:
-    """Names and contents, if all members are regular files that are whole and whose headers say all there is to say but
-    fractions of seconds, as in nearly every shard; None for any other bytes, which tarfile is to judge."""
+    """List names and contents of the files in a tar, if all members are regular files that are whole and whose headers
+    say all there is to say but fractions of seconds, as in nearly every shard; None for any other bytes, which tarfile
+    is to judge."""
     files, place, owed = [], 0, False
     while place < len(data) or owed:
         header = data[place : place + BLOCK]

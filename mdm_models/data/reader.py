@@ -66,7 +66,7 @@ Prompts = Literal["caption", "class", "name"]
 
 
 def prompts_for(encoder: TextEncoder | None) -> Prompts:
-    """What a text encoder reads."""
+    """Say what a text encoder reads: captions, classes, or the names under which features were precomputed."""
     if isinstance(encoder, PrecomputedText):
         return "name"
     return "class" if isinstance(encoder, ClassLabels) else "caption"
@@ -136,11 +136,11 @@ class SampleReader:
         return _words_of(self.samples[index])
 
     def try_read(self, index: int, start: float | None = None, cut: Cut | None = None) -> tuple[Tensor, str] | Skip:
-        """`read`, with a Skip for what went wrong."""
+        """Do as `read` does, but give a Skip for a sample that cannot be used."""
         return self._try(index, lambda sample, shard: self._read(sample, shard, start, cut))
 
     def try_show(self, index: int) -> tuple[Tensor, str, str] | Skip:
-        """What `read` and `caption` say of a sample: picture or clip, caption, prompt; or a Skip."""
+        """Give what `read` and `caption` say of a sample: picture or clip, caption, prompt; or a Skip."""
 
         def shown(sample: dict, shard: Shard) -> tuple[Tensor, str, str]:
             picture, prompt = self._read(sample, shard, None, None)

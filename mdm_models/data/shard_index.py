@@ -41,7 +41,7 @@ class Shard:
         return len(self.keys)
 
     def open(self) -> BinaryIO:
-        """The tar, or its copy, made first if need be. Raises OSError, or UnreachableError if it cannot be had."""
+        """Open the tar, or its copy, made first if need be. Raises OSError, or UnreachableError if it cannot be had."""
         return self.cache.open(self.path, self.size, self.version) if self.cache else open(self.path, "rb")
 
     @property
@@ -51,7 +51,7 @@ class Shard:
 
 
 def hash_of(key: str) -> int:
-    """64 bits that depend on the key alone, on any machine."""
+    """Hash a key to 64 bits that depend on it alone, on any machine."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
@@ -118,12 +118,13 @@ def scan(path: str, name: str = "", may_be_empty: bool = False) -> Shard:
 
 
 def is_compressed(path: str) -> bool:
+    """Whether a file begins as those of gzip, xz, bzip2 and zstd do. Raises OSError if it cannot be read."""
     with open(path, "rb") as file:
         return file.read(8).startswith(COMPRESSIONS)
 
 
 def to_bytes(shard: Shard) -> bytes:
-    """What was found in a shard, to be kept in a file: 16 bytes a sample."""
+    """Write what was found in a shard as bytes, to be kept in a file: 16 bytes a sample."""
     file = io.BytesIO()
     facts = np.array([INDEX_FORMAT, shard.size, shard.without_media, shard.apart], dtype=np.int64)
     np.savez(file, facts=facts, bounds=shard.bounds, keys=shard.keys, damage=np.array(shard.damage))
@@ -131,7 +132,8 @@ def to_bytes(shard: Shard) -> bytes:
 
 
 def from_bytes(data: bytes, path: str, size: int | None) -> Shard | None:
-    """The inverse of `to_bytes`; None if `data` are no such thing or of a shard of another size than `size` bytes."""
+    """Make the shard again of what `to_bytes` wrote; None if `data` are no such thing or of a shard of another size
+    than `size` bytes."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             form, length, without_media, *rest = file["facts"].tolist()

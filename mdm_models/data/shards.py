@@ -42,7 +42,7 @@ TRY_AGAIN = 600  # seconds until a shard that could not be reached is asked for 
 
 
 def open_shards(config: DataConfig, processes: Processes = ALONE) -> list[Shard]:
-    """The shards that `config.shards` names, in order; the ranks of a distributed run share the work.
+    """Open the shards that `config.shards` names, in order; the ranks of a distributed run share the work.
 
     A shard that cannot be reached stays in the list, without samples. Raises DataError, the same on all ranks, for a
     name that stands for nothing, a shard that is no tar, more than `config.max_bad_share` of them out of reach, or no
@@ -131,11 +131,11 @@ class ShardedSamples:
 
     @property
     def keys(self) -> np.ndarray:
-        """(samples,) uint64: `hash_of` the key of each sample."""
+        """The keys of all samples as `hash_of` gives them, (samples,) uint64."""
         return np.concatenate([np.zeros(0, np.uint64), *(shard.keys for shard in self.shards)])
 
     def number_of(self, index: int) -> int:
-        """Which shard holds a sample."""
+        """Give the number of the shard that holds a sample."""
         return int(np.searchsorted(self.first, index, side="right")) - 1
 
     def shard_of(self, index: int) -> Shard:

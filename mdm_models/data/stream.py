@@ -34,7 +34,8 @@ ATTEMPTS = 200  # unusable samples in a row before the data set is given up
 
 @dataclass
 class Batch:
-    """images (B, 3, frames, size, size) uint8; B captions, "" where dropped; the samples skipped on the way, each once.
+    """A chunk of samples: images (B, 3, frames, size, size) uint8; B captions, "" where dropped; the samples skipped on
+    the way, each once.
 
     bad: how often a sample was tried that cannot be used; shards: numbers of the shards that were read or lost.
     """
@@ -46,17 +47,18 @@ class Batch:
     shards: frozenset[int] = frozenset()
 
     def pin_memory(self) -> "Batch":
+        """Move the images to page-locked memory, so that copies to a GPU need no waiting; → this batch itself."""
         self.images = self.images.pin_memory()
         return self
 
 
 def to_unit_range(images: Tensor) -> Tensor:
-    """uint8 0…255 → float32 −1…1, the same shape."""
+    """Map uint8 0…255 to float32 −1…1 of the same shape."""
     return images.float().div_(127.5).sub_(1)
 
 
 def split(samples: ShardedSamples, holdout: float) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the training and the validation samples, each in rising order, which is shard by shard.
+    """Give the numbers of the training and of the validation samples, each in rising order, which is shard by shard.
 
     A sample is held out if the hash of its key lies in the lowest `holdout` of all hashes, whatever the seed and the
     other samples. Raises DataError if nothing is left to train on.
@@ -86,7 +88,7 @@ class SampleStream:
         return choice == "yes" or (choice == "auto" and any(shard.cache for shard in self.reader.samples.shards))
 
     def order(self, chunk_size: int, lanes: int) -> Shuffled | Lanes:
-        """What stands at each position. lanes: how many processes decode."""
+        """Make the order that says which sample stands at each position. lanes: how many processes decode."""
         if not self.dealt:
             return Shuffled(self.training, self.seed)
         shards = np.split(self.training, np.searchsorted(self.training, self.reader.samples.first[1:-1]))
@@ -104,7 +106,7 @@ class Item:
 
 
 class Positions(Dataset):
-    """Position in the stream → Item."""
+    """Gives the Item of each position in the stream."""
 
     def __init__(self, stream: SampleStream, order: Shuffled | Lanes):
         self.stream = stream
@@ -167,7 +169,7 @@ def batches(
     workers: int,
     pin: bool = False,
 ) -> Iterator[Batch]:
-    """Chunks without end for one rank: those of the chunks rank, rank + world_size, … from `first_chunk` on.
+    """Yield chunks without end for one rank: those of the chunks rank, rank + world_size, … from `first_chunk` on.
 
     If shards are dealt, there are world_size · max(workers, 1) lanes, and chunk g is of lane g % lanes: as a rank's
     chunks go to its workers in turn, each worker reads one lane. With another number of ranks or workers shards are
@@ -193,7 +195,7 @@ def batches(
 
 
 class Tally:
-    """How many of the samples tried could not be used, and of the shards.
+    """Counts how many of the samples tried could not be used, and of the shards.
 
     A shard that is lost counts as one: all its samples fail together, and would pass for many in the process that has
     it to read.
@@ -208,7 +210,8 @@ class Tally:
         self.examples: dict[str, Skip] = {}
 
     def add(self, batch: Batch, whole: bool) -> None:
-        """whole: whether a usable sample was found for each place. Raises DataError if too many cannot be used."""
+        """Count a batch. whole: whether a usable sample was found for each place. Raises DataError if too many cannot
+        be used."""
         self.tried += len(batch.captions) + batch.bad
         self.bad += batch.bad
         self.shards |= batch.shards
@@ -249,7 +252,7 @@ def _collate(items: list[Item]) -> Batch:
 
 
 def loaded(loader: DataLoader) -> Iterator:
-    """What the loader's processes make. Raises DataError where one of them is killed or cannot go on."""
+    """Yield what the loader's processes make. Raises DataError where one of them is killed or cannot go on."""
     items = iter(loader)
     if threading.current_thread() is threading.main_thread():
         # torch's handler would raise anywhere in a step when a process dies; without it, waiting for data finds out
@@ -271,8 +274,8 @@ def loaded(loader: DataLoader) -> Iterator:
 
 
 def stand_apart(worker: int) -> None:
-    """Ctrl-C and torchrun signal a whole process group, but workers must live until their parent has saved: it then
-    ends them by SIGTERM, whose handler they must not inherit."""
+    """Take a worker out of its parent's process group, all of which Ctrl-C and torchrun signal: workers must live until
+    their parent has saved, which then ends them by SIGTERM, whose handler they must not inherit."""
     os.setpgrp()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a scheduler's warning to all processes, which only the parent heeds

@@ -29,7 +29,7 @@ class I3D(FeatureExtractor):
 
     @staticmethod
     def recognises(network: torch.jit.ScriptModule) -> bool:
-        """Whether it has the published program's arguments, by which it is told from others."""
+        """Whether a program has the arguments of the published one, by which that is told from others."""
         return {argument.name for argument in network.forward.schema.arguments} >= ARGUMENTS
 
     def features(self, clips: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ BATCH = 64  # frames that the model sees at once
 
 
 class ClipScore:
-    """Of images (N, 3, H, W), or clips (N, 3, T, H, W), uint8, with N captions; captions longer than the model's
-    context are cut. The ranks of a distributed run add their shares and get the score of all.
+    """Measures the CLIP score of images (N, 3, H, W), or clips (N, 3, T, H, W), uint8, with N captions; captions longer
+    than the model's context are cut. The ranks of a distributed run add their shares and get the score of all.
 
     path_or_id: a directory as open_clip saves it, or the id of a model on the Hugging Face hub. Raises ValueError in
     one line if it cannot be loaded.
@@ -42,6 +42,7 @@ class ClipScore:
 
     @torch.no_grad()
     def add(self, images: Tensor, captions: list[str]) -> None:
+        """Add images (N, 3, H, W) or clips (N, 3, T, H, W), uint8, and their captions; N may be 0."""
         if not captions:
             self._mean.update(torch.zeros(0, device=self._device))
             return
@@ -57,7 +58,7 @@ class ClipScore:
         return torch.stack([self._preprocess(to_pil_image(frame)) for frame in frames]).to(self._device)
 
     def compute(self) -> float:
-        """The mean over what was added, which is forgotten."""
+        """Give the mean over what was added, which is forgotten."""
         score = self._mean.compute().item()
         self._mean.reset()
         return score

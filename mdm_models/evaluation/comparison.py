@@ -35,8 +35,8 @@ class Comparison:
         device: torch.device,
         with_kernel: bool = False,
     ) -> "Comparison":
-        """"" leaves one out; frames: of a clip, 1 for images. Raises ValueError in one line that names the option and
-        the remedy."""
+        """Load the networks that are named, of which "" leaves one out; frames: of a clip, 1 for images. Raises
+        ValueError in one line that names the option and the remedy."""
         frechet = clip = kernel = None
         if feature_extractor or clip_model:
             with needing("torchmetrics", "torchvision"):
@@ -56,7 +56,7 @@ class Comparison:
         return self.frechet is not None or self.clip is not None
 
     def add(self, real: Tensor, sampled: Tensor, captions: list[str]) -> None:
-        """Images (N, 3, H, W) or clips (N, 3, T, H, W) uint8 and their captions; N may be 0."""
+        """Add real and sampled images (N, 3, H, W) or clips (N, 3, T, H, W), uint8, and their captions; N may be 0."""
         if self.frechet is not None:
             if not self.frechet.has_reference:
                 features = self.frechet.add_real(real)
@@ -75,7 +75,8 @@ class Comparison:
             self.frechet.save_reference(path, is_main, features)
 
     def load_reference(self, path: Path, is_main: bool) -> None:
-        """Have a file in place of real images; all ranks call it. Raises ValueError in one line if it does not fit."""
+        """Take a file's statistics in place of real images; all ranks call it. Raises ValueError in one line if it does
+        not fit."""
         features = None if self.frechet is None else self.frechet.load_reference(path, is_main)
         if self.kernel is not None:
             if features is None:
@@ -86,7 +87,7 @@ class Comparison:
             self.kernel.take_real(features)
 
     def results(self) -> dict[str, float]:
-        """Each by its name, of all ranks' samples; what was sampled is forgotten."""
+        """Give each distance and score by its name, of all ranks' samples; what was sampled is forgotten."""
         found = {}
         if self.frechet is not None:
             found[self.frechet.name] = self.frechet.compute()

@@ -68,7 +68,7 @@ class ExportedExtractor(FeatureExtractor):
 
 
 def load_extractor(source: str, image_size: int, frames: int = 1) -> FeatureExtractor:
-    """The network that `source` names, on the CPU.
+    """Load the network that `source` names, on the CPU.
 
     source: "efficientnet-lite0"; or the path of
     * InceptionV3's state dict as pytorch-fid and torch-fidelity publish it, *inception-2015-12-05-6726825d.pth;

@@ -12,7 +12,7 @@ IMAGES_AT_ONCE = 64  # of 299² float32: about 70 MB, and a few times that insid
 
 
 class FeatureExtractor(nn.Module):
-    """Images (N, 3, H, W) uint8 of any size → features (N, num_features) float32.
+    """A network that maps images (N, 3, H, W) uint8 of any size to features (N, num_features) float32.
 
     metric: the name under which the Fréchet distance of these features is reported; name: the network's, as a part of
     such a name. A subclass defines `features` of a batch that is not empty.
@@ -33,10 +33,13 @@ class FeatureExtractor(nn.Module):
         self.requires_grad_(False)
 
     def features(self, images: Tensor) -> Tensor:
+        """Give features (N, num_features) of 1 to `at_once` images (N, 3, H, W), or clips (N, 3, T, H, W), uint8."""
         raise NotImplementedError
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
+        """Give features (N, num_features) float32 of any number of images or clips, uint8, `at_once` of them at a
+        time."""
         if not len(images):
             return torch.zeros(0, self.num_features, device=images.device)
         return torch.cat([self.features(some).float() for some in images.split(self.at_once)])
@@ -44,7 +47,7 @@ class FeatureExtractor(nn.Module):
 
 @torch.no_grad()
 def num_features_of(features: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> int:
-    """How many numbers a network gives of a sample of this shape, for which it is asked of two black ones, uint8.
+    """Find how many numbers a network gives of a sample of this shape, for which it is asked of two black ones, uint8.
 
     Raises ValueError if it does not take them or gives something else.
     """

@@ -19,7 +19,7 @@ from mdm_models.storage import write_whole
 
 
 class ClipFeatures(nn.Module):
-    """Clips (N, 3, T, H, W) uint8 → features (N, 2·D) float32 of a clip each, from the features (D) of its frames.
+    """Maps clips (N, 3, T, H, W) uint8 to features (N, 2·D) float32, each clip's from the features (D) of its frames.
 
     The first half is their mean over the frames: what is seen. The second is the mean absolute change from one frame to
     the next: how it moves. The mean alone would not notice frames that are shuffled or frozen; all frames side by side,
@@ -48,7 +48,8 @@ class _Features(nn.Identity):
 
 
 class FrechetDistance:
-    """Between real and sampled images (N, 3, H, W), or clips (N, 3, T, H, W), uint8, which are added in any order.
+    """Measures the Fréchet distance of real and sampled images (N, 3, H, W) or clips (N, 3, T, H, W), uint8, in any
+    order.
 
     The statistics of what is real stay when those of what was sampled start anew: from then on, or once they were
     loaded, `has_reference` says that no more need be added. In a distributed run every rank adds its share and calls
@@ -65,19 +66,19 @@ class FrechetDistance:
         self._statistics = FrechetInceptionDistance(_Features(self.width), reset_real_features=False).to(device)
 
     def add_real(self, images: Tensor) -> Tensor:
-        """→ their features (N, D)."""
+        """Add real images or clips, uint8; → their features (N, D)."""
         features = self._network(images)
         self._statistics.update(features, real=True)
         return features
 
     def add_sampled(self, images: Tensor) -> Tensor:
-        """→ their features (N, D)."""
+        """Add sampled images or clips, uint8; → their features (N, D)."""
         features = self._network(images)
         self._statistics.update(features, real=False)
         return features
 
     def compute(self) -> float:
-        """Over what has been added, at least 2 real and 2 sampled; sampled ones are forgotten."""
+        """Give the distance over what has been added, at least 2 real and 2 sampled; sampled ones are forgotten."""
         self.has_reference = True
         distance = self._statistics.compute().item()
         self._statistics.reset()

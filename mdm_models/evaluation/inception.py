@@ -20,7 +20,7 @@ RESIZING = "resized to 299² as TensorFlow 1 did"
 
 
 class InceptionV3(FeatureExtractor):
-    """Of a state dict as pytorch-fid and torch-fidelity publish it, in torch-fidelity's network.
+    """FID's InceptionV3 of a state dict as pytorch-fid and torch-fidelity publish it, in torch-fidelity's network.
 
     Raises ValueError if it is not one.
     """
@@ -43,7 +43,8 @@ class InceptionV3(FeatureExtractor):
 
 
 class ScriptedInceptionV3(FeatureExtractor):
-    """NVIDIA's TorchScript of the network, used by the FID of StyleGAN3 and EDM; it takes pixels 0…255 and resizes."""
+    """NVIDIA's TorchScript of FID's InceptionV3, used by the FID of StyleGAN3 and EDM; it takes pixels 0…255 and
+    resizes."""
 
     resizing = RESIZING
 
@@ -52,7 +53,7 @@ class ScriptedInceptionV3(FeatureExtractor):
 
     @staticmethod
     def recognises(network: torch.jit.ScriptModule) -> bool:
-        """Whether it can return features rather than classes, by which it is told from other programs."""
+        """Whether a program can return features rather than classes, by which this one is told from other programs."""
         return any(argument.name == "return_features" for argument in network.forward.schema.arguments)
 
     def features(self, images: Tensor) -> Tensor:

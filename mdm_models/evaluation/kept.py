@@ -13,7 +13,7 @@ from mdm_models.storage import begin, write_whole
 
 
 class KeptSamples:
-    """FOLDER/NUMBER.png or .mp4, and NUMBER.txt, the caption.
+    """Keeps samples in a folder as NUMBER.png or .mp4, with the caption in NUMBER.txt.
 
     settings: all that samples follow from, as JSON knows it. Raises ValueError if the folder has samples of others.
     All processes may make one of the same folder.
@@ -24,8 +24,8 @@ class KeptSamples:
         self.folder, self.frame_rate = folder, frame_rate
 
     def load(self, numbers: list[int]) -> Tensor | None:
-        """(N, 3, H, W) in −1…1, which count as the samples that were kept do, to the last bit; None if any is missing.
-        Clips, whose files are not what was drawn, are always missing."""
+        """Load samples (N, 3, H, W) in −1…1, which count as the samples that were kept do, to the last bit; None if any
+        is missing. Clips, whose files are not what was drawn, are always missing."""
         paths = [self._path(number).with_suffix(".png") for number in numbers]
         if not paths or not all(path.is_file() for path in paths):
             return None
@@ -33,7 +33,7 @@ class KeptSamples:
         return to_unit_range(torch.from_numpy(pixels).movedim(-1, 1).contiguous())  # in memory as they were drawn
 
     def save(self, numbers: list[int], sampled: Tensor, captions: list[str]) -> None:
-        """sampled (N, 3, [T,] H, W) in −1…1."""
+        """Write samples (N, 3, [T,] H, W) in −1…1 and their captions under their numbers."""
         for number, picture, caption in zip(numbers, to_pictures(sampled, self.frame_rate), captions, strict=True):
             path = self._path(number)
             path.with_suffix(".txt").write_text(caption + "\n")

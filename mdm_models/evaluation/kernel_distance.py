@@ -16,8 +16,9 @@ ROWS_AT_ONCE = 4096  # of a kernel's matrix
 
 
 def kid(real: Tensor, sampled: Tensor) -> float:
-    """The kernel inception distance of features (N, D) and (M, D): MMD² with the kernel (x·y / D + 1)³, unbiased, the
-    mean over SUBSETS random subsets of SUBSET_SIZE, or of as many as there are (Bińkowski et al. 2018, section 4)."""
+    """Compute the kernel inception distance of features (N, D) and (M, D): MMD² with the kernel (x·y / D + 1)³,
+    unbiased, the mean over SUBSETS random subsets of SUBSET_SIZE, or of as many as there are (Bińkowski et al. 2018,
+    section 4)."""
     size = min(SUBSET_SIZE, len(real), len(sampled))
     rng = torch.Generator().manual_seed(0)
 
@@ -35,8 +36,8 @@ def _unbiased(x: Tensor, y: Tensor) -> float:
 
 
 def cmmd(real: Tensor, sampled: Tensor) -> float:
-    """1000 · MMD² with a Gaussian kernel of σ = 10, of CLIP embeddings (N, D) and (M, D) of unit length (Jayasumana et
-    al. 2024, arXiv 2401.09603, section 4; biased, as their code)."""
+    """Compute 1000 · MMD² with a Gaussian kernel of σ = 10, of CLIP embeddings (N, D) and (M, D) of unit length
+    (Jayasumana et al. 2024, arXiv 2401.09603, section 4; biased, as their code)."""
     return SCALE * (_mean_kernel(real, real) + _mean_kernel(sampled, sampled) - 2 * _mean_kernel(real, sampled))
 
 
@@ -47,8 +48,9 @@ def _mean_kernel(x: Tensor, y: Tensor) -> float:
 
 
 class KernelDistance:
-    """Of the features of an extractor: KID, or CMMD if it is CLIP's. In a distributed run every rank adds its share and
-    calls the same methods; results are those of all shares together, the same on all."""
+    """Measures the distance between the features of real and of sampled images or clips: KID, or CMMD where CLIP sees
+    images. In a distributed run every rank adds its share and calls the same methods; results are those of all shares
+    together, the same on all."""
 
     def __init__(self, extractor: FeatureExtractor, is_video: bool, device: torch.device):
         of_clip = isinstance(extractor, VisionModel) and extractor.is_clip and not is_video
@@ -60,23 +62,23 @@ class KernelDistance:
         self._real, self._sampled = (CatMetric(nan_strategy="disable").to(device) for _ in range(2))
 
     def add_real(self, features: Tensor) -> None:
-        """(N, D)"""
+        """Add the features (N, D) of real samples."""
         self._real.update(features)
 
     def add_sampled(self, features: Tensor) -> None:
-        """(N, D)"""
+        """Add the features (N, D) of samples drawn."""
         self._sampled.update(features)
 
     def take_real(self, features: Tensor) -> None:
-        """(N, D), those of all ranks together, the same on each, in place of real ones that are added."""
+        """Take the features (N, D) of all ranks' real samples, the same on each, in place of those that are added."""
         self._reference = features.to(self._device)
 
     def real_features(self) -> Tensor:
-        """(N, D), those of all ranks together."""
+        """Give the features (N, D) of all ranks' real samples."""
         return self._real.compute() if self._reference is None else self._reference
 
     def compute(self) -> float:
-        """Over what has been added, at least 2 real and 2 sampled; sampled ones are forgotten."""
+        """Give the distance over what has been added, at least 2 real and 2 sampled; sampled ones are forgotten."""
         distance = self._distance(self.real_features(), self._sampled.compute())
         self._sampled.reset()
         return distance

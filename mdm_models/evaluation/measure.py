@@ -40,8 +40,8 @@ def measure(
     sampling: Sampling,
     kept: KeptSamples | None = None,
 ) -> dict[str, float]:
-    """Numbers by name, the same on all ranks, all of which call this; see `mdm evaluate --help` for what they are.
-    All call the pipeline equally often, unless samples are kept.
+    """Measure numbers by name, the same on all ranks, all of which call this; see `mdm evaluate --help` for what they
+    are. All call the pipeline equally often, unless samples are kept.
 
     workers: processes that decode; kept: where samples are that were drawn before, and where others go. Raises
     DataError, on all ranks, if too few of the samples can be used or if one rank cannot read its share.

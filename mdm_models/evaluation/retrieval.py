@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def nearest(queries: Tensor, gallery: Tensor) -> Tensor:
-    """Features (Q, D) of queries and (N, D) of a gallery → (Q, N) int64: the gallery's numbers, nearest first.
+    """Rank a gallery (N, D) for each of the queries (Q, D) → (Q, N) int64: the gallery's numbers, nearest first.
 
     Nearness is the cosine after the gallery's mean was taken off, which all pictures have in common.
     """

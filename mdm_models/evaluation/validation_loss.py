@@ -13,8 +13,8 @@ GOLDEN_RATIO = 0.6180339887498949
 
 
 def fixed_times(numbers: Sequence[int], num_steps: int) -> Tensor:
-    """Sample numbers → times (B,) float32 in 0…num_steps−1. Successive numbers spread evenly however many there are
-    (multiples of the golden ratio modulo 1), so that few samples already see all noise levels."""
+    """Map B sample numbers to times (B,) float32 in 0…num_steps−1. Successive numbers spread evenly however many there
+    are (multiples of the golden ratio modulo 1), so that few samples already see all noise levels."""
     fractions = (torch.tensor(numbers, dtype=torch.float64) + 0.5) * GOLDEN_RATIO % 1
     return continuous_times(fractions, num_steps).float()
 
@@ -23,7 +23,7 @@ def fixed_times(numbers: Sequence[int], num_steps: int) -> Tensor:
 def level_losses(
     pipeline: Pipeline, images: Tensor, prompts: list[str], numbers: Sequence[int], seed: int
 ) -> Tensor:
-    """Mean squared error of each level, unweighted, in the space of the pipeline's `loss_target` → (levels, B) float32.
+    """Give each level's mean squared error, unweighted, in the space of `loss_target` → (levels, B) float32.
 
     images (B, C, [T,] H, W) in −1…1; numbers: B sample numbers, which with the seed determine noise and times.
     """

@@ -235,7 +235,8 @@ class TrainConfig:
 
 
 def changed(config: TrainConfig, **values) -> TrainConfig:
-    """The same settings with some fields replaced, whichever part they belong to: changed(config, lr=1e-3, size=64)."""
+    """Give the same settings with some fields replaced, whichever part they belong to: changed(config, lr=1e-3,
+    size=64)."""
     parts = {}
     for part in dataclasses.fields(config):
         inside = getattr(config, part.name)
@@ -246,7 +247,7 @@ def changed(config: TrainConfig, **values) -> TrainConfig:
 
 
 def chunks_of(config: OptimizerConfig, world_size: int) -> tuple[int, int]:
-    """How all processes share the batch of a step: (samples in a chunk, chunks a process has one after another).
+    """Say how all processes share the batch of a step: (samples in a chunk, chunks a process has one after another).
 
     Raises TrainingError where it cannot be shared evenly.
     """

@@ -17,8 +17,8 @@ from mdm_models.unet import NestedUNet, UNet, build_model
 
 
 def open_encoder(config: ModelConfig, seed: int, device: torch.device, in_bf16: bool = False) -> TextEncoder:
-    """The text encoder that the settings name; one that is trained along begins random by `seed`. in_bf16: hold and
-    compute a frozen one in bfloat16, half the memory and no cast of its weights at each step.
+    """Open the text encoder that the settings name; one that is trained along begins random by `seed`. in_bf16: hold
+    and compute a frozen one in bfloat16, half the memory and no cast of its weights at each step.
 
     Raises TrainingError.
     """
@@ -33,13 +33,15 @@ def open_encoder(config: ModelConfig, seed: int, device: torch.device, in_bf16: 
 
 
 def encoder_trained_along(config: ModelConfig, seed: int) -> TransformerTextEncoder:
-    """On the CPU. Raises ValueError for sizes that it cannot have."""
+    """Make a text encoder to be trained, random by `seed`, on the CPU. Raises ValueError for sizes that it cannot
+    have."""
     torch.manual_seed(seed)
     return TransformerTextEncoder(config.text_width, config.text_layers, max_tokens=config.text_tokens)
 
 
 class CaptionedDenoiser(nn.Module):
-    """x_t of every level, time (B,), captions as `CaptionReader.read` gives them → predictions, one a level.
+    """A UNet that reads captions: x_t of each level, time (B,), captions of `CaptionReader.read` → predictions, one a
+    level.
 
     A text encoder that is trained along is the submodule `text`; of a frozen one only the features come in.
     """
@@ -53,7 +55,7 @@ class CaptionedDenoiser(nn.Module):
         return self.unet(x, time, *self.features(captions))
 
     def features(self, captions: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """→ features (B, S, width), mask (B, S)."""
+        """Give features (B, S, width) and mask (B, S) of captions as `CaptionReader.read` gives them."""
         features, mask = captions if self.text is None else self.text(*captions)
         return features, mask
 
@@ -64,15 +66,16 @@ def part_of(weights: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
 
 
 class CaptionReader:
-    """Captions → what `CaptionedDenoiser` takes: tokens (B, S) for a text encoder that is trained along, features
-    (B, S, width) and their mask (B, S) from a frozen one."""
+    """Turns captions into what `CaptionedDenoiser` takes: tokens (B, S) for a text encoder that is trained along,
+    features (B, S, width) and their mask (B, S) from a frozen one."""
 
     def __init__(self, encoder: TextEncoder, device: torch.device):
         self.encoder = encoder
         self.device = device
 
     def read(self, captions: list[str]) -> tuple[Tensor, ...]:
-        """Raises TrainingError for a caption that the encoder cannot read, such as a class that does not exist."""
+        """Read B captions. Raises TrainingError for one that the encoder cannot read, such as a class that does not
+        exist."""
         try:
             if isinstance(self.encoder, TransformerTextEncoder):
                 return (self.encoder.tokenize(captions).to(self.device, non_blocking=True),)
@@ -86,8 +89,8 @@ class CaptionReader:
 def initial_model(
     architecture: UNetConfig, encoder: TextEncoder, seed: int, init_from: str, device: torch.device
 ) -> CaptionedDenoiser:
-    """The model as a run begins: random by `seed`, and filled as far as it goes from `init_from`, unless that is "":
-    the run directory of the stage before, or a saved model to go on from, by directory or name."""
+    """Make the model as a run begins: random by `seed`, and filled as far as it goes from `init_from`, unless that is
+    "": the run directory of the stage before, or a saved model to go on from, by directory or name."""
     torch.manual_seed(seed)
     model = CaptionedDenoiser(build_model(architecture), encoder)
     if init_from and is_saved_model(init_from):
@@ -98,6 +101,7 @@ def initial_model(
 
 
 def is_saved_model(init_from: str) -> bool:
+    """Whether `init_from` is a saved model, by directory or name, rather than a run."""
     return (shipped_or(init_from) / PIPELINE_FILE).is_file()
 
 

@@ -27,7 +27,8 @@ class Evaluation:
     def of(
         cls, config: TrainConfig, reader: SampleReader, validation: np.ndarray, processes: Processes
     ) -> "Evaluation | None":
-        """As the settings say; None if they ask for none, or, with a warning, if there is nothing to evaluate on.
+        """Make the evaluation that the settings ask for; None if they ask for none, or, with a warning, if there is
+        nothing to evaluate on.
 
         validation: numbers of the samples that are held out. Raises TrainingError for a network that cannot be loaded.
         """
@@ -49,7 +50,7 @@ class Evaluation:
         return cls(held_out, comparison, config.data.workers)
 
     def measure(self, learner: Learner) -> dict[str, float]:
-        """Numbers by name, equal on all processes, every one of which must call this. Raises DataError, on all
+        """Measure numbers by name, equal on all processes, every one of which must call this. Raises DataError, on all
         of them, if too few samples can be used or if one cannot read its share."""
         output = learner.config.output
         sampling = Sampling(learner.config.system.seed, output.sample_steps, output.sampler)

@@ -13,7 +13,8 @@ VERSIONS = ".versions.json"  # name → what the store said of the file that was
 
 
 def fetched(init_from: str) -> str:
-    """What a run begins from, on this machine: of a URL, the copy of the model that is there. Raises TrainingError."""
+    """Give what a run begins from, on this machine: of a URL, the copy of the model that is there. Raises
+    TrainingError."""
     if not url_of(init_from):
         return init_from
     try:
@@ -24,8 +25,9 @@ def fetched(init_from: str) -> str:
 
 
 def on_this_machine(model: Path, averages: bool = False) -> Path:
-    """The same; of a URL, the copy of the model there, or of that which a run there has left, in the folder `models` of
-    the user's cache directory. What has not changed since is not copied again. averages: with the run's snapshots.
+    """Give a model's path on this machine: the same; of a URL, the copy of the model there, or of that which a run
+    there has left, in the folder `models` of the user's cache directory. What has not changed since is not copied
+    again. averages: with the run's snapshots.
 
     Raises FileNotFoundError if no model is there, TrainingError for a store that cannot be read.
     """

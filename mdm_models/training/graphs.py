@@ -29,9 +29,9 @@ def uses_graphs(config: TrainConfig, processes: Processes) -> bool:
 
 
 def captured(model: nn.Module, x: Sequence[Tensor], time: Tensor, captions: tuple[Tensor, ...]) -> nn.Module:
-    """The model itself, whose calls in training mode from now on replay a call on inputs like these: x of each level
-    (B, C, [T,] H, W), fewer rows at higher ones, time (B,), captions as `CaptionReader.read` gives them. Inputs of
-    other shapes cannot be replayed; in evaluation mode the model runs as before.
+    """Give the model itself, whose calls in training mode from now on replay a call on inputs like these: x of each
+    level (B, C, [T,] H, W), fewer rows at higher ones, time (B,), captions as `CaptionReader.read` gives them. Inputs
+    of other shapes cannot be replayed; in evaluation mode the model runs as before.
 
     To be called, as the result is, under the autocast of the training, without its cache: a weight cast in one pass
     must not serve the next. Raises RuntimeError for a network that waits for the device inside a pass.

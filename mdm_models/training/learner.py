@@ -39,7 +39,7 @@ NOISE, TIME = 4, 5  # what random numbers are for, beside 0 to 3 of the data's: 
 
 
 def times_of(objective: ObjectiveConfig, fractions: Tensor, num_steps: int) -> Tensor:
-    """Fractions in 0…1, uniform → the times at which a batch is trained."""
+    """Map fractions in 0…1, uniform, to the times at which a batch is trained."""
     if objective.times == "logit_normal":
         return logit_normal_times(fractions, num_steps, objective.times_mean, objective.times_deviation)
     return {"discrete": discrete_times, "continuous": continuous_times}[objective.times](fractions, num_steps)
@@ -58,6 +58,7 @@ class Outcome:
 
     @property
     def finite(self) -> bool:
+        """Whether the loss and the gradient's norm are finite."""
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
     def summary(self) -> dict[str, float | list[float]]:
@@ -107,7 +108,7 @@ class Learner:
 
     @property
     def lr(self) -> float:
-        """Linear warm-up, then constant, then linear to 0 at the end of the run."""
+        """The learning rate of the next step: linear warm-up, then constant, then linear to 0 at the end of the run."""
         told = self.config.optimizer
         rising = (self.step + 1) / max(1, told.warmup)
         falling = (told.steps - self.step) / told.cooldown if told.cooldown else 1.0
@@ -146,8 +147,8 @@ class Learner:
         return outcome
 
     def rehearse(self, chunks: Sequence[Batch]) -> float:
-        """Seconds that this process takes for the gradient of a step, which is then forgotten; the second of two, as
-        the first one compiles and fills caches. All processes call it."""
+        """Measure the seconds that this process takes for the gradient of a step, which is then forgotten; the second
+        of two, as the first one compiles and fills caches. All processes call it."""
         for _ in range(2):
             began = time.perf_counter()
             self._gradient(chunks)[0].item()  # on a GPU, this waits for it
@@ -204,15 +205,17 @@ class Learner:
         return times_of(self.config.objective, fractions, self.diffusion.num_steps)
 
     def autocast(self) -> contextlib.AbstractContextManager:
+        """Give a context that computes in bfloat16 if settings and device say so; where passes are captured it caches
+        no weights."""
         device = self.processes.device.type
         in_bf16 = self.config.system.uses_bf16(device)
         return torch.autocast(device, torch.bfloat16, enabled=in_bf16, cache_enabled=not self.uses_graphs)
 
     @contextlib.contextmanager
     def as_pipeline(self) -> Iterator[Pipeline]:
-        """The averaged model with the run's text encoder, precision and guidance, in evaluation mode and without
-        gradients while the block lasts. Every process must enter it and call the pipeline equally often: with FSDP each
-        of them holds a part of the weights."""
+        """Give the averaged model with the run's text encoder, precision and guidance as a pipeline, in evaluation mode
+        and without gradients while the block lasts. Every process must enter it and call the pipeline equally often:
+        with FSDP each of them holds a part of the weights."""
         self.model.eval()
         try:
             with self.ema.swapped_in(), torch.no_grad(), self.autocast():
@@ -222,10 +225,11 @@ class Learner:
             self.model.train()
 
     def counters(self) -> dict[str, Any]:
+        """Give the counts that a checkpoint keeps, by name."""
         return {name: getattr(self, name) for name in ("step", "samples_seen", "bad_steps", "bad_in_a_row")}
 
     def identity(self) -> dict:
-        """What must be equal for weights to fit."""
+        """Give what must be equal, of the UNet and the text encoder, for a checkpoint's weights to fit."""
         text = {"width": self.encoder.width}
         if isinstance(self.encoder, TransformerTextEncoder):
             text |= {"layers": self.config.model.text_layers, "tokens": self.config.model.text_tokens}
@@ -304,5 +308,5 @@ def _reading(values: Tensor) -> Callable[[], list[float]]:
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """The same images (B, C, H, W) or clips (B, C, T, H, W) with their channels innermost in memory."""
+    """Give the same images (B, C, H, W) or clips (B, C, T, H, W) with their channels innermost in memory."""
     return images.contiguous(memory_format=torch.channels_last if images.dim() == 4 else torch.channels_last_3d)

@@ -28,7 +28,7 @@ GRIDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Told:
-    """What no file of the run knows."""
+    """What a model card says that no file of the run knows."""
 
     about: str
     """Markdown: what the model draws, its data with their licences, its limits"""
@@ -39,7 +39,8 @@ class Told:
 
 
 def model_card(name: str, run: Path, pipeline: Pipeline, told: Told) -> str:
-    """Raises OSError or ValueError if the run's files cannot be read."""
+    """Write the text of a run's model card, in Markdown. Raises OSError or ValueError if the run's files cannot be
+    read."""
     config = json.loads((run / "config.json").read_text())
     sections = [
         f"# {name}\n\n{told.about.strip()}\n\n    mdm web {name}",

@@ -25,7 +25,8 @@ RECOMPILATIONS = 256  # one block class runs at many widths and resolutions; bey
 
 
 def set_determinism(on: bool) -> None:
-    """Whether torch must choose algorithms whose results never vary; otherwise cuDNN tries which ones are fastest."""
+    """Say whether torch must choose algorithms whose results never vary; otherwise cuDNN tries which ones are
+    fastest."""
     if on:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs a workspace of fixed size for it
     torch.use_deterministic_algorithms(on)
@@ -33,7 +34,7 @@ def set_determinism(on: bool) -> None:
 
 
 def parallelise(model: CaptionedDenoiser, config: SystemConfig, processes: Processes) -> nn.Module:
-    """What to call in place of `model`, which is changed as the settings say; its parameters keep their names."""
+    """Give what to call in place of `model`, which is changed as the settings say; its parameters keep their names."""
     blocks = [module for module in model.modules() if isinstance(module, BLOCKS)]
     if config.compile:
         allow_recompilations(RECOMPILATIONS)

@@ -21,7 +21,7 @@ from mdm_models.unet import empty_model
 def pipeline_of(
     config: TrainConfig, architecture: UNetConfig, encoder: TextEncoder, weights: Mapping[str, Tensor]
 ) -> Pipeline:
-    """weights: those of the whole model, by name, on the CPU."""
+    """Make the pipeline of a run. weights: those of the whole model, by name, on the CPU."""
     unet = empty_model(architecture)
     unet.load_state_dict(part_of(weights, "unet"), assign=True)
     if isinstance(encoder, TransformerTextEncoder):  # its own tensors may be spread over processes
@@ -31,6 +31,7 @@ def pipeline_of(
 
 
 def pipeline_config(config: TrainConfig, encoder: TextEncoder) -> PipelineConfig:
+    """Give what a run's pipeline is to know of its settings; the path of a text encoder is made absolute."""
     named = config.model.text_encoder
     if isinstance(encoder, PrecomputedText):
         named = encoder.identity.name  # what the features came from, which takes any prompt
@@ -52,8 +53,9 @@ def pipeline_config(config: TrainConfig, encoder: TextEncoder) -> PipelineConfig
 
 
 def open_pipeline(given: Path) -> Pipeline:
-    """In float32 on the CPU: a saved model, by directory or name, or that of a run, its newest checkpoint's if it has
-    left none yet. Raises FileNotFoundError, ValueError, TypeError or TrainingError in one line."""
+    """Open a pipeline in float32 on the CPU: a saved model, by directory or name, or that of a run, its newest
+    checkpoint's if it has left none yet. Raises FileNotFoundError, ValueError, TypeError or TrainingError in one
+    line."""
     if (given / "model").exists() or not list_steps(given) or (config := read_settings(given)) is None:
         return Pipeline.from_pretrained(model_directory(given), dtype=torch.float32)
     encoder = open_encoder(config.model, config.system.seed, torch.device("cpu"))

@@ -36,7 +36,8 @@ TOLD = {"data": ("split_shards",), "optimizer": ("micro_batch", "cooldown"), "sy
 
 
 def check_paths(config: TrainConfig) -> None:
-    """Raises TrainingError for a URL where a path on a local disk is meant, and for one that cannot be opened."""
+    """Check the paths in the settings. Raises TrainingError for a URL where a path on a local disk is meant, and for
+    one that cannot be opened."""
     named = {
         "cache": config.data.cache,
         "prometheus": config.output.prometheus,
@@ -52,13 +53,14 @@ def check_paths(config: TrainConfig) -> None:
 
 
 def write_settings(run: Path, config: TrainConfig) -> None:
+    """Write what the run is told to RUN/config.json, whole."""
     text = json.dumps(dataclasses.asdict(config), indent=1) + "\n"
     write_whole(run / FILE, lambda path: path.write_text(text))
 
 
 def read_settings(run: Path) -> TrainConfig | None:
-    """What the run was told; None if the directory holds none, or those of a model. A setting that another version of
-    this package knew is left out, one that it did not know has its default.
+    """Read what the run was told; None if the directory holds none, or those of a model. A setting that another version
+    of this package knew is left out, one that it did not know has its default.
 
     Raises TrainingError for a damaged file.
     """
@@ -102,8 +104,8 @@ def differences(before: dict, now: dict) -> tuple[list[str], list[str]]:
 
 
 def compare_records(path: Path, before: dict | None, now: dict, accept: bool) -> None:
-    """Says what has changed since a checkpoint; raises CheckpointError for what cannot be meant, unless told to accept
-    it."""
+    """Warn of what has changed since a checkpoint. Raises CheckpointError for what cannot be meant, unless told to
+    accept it."""
     if before is None:
         warnings.warn(
             f"checkpoint {path} has no record of its data and settings, which an earlier version did not keep: "

@@ -43,7 +43,8 @@ from mdm_models.training.settings import check_paths, compare_records, record_of
 
 
 def train_whole(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
-    """`train`, as a part of something longer: raises KeyboardInterrupt if it was asked to stop before its last step."""
+    """Do as `train` does, as a part of something longer: raises KeyboardInterrupt if it was asked to stop before its
+    last step."""
     run = train(config, architecture)
     if not is_finished(run, config.optimizer.steps):
         raise KeyboardInterrupt

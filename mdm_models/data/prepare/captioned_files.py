@@ -44,15 +44,15 @@ class Captioned:
 
     @property
     def folder(self) -> Path:
-        """Where its file lies; Path() of bytes, which lie in none."""
+        """The folder that its file lies in; Path() of bytes, which lie in none."""
         return Path() if isinstance(self.media, bytes) else self.media.parent
 
     def read(self) -> bytes:
-        """Raises BadSample."""
+        """Give the bytes of the picture or clip. Raises BadSample if they cannot be read."""
         return self.media if isinstance(self.media, bytes) else contents(self.media)
 
     def read_caption(self) -> str:
-        """"" if there is none. Raises BadSample."""
+        """Give the caption, "" if there is none. Raises BadSample if it cannot be read."""
         if isinstance(self.caption, str):
             return stripped(self.caption)
         data = contents(self.caption)
@@ -104,6 +104,7 @@ def tables(root: Path) -> list[Path]:
 
 
 def is_media(path: Path) -> bool:
+    """Whether a file's suffix is that of a picture or a clip."""
     return path.suffix.lower() in (*IMAGES, *CLIPS)
 
 
@@ -113,8 +114,8 @@ def holds_pictures(root: Path) -> bool:
 
 
 def fingerprint(root: Path) -> str:
-    """Changes when a file under the folder comes, goes or changes: how many there are, and a hash of their names, sizes
-    and times."""
+    """Give a text that changes when a file under the folder comes, goes or changes: how many there are, and a hash of
+    their names, sizes and times."""
     told = (*SIDECARS, *TABLES, ".jsonl", ".csv")
     files = [path for path in walk(root) if is_media(path) or path.suffix.lower() in told]
     digest = hashlib.sha256()
@@ -125,8 +126,8 @@ def fingerprint(root: Path) -> str:
 
 
 def captioned_files(root: Path, caption: str = "") -> tuple[list[tuple[str, Captioned]], list[str]]:
-    """The pictures and clips under a folder, each with a key of its own; and the names of the classes in the order of
-    their numbers, if each picture's folder is all that says what it shows.
+    """List the pictures and clips under a folder, each with a key of its own; and the names of the classes in the order
+    of their numbers, if each picture's folder is all that says what it shows.
 
     caption: for those that have none. Raises ValueError if there are no pictures, or no captions.
     """

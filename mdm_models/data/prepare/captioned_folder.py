@@ -67,7 +67,7 @@ class Options:
 
 
 def prepare(options: Options) -> list[ShardFolder]:
-    """Raises ValueError or OSError in one line."""
+    """Make shards of a folder of pictures or clips. Raises ValueError or OSError in one line."""
     given = (options.folder, options.out, options.size, options.caption, options.per_shard, options.threads)
     return [shards_of_folder(*given)]
 
@@ -80,7 +80,9 @@ def shards_of_folder(
     per_shard: int = PER_SHARD,
     threads: int = os.cpu_count() or 1,
 ) -> ShardFolder:
-    """size: the shorter side in pixels to which larger pictures are shrunk; caption: of pictures that have none.
+    """Make shards in the folder `out` of the pictures and clips under `root`.
+
+    size: the shorter side in pixels to which larger pictures are shrunk; caption: of pictures that have none.
 
     Raises ValueError or OSError in one line.
     """
@@ -108,8 +110,8 @@ def shards_of_folder(
 
 
 def shards_for(names: Sequence[str], size: int, cache: str = "") -> tuple[str, ...]:
-    """The same names, with a folder of shards in place of each folder of pictures, made in the cache folder if it is
-    not there: once, whatever the processes of this machine and the runs that ask for it.
+    """Give the names with a folder of shards in place of each folder of pictures, made in the cache folder if it is not
+    there: once, whatever the processes of this machine and the runs that ask for it.
 
     size: of training, in pixels; larger pictures are shrunk to LEAST_SIZE or this. cache: "" for the user's cache
     directory. Raises ValueError or OSError in one line.
@@ -159,7 +161,7 @@ def _shuffled(items: list[tuple[str, Captioned]]) -> Iterable[tuple[str, Caption
 
 
 def sample_of(item: Captioned, size: int | None, caption: str) -> Files:
-    """The files of one sample. caption: that of an item that has none. Raises BadSample."""
+    """Make the files of one sample. caption: that of an item that has none. Raises BadSample."""
     text = item.read_caption() or caption
     if not text:
         raise BadSample("caption missing", "no line of metadata, no .txt, .caption or .json beside it")

@@ -61,7 +61,7 @@ class Options:
 
 
 def prepare(options: Options) -> list[ShardFolder]:
-    """Raises ValueError or OSError in one line."""
+    """Make shards of what a list of URLs with captions names. Raises ValueError or OSError in one line."""
     url_list = UrlList(options.url_list, options.url_column, options.caption_column)
     settings = {
         "index": f"{options.url_list.name} {url_list.fingerprint()}",  # as folders that were begun before call it
@@ -91,12 +91,12 @@ def prepare(options: Options) -> list[ShardFolder]:
 
 
 def numbered(url_list: UrlList) -> Iterator[tuple[str, CaptionedUrl]]:
-    """The key of each row: its number."""
+    """Pair each row with its key, which is its number."""
     return ((f"{number:09d}", row) for number, row in enumerate(url_list))
 
 
 def sample_of(row: CaptionedUrl, downloader: Downloader, size: int | None, seconds: float | None) -> Files:
-    """The files of one sample. Raises BadSample."""
+    """Download one sample and make its files. Raises BadSample."""
     url, caption = row
     if not caption.strip():
         raise BadSample("caption empty", url)

@@ -26,6 +26,8 @@ CRF = 18  # x264's constant rate factor: hardly told from the original
 
 @dataclass(frozen=True)
 class EncodedClip:
+    """A clip as it is written into a shard; width and height in pixels, fps in frames a second."""
+
     suffix: str  # mp4, webm or avi
     data: bytes
     width: int  # as it is shown: upright, in square pixels
@@ -42,10 +44,10 @@ def clip_suffix(data: bytes) -> str | None:
 
 
 def checked_clip(data: bytes, size: int | None = None, seconds: float | None = None) -> EncodedClip:
-    """A clip that is whole and begins with a picture that decodes.
+    """Check that a clip is whole and begins with a picture that decodes.
 
-    Kept as it is unless its shorter side is longer than `size` pixels or it lasts longer than `seconds`: it is then
-    encoded again without sound, as H.264 in an mp4, upright and in square pixels. Raises BadSample.
+    It is kept as it is unless its shorter side is longer than `size` pixels or it lasts longer than `seconds`: it is
+    then encoded again without sound, as H.264 in an mp4, upright and in square pixels. Raises BadSample.
     """
     suffix = clip_suffix(data)
     if suffix is None:

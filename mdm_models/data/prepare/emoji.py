@@ -91,7 +91,7 @@ compressed.
 
 @dataclass(frozen=True)
 class Drawing:
-    """source: an SVG document, or the bytes of a picture."""
+    """One thing as one style draws it. source: an SVG document, or the bytes of a picture."""
 
     name: str
     style: str
@@ -104,7 +104,8 @@ class Drawing:
 
     @property
     def place(self) -> float:
-        """In 0…1, as good as random and always the same: where in the shards it stands, and whether it is held out."""
+        """A number in 0…1, as good as random and always the same: where in the shards it stands, and whether it is held
+        out."""
         return int.from_bytes(hashlib.sha256(self.key.encode()).digest()[:8]) / 2**64
 
 
@@ -125,7 +126,8 @@ class Options:
 
 
 def prepare(options: Options) -> list[ShardFolder]:
-    """Raises ValueError or OSError in one line."""
+    """Make shards of emoji and icons of many styles, and those of the held-out ones. Raises ValueError or OSError in
+    one line."""
     tarballs = options.tarballs or [download(package, options.out / "tarballs") for package in (*ICONS, RENDERED)]
     by_name = {name_of(path): path for path in tarballs}
     for name, path in by_name.items():
@@ -145,7 +147,8 @@ def prepare(options: Options) -> list[ShardFolder]:
 
 
 def divided(every: Iterable[Drawing], held_out: float) -> tuple[list[Drawing], list[Drawing]]:
-    """Drawings to train on, and those to judge by: that share of the ones of names that KNOWN_STYLES styles draw."""
+    """Divide drawings into those to train on and those to judge by: the share `held_out` of the ones of names that
+    KNOWN_STYLES styles draw."""
     every = list(every)
     styles = Counter(slug(drawing.name) for drawing in every)
     parts: tuple[list[Drawing], list[Drawing]] = [], []
@@ -226,13 +229,13 @@ def _rendered(tarball: Path, groups: dict[str, str | None]) -> Iterator[Drawing]
 
 @functools.cache
 def slug(name: str) -> str:
-    """"woman’s hat" → "womans-hat"."""
+    """Make a key of a name: "woman’s hat" → "womans-hat"."""
     ascii_only = unicodedata.normalize("NFKD", name.replace("’", "")).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "-", ascii_only.lower()).strip("-")
 
 
 def sample(drawing: Drawing) -> Files:
-    """Raises BadSample."""
+    """Make the files of one drawing's sample. Raises BadSample for one that cannot be drawn."""
     file = io.BytesIO()
     _picture(drawing.source).save(file, format="WEBP", quality=QUALITY)
     facts = {"name": drawing.name, "style": drawing.style, "group": drawing.group}

@@ -60,7 +60,8 @@ class Downloader:
         self._closed.set()
 
     def fetch(self, url: str) -> bytes:
-        """Raises BadSample, and OSError if the last OUTAGE downloads have all reached no server."""
+        """Download the bytes at a URL. Raises BadSample, and OSError if the last OUTAGE downloads have all reached no
+        server."""
         if not url.lower().startswith(("http://", "https://")):
             raise BadSample("bad URL", url)
         for attempt in range(self.retries + 1):

@@ -88,7 +88,7 @@ class Options:
 
 
 def prepare(options: Options) -> list[ShardFolder]:
-    """Raises ValueError or OSError in one line."""
+    """Make shards of Fluent emoji, still and animated. Raises ValueError or OSError in one line."""
     tarballs = options.tarballs or [download(package, options.out / "tarballs") for package in PACKAGES]
     named = sorted((name_of(path), path) for path in tarballs)
     for name, path in named:
@@ -124,7 +124,7 @@ def arts(tarballs: list[Path]) -> Iterator[Art]:
 
 
 def image_sample(art: Art) -> Files:
-    """Raises BadSample."""
+    """Make the files of a still emoji's sample. Raises BadSample."""
     key, data = art
     caption = caption_of(key)
     image = checked_image(data)
@@ -133,7 +133,7 @@ def image_sample(art: Art) -> Files:
 
 
 def clip_sample(art: Art) -> Files:
-    """Raises BadSample."""
+    """Make the files of an animated emoji's sample. Raises BadSample, also for one that does not move."""
     key, data = art
     caption = caption_of(key)
     if SKIN_TONES & set(key.split("-")):
@@ -158,7 +158,7 @@ def _at_frame_rate(shown: Image.Image) -> list[Image.Image]:
 
 
 def caption_of(key: str) -> str:
-    """"1f427" → "penguin": the English name of an emoji by its code points. Raises BadSample."""
+    """Name an emoji in English by its code points: "1f427" → "penguin". Raises BadSample."""
     import emoji
 
     try:

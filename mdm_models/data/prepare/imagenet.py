@@ -51,7 +51,7 @@ class Options:
 
 
 def prepare(options: Options) -> list[ShardFolder]:
-    """Raises ValueError or OSError in one line."""
+    """Make shards of pictures that lie in a folder for each class. Raises ValueError or OSError in one line."""
     root = options.folder
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder; give one that has a folder of images for each class")
@@ -100,7 +100,7 @@ def pictures(root: Path, classes: list[str]) -> list[Picture]:
 
 
 def keyed(files: list[Picture], root: Path) -> list[tuple[str, Picture]]:
-    """Each picture with a key of its own, made of its path: it stays the same when other files come or go.
+    """Pair each picture with a key of its own, made of its path: it stays the same when other files come or go.
 
     ImageNet's n01440764/n01440764_10026.JPEG has the key n01440764_10026. A key has no dot: the suffix begins there.
     """
@@ -119,7 +119,7 @@ def keyed(files: list[Picture], root: Path) -> list[tuple[str, Picture]]:
 
 
 def class_names(classes: list[str], file: Path | None) -> list[str]:
-    """A name for each class, all different: from `file`, ImageNet's, or the folder's. Raises ValueError."""
+    """Name each class, all differently: from `file`, ImageNet's, or the folder's. Raises ValueError."""
     if file is not None:
         names = _names_of(file, classes)
     elif len(classes) == IMAGENET_CLASSES and all(SYNSET.fullmatch(name) for name in classes):

@@ -16,6 +16,8 @@ ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF's orientations of pictures that are turned by
 
 @dataclass(frozen=True)
 class EncodedImage:
+    """An image as it is written into a shard; width and height in pixels."""
+
     suffix: str  # jpg, png or webp
     data: bytes
     width: int  # as it is shown: upright
@@ -23,7 +25,8 @@ class EncodedImage:
 
 
 def checked_image(data: bytes, size: int | None = None) -> EncodedImage:
-    """An image that decodes, its shorter side shrunk to `size` if it is longer; on white where that re-encodes it.
+    """Check that an image decodes; shrink its shorter side to `size` if it is longer; on white where that re-encodes
+    it.
 
     The bytes stay the same unless the image is shrunk, moves, or is of a format that training does not read; it is then
     written as a JPEG. Raises BadSample.

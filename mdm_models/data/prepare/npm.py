@@ -36,7 +36,8 @@ class Package:
 
 
 def download(package: Package, folder: Path, registry: str = REGISTRY) -> Path:
-    """The package's tarball in `folder`, fetched if it is not there. Raises OSError, also if it is not what it was."""
+    """Fetch the package's tarball into `folder` if it is not there; → its path. Raises OSError, also if it is not what
+    it was."""
     path = folder / package.file
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +74,8 @@ def name_of(tarball: Path) -> str:
 
 
 def members(tarball: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each file, one after the other. Raises ValueError for what is no .tgz or breaks off."""
+    """Yield name and content of each file of a tarball, one after the other. Raises ValueError for what is no .tgz or
+    breaks off."""
     try:
         with tarfile.open(tarball, "r|gz") as tar:
             for member in tar:

@@ -216,7 +216,7 @@ class Checkpoints:
 
 
 def list_steps(run: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
+    """List the complete checkpoints of a run, oldest first."""
     paths = folder_of(run).glob("step-*")
     return sorted((path for path in paths if re.fullmatch(r"step-\d{8,}", path.name)), key=step_of)
 
@@ -227,7 +227,7 @@ def is_finished(run: Path, steps: int) -> bool:
 
 
 def load_averages(run: Path) -> dict[str, Tensor]:
-    """The averaged weights of a run's newest checkpoint that is whole, on the CPU, read by this process alone.
+    """Load the averaged weights of a run's newest checkpoint that is whole, on the CPU, read by this process alone.
 
     Raises CheckpointError if there is none.
     """

@@ -35,7 +35,7 @@ class Damaged(CheckpointError):
 
 
 def measured(path: Path) -> tuple[int, int]:
-    """A file's size in bytes and its CRC-32."""
+    """Find a file's size in bytes and its CRC-32."""
     size = checksum = 0
     with path.open("rb") as file:
         while block := file.read(1 << 24):
@@ -55,7 +55,7 @@ def write_manifest(folder: Path, identity: dict, files: Files, record: dict | No
 
 
 def read_manifest(path: Path) -> dict:
-    """The manifest of a checkpoint: "model", its identity, "torch", the version that wrote it, and "files".
+    """Read the manifest of a checkpoint: "model", its identity, "torch", the version that wrote it, and "files".
 
     Raises Damaged, or CheckpointError if an earlier version of this package wrote the checkpoint.
     """
@@ -74,7 +74,7 @@ def read_manifest(path: Path) -> dict:
 
 
 def verify(path: Path, files: Files) -> None:
-    """Raises Damaged if one of these files of a checkpoint is not what was written."""
+    """Check files of a checkpoint by size and CRC-32. Raises Damaged if one is not what was written."""
     for name, (size, checksum) in files.items():
         try:
             size_here = (path / name).stat().st_size  # told before all of the file is read
@@ -88,7 +88,8 @@ def verify(path: Path, files: Files) -> None:
 
 
 def verified_manifest(path: Path) -> dict:
-    """The manifest of a checkpoint whose files have the sizes and checksums it states. Raises Damaged."""
+    """Read the manifest of a checkpoint and check that its files have the sizes and checksums it states. Raises
+    Damaged."""
     manifest = read_manifest(path)
     verify(path, manifest["files"])
     return manifest

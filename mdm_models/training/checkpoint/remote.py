@@ -33,7 +33,7 @@ SENT = ".sent.json"  # in the mirror: name → [time of change, bytes] of what w
 
 
 def mirrored(config: TrainConfig) -> TrainConfig:
-    """The same settings with the mirror for `out`, if that is a URL."""
+    """Give the same settings with the mirror for `out`, if that is a URL."""
     if not (url := url_of(config.out)):
         return config
     folder = Path(config.data.cache) if config.data.cache else user_cache()

@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 
 
 def staged(state: dict, rank: int, world_size: int) -> dict[str, Any]:
-    """A copy, on the CPU, of what process `rank` is to write: the entries by their names in the checkpoint.
+    """Copy to the CPU what process `rank` is to write: the entries by their names in the checkpoint.
 
     state: nested dicts and lists of tensors and other values, with the same plain tensors on all processes.
 

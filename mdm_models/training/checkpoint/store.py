@@ -29,14 +29,15 @@ class Store:
         self.url = url.rstrip("/")
 
     def check(self) -> None:
-        """Raises StoreError for a protocol that is unknown or whose package is not installed; asks nobody."""
+        """Check the URL without asking anybody. Raises StoreError for a protocol that is unknown or whose package is
+        not installed."""
         try:
             fsspec.get_filesystem_class(urlsplit(self.url).scheme)
         except (ImportError, ValueError) as error:
             raise StoreError(f"{self.url} cannot be opened: {one_line(error)}") from None
 
     def names(self, folder: str = "") -> list[str]:
-        """Of the files in it and in its folders."""
+        """List the names of the files in `folder` and in its folders, sorted; "" for all that the store has."""
 
         def find(system: fsspec.AbstractFileSystem, path: str) -> list[str]:
             system.invalidate_cache()  # another machine may have written
@@ -49,7 +50,7 @@ class Store:
         return sorted(path.removeprefix(root) for path in self._ask("listed", find))
 
     def read(self, name: str) -> bytes | None:
-        """What is in a small file; None if there is none."""
+        """Read a small file; None if there is none."""
 
         def cat(system: Any, path: str) -> bytes | None:
             try:
@@ -60,16 +61,19 @@ class Store:
         return self._ask("read", cat)
 
     def write(self, name: str, data: bytes) -> None:
+        """Write a small file."""
         self._ask("written to", lambda system, path: system.pipe_file(f"{path}/{name}", data))
 
     def put(self, file: Path, name: str) -> None:
+        """Copy the local `file` to the store."""
         self._ask("written to", lambda system, path: system.put_file(str(file), f"{path}/{name}"))
 
     def get(self, name: str, file: Path) -> None:
+        """Copy a file of the store to the local `file`."""
         self._ask("read", lambda system, path: system.get_file(f"{path}/{name}", str(file)))
 
     def delete(self, names: Iterable[str]) -> None:
-        """In this order; those that are not there are passed over."""
+        """Delete files in this order; those that are not there are passed over."""
 
         def remove(system: fsspec.AbstractFileSystem, path: str) -> None:
             for name in names:

@@ -44,8 +44,8 @@ class Memory:
 
 
 def describe(config: TrainConfig, world_size: int = 1, architecture: UNetConfig | None = None) -> str:
-    """Several lines about a run on so many processes, for people; architecture: as in `train`. Raises TrainingError
-    for settings that do not fit."""
+    """Describe a run on so many processes in several lines, for people; architecture: as in `train`. Raises
+    TrainingError for settings that do not fit."""
     planned = plan(config, architecture, context_dim=_feature_width(config.model))
     chunk, rounds = chunks_of(config.optimizer, world_size)
     model = weightless_model(planned.architecture, config.model)
@@ -65,7 +65,7 @@ def describe(config: TrainConfig, world_size: int = 1, architecture: UNetConfig 
 
 
 def estimate_memory(config: TrainConfig, planned: Plan, world_size: int, device: str) -> Memory:
-    """The memory of each process on a device of that type, "cuda" or "cpu"."""
+    """Estimate the memory of each process on a device of that type, "cuda" or "cpu"."""
     model = weightless_model(planned.architecture, config.model)
     chunk, _ = chunks_of(config.optimizer, world_size)
     sharded = config.system.parallel == "fsdp" and world_size > 1

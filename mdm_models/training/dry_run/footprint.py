@@ -28,7 +28,7 @@ Shapes = tuple[tuple[int, ...], ...]
 
 
 def weightless_model(architecture: UNetConfig, config: ModelConfig) -> CaptionedDenoiser:
-    """The model of a run on the meta device; of a frozen text encoder only the features come in."""
+    """Make the model of a run on the meta device; of a frozen text encoder only the features come in."""
     encoder = None
     if not config.text_encoder:
         with torch.device("meta"):
@@ -38,10 +38,9 @@ def weightless_model(architecture: UNetConfig, config: ModelConfig) -> Captioned
 
 @functools.cache
 def level_flops(architecture: UNetConfig, config: ModelConfig, shapes: Shapes) -> tuple[int, ...]:
-    """Floating-point operations, two a multiplication with its addition, of the forward pass of one sample in each
-    level's UNet; those of the text in the innermost level's. Matrix products and convolutions only, as in
-    torch.utils.flop_counter: what the matrix units do.
-    """
+    """Count the floating-point operations, two a multiplication with its addition, of the forward pass of one sample in
+    each level's UNet; those of the text in the innermost level's. Matrix products and convolutions only, as in
+    torch.utils.flop_counter: what the matrix units do."""
     model = weightless_model(architecture, config)
     for module in model.modules():
         if isinstance(module, GroupNormSiLU):  # of no matrix product, and most of the time
@@ -63,8 +62,8 @@ def _unnormalised(x: Tensor, scale=None, shift=None, skip: Tensor | None = None)
 
 
 def training_flops(config: TrainConfig, planned: Plan) -> float:
-    """Operations that the model needs for a sample's forward and backward pass, mean over a batch whose levels have
-    shares of it."""
+    """Count the operations that the model needs for a sample's forward and backward pass, mean over a batch whose
+    levels have shares of it."""
     forward = level_flops(planned.architecture, config.model, tuple(planned.shapes))
     shares = level_shares(config, planned.architecture)
     return 3 * sum(share * flops for share, flops in zip(shares, forward, strict=True))
@@ -89,9 +88,9 @@ def activation_bytes(
     autocast: bool,
     recompute: bool,
 ) -> Activations:
-    """The activations of one chunk on device "cpu" or "cuda", where the kernels run; copies of the weights in bfloat16
-    under autocast are among them. Up to half too much on a CPU in bfloat16, whose group_norm torch's shape inference
-    takes to keep float32.
+    """Estimate the activations of one chunk on device "cpu" or "cuda", where the kernels run; copies of the weights in
+    bfloat16 under autocast are among them. Up to half too much on a CPU in bfloat16, whose group_norm torch's shape
+    inference takes to keep float32.
 
     rows: samples at each level. recompute: of each block only its inputs are kept, and its insides made again one block
     at a time (activation checkpointing).

@@ -49,7 +49,7 @@ class Averages(ABC):
             self._exchange()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages themselves, not copies, and the count of updates (int64)."""
+        """Give the averages themselves, not copies, and the count of updates (int64)."""
         state = dict(self.averages)
         for prefix, averages in self.others.items():
             state |= {prefix + name: average for name, average in averages.items()}
@@ -95,7 +95,7 @@ class Averages(ABC):
 
 
 class EMA(Averages):
-    """average ← decay · average + (1 − decay) · parameter.
+    """The exponential moving average of every parameter: average ← decay · average + (1 − decay) · parameter.
 
     In the first updates the decay is (1 + n) / (10 + n) where that is smaller, so that the average forgets the
     initialisation in a run of any length.
@@ -144,5 +144,5 @@ def make_averages(model: nn.Module, config: OptimizerConfig) -> Averages:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that is in this process: a view of its memory."""
+    """Give the part of a tensor that is in this process: a view of its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -13,7 +13,7 @@ import numpy as np
 
 
 def exponent(std: float) -> float:
-    """γ of the power function whose width is `std`. Raises ValueError unless std lies between 0 and 1/√12."""
+    """Find γ of the power function whose width is `std`. Raises ValueError unless std lies between 0 and 1/√12."""
     if not 0 < std < 12**-0.5:
         raise ValueError(f"std is {std}; it must lie between 0 and {12**-0.5:.3f}, the width of a plain mean")
     # std² = (γ + 1) / ((γ + 2)² (γ + 3)), multiplied out
@@ -43,8 +43,8 @@ class Combination:
 
 
 def combine(kept: Sequence[Profile], wanted: Profile) -> Combination:
-    """The least-squares combination of the profiles `kept` to the profile `wanted` (the paper's appendix C.3, with the
-    condition that the weights sum to 1)."""
+    """Find the least-squares combination of the profiles `kept` to the profile `wanted` (the paper's appendix C.3, with
+    the condition that the weights sum to 1)."""
     among = _inner(kept, kept)
     with_wanted = _inner(kept, [wanted])[:, 0]
     norm = math.sqrt(_inner([wanted], [wanted])[0, 0])

@@ -70,12 +70,12 @@ def forget_snapshots_after(run: Path, step: int) -> None:
 
 
 def list_snapshots(run: Path) -> list[Snapshot]:
-    """The snapshots of a run, oldest first. Raises CheckpointError for a damaged one."""
+    """List the snapshots of a run, oldest first. Raises CheckpointError for a damaged one."""
     return [_read(path) for path in _paths(run)]
 
 
 def reconstruct(run: Path, std: float) -> tuple[dict[str, Tensor], Combination]:
-    """The average of width `std` at the run's last snapshot, float32 on the CPU by parameter name, and how it was made.
+    """Make the average of width `std` at a run's last snapshot; → it, float32 on the CPU by name, and how it was made.
 
     Memory holds one set of weights, whatever the number of snapshots. Raises CheckpointError if the run has no
     snapshots, ValueError if no average has that width.

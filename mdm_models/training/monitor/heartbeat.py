@@ -35,12 +35,13 @@ class Heartbeat:
         self._written = -math.inf
 
     def beat(self, step: int, loss: float, samples_per_second: float) -> None:
-        """After a step; written if the last time was EVERY seconds ago."""
+        """Say after a step how far the run is; written if the last time was EVERY seconds ago."""
         self._last = {"loss": loss if math.isfinite(loss) else None, "samples_per_second": samples_per_second}
         if time.monotonic() - self._written >= EVERY:
             self._write(step, "training")
 
     def end(self, step: int) -> None:
+        """Say at once that the run has ended at this step: "finished" if it was the last one, else "stopped"."""
         self._write(step, "finished" if step >= self._steps else "stopped")
 
     def _write(self, step: int, state: str) -> None:

@@ -20,26 +20,26 @@ class Interval:
         self.skips: list[Skip] = []
 
     def begin(self) -> None:
-        """A step begins, with waiting for its data."""
+        """Note that a step begins, with waiting for its data."""
         self._began = time.perf_counter()
 
     def received(self, chunks: Sequence[Batch]) -> None:
-        """All of this process's data for the step are here."""
+        """Note that all of this process's data for the step are here."""
         self.waited += time.perf_counter() - self._began
         for chunk in chunks:
             self.samples += len(chunk.captions)
             self.skips += chunk.skipped
 
     def learned(self, loss: float) -> None:
-        """The step is over."""
+        """Note that the step is over, with its loss."""
         self.seconds += time.perf_counter() - self._began
         self.steps += 1
         if math.isfinite(loss):
             self.losses.append(loss)
 
     def summary(self) -> dict[str, float]:
-        """Mean loss; seconds a step and, of those, seconds waiting for data; samples a second of all processes; model
-        FLOPs utilization. After one step or more."""
+        """Give, after one step or more, the mean loss; seconds a step and, of those, seconds waiting for data; samples
+        a second of all processes; model FLOPs utilization."""
         samples_per_second = self.samples * self.throughput.world_size / self.seconds
         return {
             "loss": sum(self.losses) / len(self.losses) if self.losses else math.nan,

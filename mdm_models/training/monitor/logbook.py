@@ -142,7 +142,7 @@ def _identity(record: dict) -> tuple[str, str]:
 
 
 def records_of(path: Path, *names: str) -> list[dict]:
-    """The records of a JSON-lines file that have entries of these names, of the types that ours have."""
+    """Read the records of a JSON-lines file that have entries of these names, of the types that ours have."""
     return [record for record in _parsed(path) if _is_ours(record, names)]
 
 

@@ -29,8 +29,8 @@ class Preview:
     def of(
         cls, config: OutputConfig, reader: SampleReader, indices: Iterable[int], processes: Processes
     ) -> "Preview | None":
-        """The first usable samples among the numbers `indices`, of which at most ATTEMPTS are tried; None if there is
-        none or the settings ask for no grid. Every process must call this: one reads, so that all agree."""
+        """Read the first usable samples among the numbers `indices`, of which at most ATTEMPTS are tried; None if there
+        is none or the settings ask for no grid. Every process must call this: one reads, so that all agree."""
         if not config.sample_every:
             return None
         tried = (reader.try_show(int(index)) for index in itertools.islice(indices, ATTEMPTS))

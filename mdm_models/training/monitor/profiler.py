@@ -15,7 +15,7 @@ TRACE, TABLE = "trace.json.gz", "table.txt"
 
 
 class Idle:
-    """In a profiler's place where none is wanted."""
+    """Stands in a profiler's place where none is wanted."""
 
     def step(self) -> None:
         pass

@@ -33,8 +33,8 @@ def locked(run: Path, processes: Processes) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked_mirror(mirror: Path, processes: Processes) -> Iterator[tuple[Path, Sharing]]:
-    """The same for the mirror of a run in a store, which machines may share or have to themselves; → this process's
-    mirror, and who shares it.
+    """Lock, as `locked` does, the mirror of a run in a store, which machines may share or have to themselves; → this
+    process's mirror, and who shares it.
 
     A machine that does not see the leading process's has one beside it, named after the first rank there: never the
     same folder, however slow a file system is to show it.

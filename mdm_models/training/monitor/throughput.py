@@ -47,7 +47,8 @@ class Peak:
 
 
 def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
-    """The data sheet's rate in bfloat16 or float32, or else that of a large matrix product, measured here."""
+    """Find a device's peak: the data sheet's rate in bfloat16 or float32, or else that of a large matrix product,
+    measured here."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     for pattern, bf16, float32 in PEAKS:
         if re.fullmatch(pattern, name):
@@ -85,7 +86,8 @@ class Throughput:
 
     @classmethod
     def of(cls, config: TrainConfig, planned: Plan, processes: Processes) -> "Throughput":
-        """Of a run on this device; where the data sheet is missing this multiplies matrices for a moment."""
+        """Find what a run's utilization of this device is reckoned from; where the data sheet is missing, this
+        multiplies matrices for a moment."""
         dtype = torch.bfloat16 if config.system.uses_bf16(processes.device.type) else torch.float32
         return cls(training_flops(config, planned), peak_of(processes.device, dtype), processes.world_size)
 
@@ -94,5 +96,5 @@ class Throughput:
         return f"MFU is the share of {peak}, at {self.flops_per_sample / 1e12:.4g} TFLOP a sample"
 
     def utilization(self, samples_per_second: float) -> float:
-        """MFU of that many samples a second over all processes, 0…1."""
+        """Give the MFU, 0…1, of that many samples a second over all processes."""
         return samples_per_second * self.flops_per_sample / (self.world_size * self.peak.flops)

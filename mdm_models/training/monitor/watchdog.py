@@ -101,14 +101,16 @@ class Peer:
 
     @property
     def silent_for(self) -> float:
-        """Seconds; 0 for one that has said farewell."""
+        """The seconds since it was last heard; 0 for one that has said farewell."""
         return 0.0 if self._left else time.monotonic() - self._heard
 
     def send(self, data: bytes) -> None:
+        """Send what the connection takes at once; who does not read it will be found silent."""
         with contextlib.suppress(OSError):  # who does not read it will be found silent
             self.connection.send(data)
 
     def listen(self) -> None:
+        """Take in, without waiting, what has come: beats, a farewell, or what it says of a third one."""
         try:
             data = self.connection.recv(4096)
         except ConnectionError:

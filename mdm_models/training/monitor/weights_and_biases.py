@@ -41,6 +41,7 @@ class WeightsAndBiases:
         self._run.define_metric("*", step_metric="step")
 
     def log(self, step: int, curves: dict[str, float]) -> None:
+        """Send the numbers measured at `step`, by the names of their curves."""
         self._run.log({"step": step, **curves})
 
     def close(self) -> None:
