@@ -42,7 +42,7 @@ def test_options_replace_the_values_of_a_preset(recipe):
     ("options", "message"),
     [
         (["--data", "nowhere-{0..3}.tar"], "nowhere-0.tar"),
-        (["--data", str(RECIPES / "t2v_webvid.py")], "t2v_webvid.py is not an"),
+        (["--data", str(RECIPES / "t2v_webvid.py")], "t2v_webvid.py is not a tar file"),
         (["--size", "30"], "size is 30"),
         (["--frames", "7"], "frames is 7"),
         (["--model", "mdm_t2v_tyny"], "mdm_t2v_tiny"),

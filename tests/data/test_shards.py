@@ -160,7 +160,7 @@ def test_mdm_index_writes_into_an_object_store(pictures_of, bucket, tmp_path):
 def test_mdm_index_names_a_shard_that_is_none(tmp_path, capsys):
     (tmp_path / "a.tar").write_bytes(b"none")
     assert cli.main(["index", str(tmp_path)]) == 2
-    assert "a.tar is not an" in capsys.readouterr().err
+    assert "a.tar is not a tar file" in capsys.readouterr().err
 
 
 def test_an_index_of_another_file_is_not_used(pictures_of, config_of, tmp_path):
@@ -234,6 +234,6 @@ def test_processes_share_the_work_and_the_errors(pictures_of, config_of, tmp_pat
     )
     if broken:
         assert results[0] == results[1]
-        assert "3.tar is not an" in results[0]
+        assert "3.tar is not a tar file" in results[0]
     else:
         assert results[0] == results[1] == [1, 2, 3, 4, 5]

@@ -89,8 +89,8 @@ def activation_bytes(
     recompute: bool,
 ) -> Activations:
     """Estimate the activations of one chunk on device "cpu" or "cuda", where the kernels run; copies of the weights in
-    bfloat16 under autocast are among them. Up to half too much on a CPU in bfloat16, whose group_norm torch's shape
-    inference takes to keep float32.
+    bfloat16 under autocast are among them. Up to twice too much on a CPU, where group_norm_silu keeps no more than
+    its input and its reference, which is run here, keeps every step.
 
     rows: samples at each level. recompute: of each block only its inputs are kept, and its insides made again one block
     at a time (activation checkpointing).
