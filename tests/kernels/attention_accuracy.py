@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mdm_kernels import backend, flash_attention
+from mdm_kernels import backend, flash_attention, self_cross_attention
 from tests.kernels.accuracy import ROUGHNESS, WAYS, nearby
 
 
@@ -32,11 +32,36 @@ def uncancelled(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor 
     return ROUGHNESS * scale * dq, ROUGHNESS * scale * dk
 
 
+def left_of(attention, grad: Tensor, inputs: list[Tensor], options: dict) -> list[float]:
+    """The largest of what is `uncancelled` in the output, which is 0, and in the gradient of each input, in float64."""
+
+    def largest(x: Tensor) -> float:
+        return x.nan_to_num().max().item() if x.numel() else 0.0  # NaN: of a row with no key
+
+    def heads(x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        return x.unflatten(2, (parts, options["num_heads"], -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    left = [0.0] * (1 + len(inputs))
+    if not grad.numel():
+        return left
+    if attention is flash_attention:
+        dq, dk = uncancelled(grad, *inputs, options.get("key_mask"), options.get("scale"))
+        left[1:3] = largest(dq), largest(dk)
+    elif attention is self_cross_attention:
+        (grad,), (q, k, v) = heads(grad, 1), heads(inputs[0], 3)
+        dq, dk = uncancelled(grad, q, k, v, None, None)
+        for context in inputs[1:]:
+            context_dq, context_dk = uncancelled(grad, q, *heads(context, 2), options.get("key_mask"), None)
+            dq, left[2] = dq + context_dq.nan_to_num(), largest(context_dk)
+        left[1] = max(largest(dq), largest(dk))
+    return left
+
+
 def assert_as_exact(attention, *tensors: Tensor, **options) -> list[Tensor]:
     """Triton's error against float64 is at most twice plain PyTorch's in the same dtype, eight units of the dtype, and
     four times what `nearby` inputs change: much where large logits meet an exponential, and the keys of a query share
-    the error of its log-sum-exp. Of flash_attention, four times what is `uncancelled` too: with one key dq and dk are 0
-    whatever the inputs, and PyTorch's error is as small or large as chance has it.
+    the error of its log-sum-exp. Of flash_attention and self_cross_attention, four times what is `uncancelled`, too:
+    with one key dq and dk are 0 whatever the inputs, and PyTorch's error is as small or large as chance has it.
 
     Checks the output and the gradient of every tensor; returns what Triton computed.
     """
@@ -52,11 +77,7 @@ def assert_as_exact(attention, *tensors: Tensor, **options) -> list[Tensor]:
             )
             for way in WAYS
         ]
-    left = [0.0] * len(exact)
-    if attention is flash_attention:
-        inputs = [x.detach() for x in exact_leaves]
-        kept = uncancelled(grad.double(), *inputs, options.get("key_mask"), options.get("scale"))
-        left[1:3] = [x.nan_to_num().max().item() for x in kept]  # NaN: of a row with no key
+    left = left_of(attention, grad.double(), [x.detach() for x in exact_leaves], options)
     with backend.use_backend("triton"):
         actual = value_and_gradients(attention, leaves, grad, **options)
     for i, (a, p, e, rest, *moves) in enumerate(zip(actual, plain, exact, left, *moved, strict=True)):

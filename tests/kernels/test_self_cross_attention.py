@@ -59,6 +59,12 @@ def test_any_size_matches_float64(tokens, context, width, heads, masked):
     assert_as_exact(self_cross_attention, *inputs, num_heads=heads, key_mask=mask)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_one_key_of_the_context_matches_float64(seed):
+    torch.manual_seed(seed)
+    assert_as_exact(self_cross_attention, *make_inputs(batch=1, heads=1, tokens=10, context=1, width=1), num_heads=1)
+
+
 def test_lengths_that_fill_every_block_match_float64():
     inputs = make_inputs(batch=1, heads=1, tokens=128, context=128, dtype=torch.float16)
     assert_as_exact(self_cross_attention, *inputs, num_heads=1)
