@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..layouts import concatenated, dense, is_channels_last
+from ..layouts import dense, is_channels_last
 from ..private_torch import is_fake, torch_func_is_active
 from . import reference
 
@@ -29,7 +29,7 @@ for the last bit of a result in x's dtype"""
 
 
 def pays(*tensors: Tensor | None) -> bool:
-    """Whether `group_norm_silu` of x and its other tensors is faster here than by the reference; x comes first.
+    """Whether x, which comes first, is normalised faster here than by the reference, for the op of these tensors.
 
     It is where a gradient is wanted; and it must be let look at values: not while graphs are traced, nor under
     torch.func or in forward mode, which want operations whose derivatives PyTorch knows.
@@ -44,21 +44,10 @@ def pays(*tensors: Tensor | None) -> bool:
     return is_channels_last(x) or x[0].numel() <= SMALL
 
 
-def group_norm_silu(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    skip: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    activation: str | None = "silu",
-) -> Tensor:
-    """Compute `mdm_kernels.group_norm_silu` in float32 (float64 for float64); the result has x's dtype."""
-    x = dense(x, is_channels_last(x)) if skip is None else concatenated(x, skip)
-    gain, offset = reference.channel_transform(x, weight, bias, scale, shift)
-    return _GroupNormSiLU.apply(x, num_groups, gain, offset, eps, activation)
+def normalised(x: Tensor, num_groups: int, gain: Tensor, offset: Tensor, eps: float, activation: str | None) -> Tensor:
+    """Compute what `reference.normalised` does: act(x̂·gain + offset) in x's dtype, x̂ the normalised x (N, C, *spatial);
+    gain and offset (1 or N / T, C) in float32, or float64 as x."""
+    return _Normalised.apply(dense(x, is_channels_last(x)), num_groups, gain, offset, eps, activation)
 
 
 @dataclass(frozen=True)
@@ -128,9 +117,8 @@ def _for_each_row(parameter: Tensor, count: int) -> Tensor:
     return parameter.repeat_interleave(count // len(parameter), 0)
 
 
-class _GroupNormSiLU(torch.autograd.Function):
-    """act(x̂·gain + offset), x̂ the normalised x, which is dense; gain and offset (N / T, C) in float32, or float64 as
-    x."""
+class _Normalised(torch.autograd.Function):
+    """As `normalised`, of a dense x."""
 
     @staticmethod
     def forward(ctx, x, num_groups, gain, offset, eps, activation):

@@ -117,8 +117,10 @@ def group_norm_silu(
     """
     check_arguments(x, skip, num_groups, weight, bias, eps, scale, shift, activation)
     if x.dtype == torch.float64 or not backend.runs_triton(x):
-        compute = cpu if cpu.pays(x, skip, weight, bias, scale, shift) else reference
-        return compute.group_norm_silu(x, num_groups, weight, bias, eps, skip, scale, shift, activation)
+        way = cpu if cpu.pays(x, skip, weight, bias, scale, shift) else reference
+        return reference.group_norm_silu(
+            x, num_groups, weight, bias, eps, skip, scale, shift, activation, way.normalised
+        )
     if skip is not None and not _kernels_take_a_skip():
         x, skip = concatenated(x, skip), None
     y, _, _ = _forward(x, skip, num_groups, weight, bias, scale, shift, eps, activation == "silu")

@@ -10,6 +10,7 @@ Its channels-last sums are one running total, which loses digits as a group grow
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -29,29 +30,9 @@ RUNNING_TOTAL = 2**16
 """elements of a channels-last group up to which one running float32 total errs by a millionth or two"""
 
 
-def group_norm_silu(
-    x: Tensor,
-    num_groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    skip: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    activation: str | None = "silu",
-) -> Tensor:
-    """Compute `mdm_kernels.group_norm_silu` in float32 (float64 for float64); the result has x's dtype."""
-    if skip is not None:
-        x = concatenated(x, skip)
-    gain, offset = channel_transform(x, weight, bias, scale, shift)
-    if x.numel() == 0:
-        return x * gain.sum().to(x.dtype) + offset.sum().to(x.dtype)  # as empty, and every gradient is zero
-    return normalised(x, num_groups, gain, offset, eps, activation)
-
-
 def normalised(x: Tensor, num_groups: int, gain: Tensor, offset: Tensor, eps: float, activation: str | None) -> Tensor:
-    """Compute act(x̂·gain + offset), x̂ the normalised x; gain and offset (1 or N / T, C) as `channel_transform` gives
-    them."""
+    """Compute act(x̂·gain + offset), x̂ the normalised x; gain and offset (1 or N / T, C) as `_channel_transform`
+    gives them."""
     film_rows = gain.shape[0]
     frames = x.shape[0] // film_rows
     if film_rows == 1:
@@ -70,7 +51,31 @@ def normalised(x: Tensor, num_groups: int, gain: Tensor, offset: Tensor, eps: fl
     return y.to(x.dtype)
 
 
-def channel_transform(x: Tensor, weight, bias, scale, shift) -> tuple[Tensor, Tensor]:
+def group_norm_silu(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    skip: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str | None = "silu",
+    normalise: Callable[..., Tensor] = normalised,
+) -> Tensor:
+    """Compute `mdm_kernels.group_norm_silu` in float32 (float64 for float64); the result has x's dtype.
+
+    normalise: what computes `normalised`, perhaps in a way of its own.
+    """
+    if skip is not None:
+        x = concatenated(x, skip)
+    gain, offset = _channel_transform(x, weight, bias, scale, shift)
+    if x.numel() == 0:
+        return x * gain.sum().to(x.dtype) + offset.sum().to(x.dtype)  # as empty, and every gradient is zero
+    return normalise(x, num_groups, gain, offset, eps, activation)
+
+
+def _channel_transform(x: Tensor, weight, bias, scale, shift) -> tuple[Tensor, Tensor]:
     """Give gain and offset (1 or N / T, C), in float32 or float64, with which act(x̂·gain + offset) is the result."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     gain, offset = x.new_ones(1, x.shape[1], dtype=dtype), x.new_zeros(1, x.shape[1], dtype=dtype)
