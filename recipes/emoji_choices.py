@@ -55,6 +55,9 @@ CHOICES = (
     Choice("paper: v, loss in eps, uniform times", ("--preset 16 --prediction v --loss-target eps --times discrete",)),
     Choice("a third of the learning rate", ("--preset 16 --lr 2e-4",)),
     Choice("twice the learning rate", ("--preset 16 --lr 1.2e-3",)),
+    Choice("an average of half the width", ("--preset 16 --ema-decay 0.98",)),
+    Choice("an average of twice the width", ("--preset 16 --ema-decay 0.995",)),
+    Choice("a frozen text encoder", ("--preset 16 --text-encoder {frozen_text_encoder}",)),
     Choice("64² at once, half of it at the top", ("--preset 64",)),
     Choice("64² at once, all of it at the top", ("--preset 64 --level-shares 1 1",)),
     Choice("16², then 64²", ("--preset 16", "--preset 64")),
@@ -75,6 +78,8 @@ class Options:
     """held-out ones that samples are drawn for"""
     steps: int = 10
     """of a sample"""
+    frozen_text_encoder: str = "sentence-transformers/all-MiniLM-L6-v2"
+    """of the choice that does not train its own: a directory or hub id"""
 
     def __post_init__(self):
         check_above_0(self, "minutes", "at_once", "captions", "steps")
@@ -158,7 +163,8 @@ def trained(choice: Choice, trainings: Trainings, options: Options) -> Path:
         run = options.out / choice.folder / f"stage-{len(runs) + 1}"
         start = ["--init-from", str(runs[-1])] if runs else []
         if not (run / "model").exists():
-            arguments = [*SHORT.split(), *stage.split(), "--data", *options.data, "--out", str(run), *start]
+            settings = [word.format(frozen_text_encoder=options.frozen_text_encoder) for word in stage.split()]
+            arguments = [*SHORT.split(), *settings, "--data", *options.data, "--out", str(run), *start]
             trainings.train(arguments, options.minutes * 60 / len(choice.stages), run)
         runs.append(run)
     return runs[-1]
