@@ -1,16 +1,17 @@
 """The samples that a model is evaluated on, shared out over the ranks."""
 
+import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from mdm_models.data.reader import SampleReader, Skip
-from mdm_models.data.stream import loaded, stand_apart
+from mdm_models.data.workers import loaded
 from mdm_models.processes import Processes
 
 
@@ -50,12 +51,10 @@ class HeldOut(Dataset):
         self.keep = keep
         self._kept: list[HeldOutBatch] = []
 
-    def __getitem__(self, number: int) -> tuple[Tensor, str, str] | None:
-        """Image, caption and prompt of the sample of this number; None if it cannot be used."""
-        if number >= len(self.indices):
-            return None
-        found = self.reader.try_show(int(self.indices[number]))
-        return None if isinstance(found, Skip) else found
+    def __getitem__(self, number: int) -> tuple[int, tuple[Tensor, str, str] | None]:
+        """The number itself, with image, caption and prompt of the sample; None if it cannot be used."""
+        found = None if number >= len(self.indices) else self.reader.try_show(int(self.indices[number]))
+        return number, None if isinstance(found, Skip) else found
 
     def batches(self, workers: int) -> Iterator[HeldOutBatch]:
         """Yield this rank's share, decoded by so many processes; 0: by this one."""
@@ -64,27 +63,19 @@ class HeldOut(Dataset):
             return
         starts = range(0, len(self.numbers), self.batch_size)
         batches = [list(self.numbers[start : start + self.batch_size]) for start in starts]
-        loader = DataLoader(
-            self,
-            batch_sampler=batches,
-            num_workers=workers,
-            collate_fn=list,
-            worker_init_fn=stand_apart,
-            generator=torch.Generator(),  # or else it would draw from the one that training draws dropout from
-        )
         read = []
-        for numbers, items in zip(batches, loaded(loader), strict=True):
-            batch = self._batch(numbers, items)
+        for batch in loaded(self, batches, workers, self._batch):
             if self.keep:
+                batch = dataclasses.replace(batch, images=batch.images.clone())  # of shared memory there may be little
                 read.append(batch)
             yield batch
         self._kept = read
 
-    def _batch(self, numbers: Sequence[int], items: list[tuple[Tensor, str, str] | None]) -> HeldOutBatch:
+    def _batch(self, items: list[tuple[int, tuple[Tensor, str, str] | None]]) -> HeldOutBatch:
         config = self.reader.config
         nothing = torch.zeros(3, config.frames, config.size, config.size, dtype=torch.uint8), "", ""
-        images, captions, prompts = zip(*(item or nothing for item in items), strict=True)
+        images, captions, prompts = zip(*(found or nothing for _, found in items), strict=True)
         stacked = torch.stack(images)
         stacked = stacked if config.frames > 1 else stacked.squeeze(2)
-        rows = [row for row, item in enumerate(items) if item is not None]
-        return HeldOutBatch(list(numbers), stacked, list(captions), list(prompts), rows)
+        rows = [row for row, (_, found) in enumerate(items) if found is not None]
+        return HeldOutBatch([number for number, _ in items], stacked, list(captions), list(prompts), rows)

@@ -10,8 +10,6 @@ A *chunk* is the samples that go through one process at once: chunk g holds the 
 
 import itertools
 import math
-import os
-import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -20,13 +18,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from mdm_models.data.locations import UnreachableError
 from mdm_models.data.media import Cut
 from mdm_models.data.order import Lanes, Shuffled, Window, pieces_of
 from mdm_models.data.reader import PASSING, SampleReader, Skip
 from mdm_models.data.shards import ShardedSamples
+from mdm_models.data.workers import loaded
 from mdm_models.errors import DataError
 
 ATTEMPTS = 200  # unusable samples in a row before the data set is given up
@@ -180,16 +179,9 @@ def batches(
     """
     first = first_chunk + (rank - first_chunk) % world_size
     chunks = (range(g * chunk_size, (g + 1) * chunk_size) for g in itertools.count(first, world_size))
-    loader = DataLoader(
-        Positions(stream, stream.order(chunk_size, world_size * max(workers, 1))),
-        batch_sampler=map(list, chunks),
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=pin,
-        worker_init_fn=stand_apart,
-    )
+    positions = Positions(stream, stream.order(chunk_size, world_size * max(workers, 1)))
     tally = Tally(stream.reader.config.max_bad_share)
-    for batch in loaded(loader):
+    for batch in loaded(positions, map(list, chunks), workers, _collate, pin):
         tally.add(batch, whole=len(batch.captions) == chunk_size)
         yield batch
 
@@ -249,33 +241,3 @@ def _collate(items: list[Item]) -> Batch:
     bad = sum(skip.reason not in PASSING for skip in skipped)
     shards = frozenset().union(*(item.shards for item in items))
     return Batch(images, [caption for _, caption in usable], list(dict.fromkeys(skipped)), bad, shards)
-
-
-def loaded(loader: DataLoader) -> Iterator:
-    """Yield what the loader's processes make. Raises DataError where one of them is killed or cannot go on."""
-    items = iter(loader)
-    if threading.current_thread() is threading.main_thread():
-        # torch's handler would raise anywhere in a step when a process dies; without it, waiting for data finds out
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    while True:
-        try:
-            item = next(items, None)
-        except (RuntimeError, OSError, EOFError, MemoryError) as error:
-            *_, reason = str(error).strip().splitlines() or [type(error).__name__]  # the last line of a traceback
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in reason:
-                raise
-            if isinstance(error, ConnectionError | EOFError):  # it was killed while it handed something over
-                reason, error = f"DataLoader worker was lost: {reason}", RuntimeError()
-            remedy = "if memory was short, fewer --workers need less" if isinstance(error, RuntimeError) else ""
-            raise DataError("; ".join(filter(None, [f"data: {reason}", remedy]))) from None
-        if item is None:
-            return
-        yield item
-
-
-def stand_apart(worker: int) -> None:
-    """Take a worker out of its parent's process group, all of which Ctrl-C and torchrun signal: workers must live until
-    their parent has saved, which then ends them by SIGTERM, whose handler they must not inherit."""
-    os.setpgrp()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a scheduler's warning to all processes, which only the parent heeds
