@@ -99,7 +99,7 @@ def _pictures(
     stream = container.streams.video[0]
     check_size(*shown_size(stream), size)
     stream.codec_context.thread_count = 1  # parallelism comes from the loader's workers
-    rate = stream.average_rate or UNKNOWN_RATE
+    rate = rate_of(stream)
     origin = start_of(stream)
     if stream.duration:
         seconds = stream.duration * stream.time_base
@@ -157,6 +157,12 @@ def timed(frames: Iterable[av.VideoFrame], rate: Fraction, until: Fraction) -> I
     if before:
         lasts = before.duration * before.time_base if before.duration and before.time_base else 1 / rate
         yield before, then, max(lasts, until - then)
+
+
+def rate_of(stream) -> Fraction:
+    """The frames a second that a clip says it has, or UNKNOWN_RATE."""
+    rate = stream.average_rate or UNKNOWN_RATE
+    return Fraction(rate.numerator, rate.denominator)  # PyAV 19 has a type of its own
 
 
 def start_of(stream) -> Fraction:

@@ -8,13 +8,13 @@ from fractions import Fraction
 
 from mdm_models.data.matroska import shown_until
 from mdm_models.data.media import (
-    UNKNOWN_RATE,
     BadSample,
     Timed,
     as_shown,
     demuxer_of,
     measure,
     open_container,
+    rate_of,
     shown_size,
     start_of,
     timed,
@@ -58,7 +58,7 @@ def checked_clip(data: bytes, size: int | None = None, seconds: float | None = N
                 raise BadSample("undecodable", "no video stream")
             stream = source.streams.video[0]
             stream.codec_context.thread_count = 1  # other threads work on other clips
-            rate = stream.average_rate or UNKNOWN_RATE
+            rate = rate_of(stream)
             until = shown_until(source, data)
             count, lasts = measure(source, stream)
             if not count or count < 0.9 * stream.frames:  # an edit list may hide a few
