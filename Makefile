@@ -57,11 +57,13 @@ AOT_TARGETS := sm_80,sm_90,sm_100,gfx942
 aot: $(STAMP) ## Compile every kernel for sm_80, sm_90, sm_100 and gfx942 (AOT_TARGETS=sm_89,sm_120 for others); no GPU needed
 	$(BIN)/python -m mdm_kernels.aot --targets $(AOT_TARGETS)
 
-aot-check: $(STAMP) ## The same without the table: only what does not compile, spills or rounds
-	$(BIN)/python -m mdm_kernels.aot --targets $(AOT_TARGETS) --check
+AOT_REPORT := benchmarks/results/aot.json
+AOT_KNOWN := --known $(AOT_REPORT)
+aot-check: $(STAMP) ## The same without the table: only what does not compile, spills or rounds, and of that what is new (AOT_KNOWN= for all)
+	$(BIN)/python -m mdm_kernels.aot --targets $(AOT_TARGETS) --check $(AOT_KNOWN)
 
-aot-report: $(STAMP) ## The same, and write what it found to docs/kernels.md
-	$(BIN)/python -m mdm_kernels.aot --targets $(AOT_TARGETS) --json benchmarks/results/aot.json --markdown docs/kernels.md
+aot-report: $(STAMP) ## The same, and write what it found to docs/kernels.md; AOT_KNOWN= to compile everything anew
+	$(BIN)/python -m mdm_kernels.aot --targets $(AOT_TARGETS) $(AOT_KNOWN) --json $(AOT_REPORT) --markdown docs/kernels.md
 
 hub-kernel: ## Lay mdm_kernels out in build/mdm-kernels as a kernel repository of Hugging Face's `kernels`
 	rm -rf build/mdm-kernels

@@ -1,9 +1,10 @@
 """Compile every kernel ahead of time, without a GPU, and report what it costs: python -m mdm_kernels.aot
 
 A shape class (shape_classes.py) calls an op's launching functions on meta tensors; `backend.recording` hands over what
-these would launch; Triton's own JIT specialises and compiles each launch for every target. Exit status: 0 if all is
-well; 1 if a kernel fails to compile, spills registers or needs more shared memory than there is; 2 if nothing can be
-compiled here at all.
+these would launch; Triton's own JIT specialises and compiles each launch for every target. What an earlier report
+already says of a kernel that is as it was can be taken from there (keys.py). Exit status: 0 if all is well; 1 if a
+kernel fails to compile, spills registers or needs more shared memory than there is; 2 if nothing can be compiled here
+at all.
 """
 
 import argparse
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m mdm_kernels.aot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="say only what is at fault: no table, which takes longer")
+    parser.add_argument("--known", type=Path, metavar="FILE", help="take from what --json wrote all that is as it was")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write a page for the documentation there")
     parser.add_argument("--targets", default=",".join(TARGETS), metavar="LIST", help="default: %(default)s")
@@ -38,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.check and (options.json or options.markdown):
         parser.error("--check counts no instructions, which --json and --markdown would have to write down")
+    if options.known and not options.known.exists():
+        parser.error(f"--known: there is no {options.known}")
     targets = options.targets.split(",")
     if unknown := set(targets) - TARGETS.keys():
         parser.error(f"unknown targets: {', '.join(sorted(unknown))}; known: {', '.join(TARGETS)}")
@@ -49,12 +53,18 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     import triton
 
+    from . import keys  # which imports Triton, too
+
     jobs = [(launch, target) for launch in record(classes) for target in targets]
-    by_job = {}
-    for number, result in compile_all(jobs, instructions=not options.check):
-        by_job[number] = result
-        show_progress(len(by_job), len(jobs))
-    results = [by_job[number] for number in sorted(by_job)]
+    by_job = keys.known_results(options.known, jobs) if options.known else {}
+    if options.known:
+        print(f"{len(by_job)} of {len(jobs)} kernels are known from {options.known}", file=sys.stderr)
+    rest = [number for number in range(len(jobs)) if number not in by_job]
+    for done, (index, result) in enumerate(compile_all([jobs[number] for number in rest], not options.check), 1):
+        launch, _ = jobs[rest[index]]
+        by_job[rest[index]] = keys.with_key(result, launch) if options.json else result
+        show_progress(done, len(rest))
+    results = [by_job[number] for number in range(len(jobs))]
     if not options.check:
         print(table([result for result in results if not result.error]))
     if options.json:

@@ -95,16 +95,20 @@ class CompilingDriver:
         return None
 
 
-def compile_launch(launch: Launch, target: str, instructions: bool = True) -> dict[str, int]:
-    """Compile a launch's kernel for a target, and give what `machine_code.measure` finds in it, with its instructions
-    counted or not."""
+def warm_up(launch: Launch, target: str):
+    """Have Triton's JIT compile a launch's kernel for a target, and give what it made."""
     from triton.runtime import driver
 
     driver.set_active(CompilingDriver(target))  # pyright: ignore[reportArgumentType]: it launches nothing
     on_amd = TARGETS[target].backend == "hip"
     arguments = backend.wavefront_options(launch.arguments) if on_amd else launch.arguments
-    compiled = launch.kernel.warmup(grid=(1,), **arguments)
-    return machine_code.measure(compiled, instructions)
+    return launch.kernel.warmup(grid=(1,), **arguments)
+
+
+def compile_launch(launch: Launch, target: str, instructions: bool = True) -> dict[str, int]:
+    """Compile a launch's kernel for a target, and give what `machine_code.measure` finds in it, with its instructions
+    counted or not."""
+    return machine_code.measure(warm_up(launch, target), instructions)
 
 
 _jobs: list[tuple[Launch, str, bool]] = []

@@ -32,6 +32,8 @@ class Result:
     matrix: int = 0
     tf32: int = 0
     error: str = ""
+    key: str = ""
+    """by which `keys` tells whether these are still the kernel's figures; empty where they are not kept"""
 
     @property
     def label(self) -> str:

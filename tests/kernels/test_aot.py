@@ -166,17 +166,113 @@ def call():
 
 aot.SHAPE_CLASSES.clear()
 aot.SHAPE_CLASSES["rough"] = call
-sys.exit(aot.main(["--targets", "sm_80,sm_90"]))
+report = sys.argv[1]
+aot.main(["--targets", "sm_80,sm_90", "--json", report])
+print("again", file=sys.stderr)
+sys.exit(aot.main(["--targets", "sm_80,sm_90", "--check", "--known", report]))
 """
 
 
-def test_a_float32_product_that_became_tf32_is_a_fault(tmp_path):
+def test_a_float32_product_that_became_tf32_is_a_fault_when_it_is_compiled_and_when_it_is_known(tmp_path):
     script = tmp_path / "rough.py"
     script.write_text(ROUGH)
-    process = compiling(str(script))
+    process = compiling(str(script), str(tmp_path / "report.json"))
     assert process.returncode == 1
-    faults = [line for line in process.stderr.splitlines() if "tf32" in line]
-    assert [line.split(":")[0] for line in faults] == ["product #2 (rough) on sm_80", "product #2 (rough) on sm_90"]
+    compiled, known = process.stderr.split("again\n")
+    assert known.startswith("4 of 4 kernels are known from ")
+    for said in (compiled, known):
+        faults = [line for line in said.splitlines() if "tf32" in line]
+        assert [line.split(":")[0] for line in faults] == ["product #2 (rough) on sm_80", "product #2 (rough) on sm_90"]
+
+
+SCALING = """
+import triton
+import triton.language as tl
+
+@triton.jit
+def scaled(x):
+    return 2 * x
+
+@triton.jit
+def scale(x_ptr):
+    tl.store(x_ptr, scaled(tl.load(x_ptr)))
+"""
+
+CHANGING = """
+import contextlib, importlib, io, json, sys, warnings
+from pathlib import Path
+import torch, triton
+import scaling
+from mdm_kernels import backend
+from mdm_kernels.aot import __main__ as aot
+from mdm_kernels.aot.shape_classes import meta
+
+source, report = Path(scaling.__file__), Path(sys.argv[1])
+original, launch = source.read_text(), {"num_warps": 4}
+
+def call():
+    backend.launch(scaling.scale, (1,), x_ptr=meta(1, dtype=torch.float32), **launch)
+
+aot.SHAPE_CLASSES.clear()
+aot.SHAPE_CLASSES["scaling"] = call
+
+def aot_with(*options):
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        status = aot.main(["--targets", "sm_80,gfx942", *options])
+    return status, said.getvalue().splitlines()
+
+def check(change):
+    importlib.reload(scaling)
+    status, said = aot_with("--check", "--known", str(report))
+    known = said[0].split(" kernels")[0] if "known" in said[0] else "0 of 2"
+    print(f"{change}: {known} known, exit {status}", *[line for line in said if " on " in line], sep="; ")
+
+aot_with("--json", str(report))
+written = report.read_text()
+check("nothing")
+for change, old, new in (
+    ("comment elsewhere", "import triton\\n", "import triton  # it\\n"),
+    ("kernel", "tl.load(x_ptr)", "tl.load(x_ptr) + 1"),
+    ("what it calls", "2 * x", "3 * x"),
+    ("fault", "2 * x", "2 * unknown_name"),
+):
+    source.write_text(original.replace(old, new))
+    check(change)
+source.write_text(original)
+launch["num_warps"] = 8
+check("launch")
+launch["num_warps"] = 4
+rows = json.loads(written)
+rows["kernels"][0]["registers"] += 1
+report.write_text(json.dumps(rows))
+check("figure")
+report.write_text(written.replace(triton.__version__, "3.0.0"))
+check("Triton")
+aot_with("--json", str(report), "--known", str(report))
+print("written anew:", report.read_text() == written)
+"""
+
+
+def test_only_kernels_that_are_as_the_report_says_are_known(tmp_path):
+    (tmp_path / "scaling.py").write_text(SCALING)
+    (tmp_path / "changing.py").write_text(CHANGING)
+    process = compiling(str(tmp_path / "changing.py"), str(tmp_path / "report.json"))
+    assert process.returncode == 0, process.stderr
+    *lines, written = process.stdout.splitlines()
+    known = {change: rest for change, _, rest in (line.partition(": ") for line in lines)}
+    fault = known.pop("fault")
+    assert known == {
+        "nothing": "2 of 2 known, exit 0",
+        "comment elsewhere": "2 of 2 known, exit 0",
+        "kernel": "0 of 2 known, exit 0",
+        "what it calls": "0 of 2 known, exit 0",
+        "launch": "0 of 2 known, exit 0",
+        "figure": "1 of 2 known, exit 0",
+        "Triton": "0 of 2 known, exit 0",
+    }
+    assert fault.startswith("0 of 2 known, exit 1; scale (scaling) on sm_80: ")
+    assert written == "written anew: True"
 
 
 SUMMING = """
@@ -228,6 +324,7 @@ def test_interpreted_kernels_are_refused():
         ("--targets=sm_70", "unknown targets: sm_70; known: sm_80, sm_89, sm_90, sm_100, sm_120, gfx942"),
         ("--filter=nothing", "no shape class contains 'nothing'"),
         ("--check --json=report.json", "--check counts no instructions"),
+        ("--known=nowhere.json", "--known: there is no nowhere.json"),
     ],
 )
 def test_a_bad_option_is_named(option, message, capsys):

@@ -83,6 +83,7 @@ def test_committed_report_covers_every_kernel_and_shape_class(committed):
         for target in targets
     }
     assert reported == launched, REMEDY
+    assert all(result.key for result in results), REMEDY
 
 
 def test_committed_report_has_no_fault(committed):
