@@ -40,9 +40,9 @@ def pytest_configure(config):
     tensors for their parameters."""
     if config.getoption("device") == "cpu":
         os.environ |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
-        from tests.interpreter import patch_once  # which imports Triton
+        from tests import interpreter  # which imports Triton
 
-        patch_once()
+        interpreter.shorten()
         return
     if not torch.cuda.is_available():
         raise pytest.UsageError("--device cuda: PyTorch sees no CUDA or ROCm device on this machine")

@@ -67,8 +67,9 @@ def divide(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def multiply_add(x: np.ndarray, y: np.ndarray, out: np.ndarray) -> np.ndarray:
     """out + x y, each product fused with its addition: a sum of two float64 is rounded twice, which hardly matters."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
     for k in range(x.shape[-1]):
-        out = (x[..., :, k, None].astype(np.float64) * y[..., k, None, :] + out).astype(np.float32)
+        out = (x[..., :, k, None] * y[..., k, None, :] + out).astype(np.float32)
     return out
 
 
