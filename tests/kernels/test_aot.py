@@ -15,20 +15,15 @@ from mdm_kernels.aot import __main__ as command
 from mdm_kernels.aot.compiler import Launch, record
 from mdm_kernels.aot.report import read_json
 from mdm_kernels.aot.shape_classes import SHAPE_CLASSES, meta
+from tests.kernels.compiling import compiling_python
 
 PACKAGE = Path(mdm_kernels.__file__).parent
 
 
-def compiling(*command: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run Python on the command, free of the interpreter."""
-    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return subprocess.run(
-        [sys.executable, *command],
-        env=inherited | {"PYTHONPATH": str(PACKAGE.parent)} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def compiling(tmp_path_factory):
+    with compiling_python(tmp_path_factory.mktemp("compiling")) as run:
+        yield run
 
 
 def launched_kernels() -> set[str]:
@@ -91,10 +86,10 @@ def test_dtypes_are_told_apart():
 
 def test_a_kernel_compiles_for_nvidia_and_amd(tmp_path):
     report, page = tmp_path / "report.json", tmp_path / "report.md"
-    process = compiling(
-        *("-m", "mdm_kernels.aot", "--json", str(report), "--markdown", str(page)),
-        *("--targets", "sm_80,gfx942", "--filter", "group_norm 768×16²"),
-    )
+    command = [sys.executable, "-m", "mdm_kernels.aot", "--json", report, "--markdown", page]
+    command += ["--targets", "sm_80,gfx942", "--filter", "group_norm 768×16²"]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    process = subprocess.run(command, env=environment, cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
     _, rows = read_json(report)
     assert {(row.kernel, row.target) for row in rows} == {
@@ -135,10 +130,8 @@ sys.exit(aot.main(["--targets", "sm_80", "--check"]))
 """
 
 
-def test_a_spill_and_an_error_are_named_in_one_line_each(tmp_path):
-    script = tmp_path / "faulty.py"
-    script.write_text(FAULTY)
-    process = compiling(str(script))
+def test_a_spill_and_an_error_are_named_in_one_line_each(compiling):
+    process = compiling(FAULTY)
     assert process.returncode == 1
     spill, error = process.stderr.splitlines()[-2:]
     assert spill.startswith("spilling (faulty) on sm_80: spills ")
@@ -173,10 +166,8 @@ sys.exit(aot.main(["--targets", "sm_80,sm_90", "--check", "--known", report]))
 """
 
 
-def test_a_float32_product_that_became_tf32_is_a_fault_when_it_is_compiled_and_when_it_is_known(tmp_path):
-    script = tmp_path / "rough.py"
-    script.write_text(ROUGH)
-    process = compiling(str(script), str(tmp_path / "report.json"))
+def test_a_float32_product_that_became_tf32_is_a_fault_when_it_is_compiled_and_when_it_is_known(compiling, tmp_path):
+    process = compiling(ROUGH, str(tmp_path / "report.json"))
     assert process.returncode == 1
     compiled, known = process.stderr.split("again\n")
     assert known.startswith("4 of 4 kernels are known from ")
@@ -202,6 +193,7 @@ CHANGING = """
 import contextlib, importlib, io, json, sys, warnings
 from pathlib import Path
 import torch, triton
+sys.path.insert(0, str(Path(sys.argv[1]).parent))
 import scaling
 from mdm_kernels import backend
 from mdm_kernels.aot import __main__ as aot
@@ -254,10 +246,9 @@ print("written anew:", report.read_text() == written)
 """
 
 
-def test_only_kernels_that_are_as_the_report_says_are_known(tmp_path):
+def test_only_kernels_that_are_as_the_report_says_are_known(compiling, tmp_path):
     (tmp_path / "scaling.py").write_text(SCALING)
-    (tmp_path / "changing.py").write_text(CHANGING)
-    process = compiling(str(tmp_path / "changing.py"), str(tmp_path / "report.json"))
+    process = compiling(CHANGING, str(tmp_path / "report.json"))
     assert process.returncode == 0, process.stderr
     *lines, written = process.stdout.splitlines()
     known = {change: rest for change, _, rest in (line.partition(": ") for line in lines)}
@@ -300,10 +291,8 @@ for target in ("sm_80", "sm_90", "gfx942"):
 """
 
 
-def test_float32_products_are_summed_apart_from_what_they_are_added_to(tmp_path):
-    script = tmp_path / "summing.py"
-    script.write_text(SUMMING)
-    process = compiling(str(script))
+def test_float32_products_are_summed_apart_from_what_they_are_added_to(compiling):
+    process = compiling(SUMMING)
     assert process.returncode == 0, process.stderr
     additions = {"torch.float32": 1, "torch.bfloat16": 0}
     targets = ("sm_80", "sm_90", "gfx942")
@@ -312,10 +301,10 @@ def test_float32_products_are_summed_apart_from_what_they_are_added_to(tmp_path)
     ]
 
 
-def test_interpreted_kernels_are_refused():
-    process = compiling("-m", "mdm_kernels.aot", TRITON_INTERPRET="1")
-    assert process.returncode == 2
-    assert process.stderr == "TRITON_INTERPRET=1 is set: interpreted kernels cannot be compiled; unset it\n"
+def test_interpreted_kernels_are_refused(monkeypatch, capsys):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert command.main([]) == 2
+    assert capsys.readouterr().err == "TRITON_INTERPRET=1 is set: interpreted kernels cannot be compiled; unset it\n"
 
 
 @pytest.mark.parametrize(
