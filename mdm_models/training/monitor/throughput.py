@@ -58,6 +58,7 @@ def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
     return Peak(_matrix_rate(device, dtype, size), f"matrix product of {size}² measured on this {name}")
 
 
+@functools.cache
 def _matrix_rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
     """Operations a second of the fastest of several products."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
