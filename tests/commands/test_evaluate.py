@@ -1,8 +1,5 @@
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -18,12 +15,12 @@ from mdm_models.pipeline import Pipeline, PipelineConfig
 from mdm_models.storage import fingerprint
 from mdm_models.text import TransformerTextEncoder
 from mdm_models.unet import build_model
+from tests import forked
 from tests.evaluation.conftest import MeanColour, Motion, distance, save_scripted
 from tests.made_data import encode_clip, encode_image, write_shard
 from tests.text.directories import save_open_clip
 from tests.training.models import CLIP_MODEL, NESTED_MODEL
 
-ROOT = Path(__file__).parents[2]
 SAMPLES = 5
 
 
@@ -145,18 +142,16 @@ def test_the_report_says_what_must_be_equal(results, folder):
 
 def test_two_processes_give_the_numbers_of_one(results, folder, tmp_path):
     """Of 5 samples: one of the two has a row that does not count."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     with_kernel = arguments(folder, "--kernel-distance")
-    command += ["-m", "mdm_models.cli", "evaluate", *with_kernel, "--json", f"{tmp_path}/two.json"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    command, said = ["evaluate", *with_kernel, "--json", f"{tmp_path}/two.json"], [tmp_path / "0", tmp_path / "1"]
+    ended = forked.run_together(forked.mdm, *((command, *each) for each in zip(forked.world(2), said, strict=True)))
+    assert ended == [0, 0], [path.read_text() for path in said]
     found = json.loads((tmp_path / "two.json").read_text())["results"]
     assert main([*with_kernel, "--json", f"{tmp_path}/one.json"]) == 0
     kernel = json.loads((tmp_path / "one.json").read_text())["results"]["kid_colours"]
     assert found.pop("kid_colours") == pytest.approx(kernel, rel=1e-4, abs=1e-6)
     assert found == pytest.approx(results, rel=1e-5)  # float32: batches are composed in another way
-    assert done.stdout.count("clip_score") == 1
+    assert "".join(path.read_text() for path in said).count("clip_score") == 1
 
 
 def test_a_reference_is_written_once_and_read_from_then_on(results, folder, tmp_path):

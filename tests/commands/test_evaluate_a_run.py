@@ -15,7 +15,7 @@ from mdm_models.training.settings import read_settings, write_settings
 from mdm_models.training.trainer import train
 from tests.evaluation.conftest import MeanColour, save_scripted
 from tests.made_data import encode_clip, encode_image, write_shard
-from tests.training.models import CLIP_MODEL, NESTED_MODEL, settings
+from tests.training.models import LEAST_CLIP_MODEL, LEAST_NESTED_MODEL, settings
 
 
 def pictures(folder: Path) -> Path:
@@ -47,9 +47,9 @@ def trained(config: TrainConfig, architecture) -> Path:
 @pytest.mark.parametrize(
     ("make", "architecture", "told"),
     [
-        (pictures, NESTED_MODEL, {"loss_target": "v", "precision": "bf16"}),
-        (pictures, NESTED_MODEL, {"loss_target": "x0", "seed": 3, "sampler": "dpmpp_2m", "guidance_scale": 1.5}),
-        (clips, CLIP_MODEL, {"clip_start": "middle", "frames": 4, "shift_power": 2.0}),
+        (pictures, LEAST_NESTED_MODEL, {"loss_target": "v", "precision": "bf16"}),
+        (pictures, LEAST_NESTED_MODEL, {"loss_target": "x0", "seed": 3, "sampler": "dpmpp_2m", "guidance_scale": 1.5}),
+        (clips, LEAST_CLIP_MODEL, {"clip_start": "middle", "frames": 4, "shift_power": 2.0}),
     ],
 )
 def test_a_run_is_evaluated_as_it_evaluated_itself(make, architecture, told, tmp_path):
@@ -62,7 +62,7 @@ def test_a_run_is_evaluated_as_it_evaluated_itself(make, architecture, told, tmp
 
 
 def test_what_is_given_goes_before_what_the_run_was_told(tmp_path):
-    run = trained(changed(settings(pictures(tmp_path), tmp_path / "run"), frames=1), NESTED_MODEL)
+    run = trained(changed(settings(pictures(tmp_path), tmp_path / "run"), frames=1), LEAST_NESTED_MODEL)
     losses = {}
     for target in ("eps", "v"):
         found = tmp_path / f"{target}.json"
@@ -78,7 +78,7 @@ def averaged(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("averaged")
     colours = save_scripted(MeanColour(), folder / "colours.pt")
     config = changed(settings(pictures(folder), folder / "run"), frames=1, feature_extractor=str(colours))
-    return trained(changed(config, ema_stds=(0.05, 0.2), ema_snapshot_every=1, precision="bf16"), NESTED_MODEL)
+    return trained(changed(config, ema_stds=(0.05, 0.2), ema_snapshot_every=1, precision="bf16"), LEAST_NESTED_MODEL)
 
 
 def evaluated(model: Path, found: Path, *more: str) -> dict:
@@ -115,13 +115,13 @@ def test_the_samples_of_each_average_are_kept_apart(averaged, tmp_path):
     ("std", "message"), [("0.3", "std is 0.3; it must lie between 0 and 0.289"), ("0.1", "are no averages in")]
 )
 def test_an_average_that_cannot_be_had_is_refused(tmp_path, capsys, std, message):
-    run = trained(changed(settings(pictures(tmp_path), tmp_path / "run"), frames=1), NESTED_MODEL)
+    run = trained(changed(settings(pictures(tmp_path), tmp_path / "run"), frames=1), LEAST_NESTED_MODEL)
     assert main([str(run), "--device", "cpu", "--workers", "0", "--ema-stds", std]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_a_cache_may_be_named(tmp_path):
-    run = trained(changed(settings(pictures(tmp_path), tmp_path / "run"), frames=1), NESTED_MODEL)
+    run = trained(changed(settings(pictures(tmp_path), tmp_path / "run"), frames=1), LEAST_NESTED_MODEL)
     elsewhere = ["--data", f"pipe:cat {tmp_path}/data.tar", "--cache", f"{tmp_path}/copies", "--cache-gb", "1"]
     assert main([str(run), *elsewhere, "--device", "cpu", "--workers", "0"]) == 0
     assert list((tmp_path / "copies").glob("*.tar"))

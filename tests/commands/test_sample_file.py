@@ -1,8 +1,6 @@
 """A file of prompts, drawn by several processes, stopped and gone on with."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +12,9 @@ from mdm_models.commands import sample
 from mdm_models.pipeline import Pipeline, PipelineConfig
 from mdm_models.text import TransformerTextEncoder
 from mdm_models.unet import build_model
+from tests import forked
 from tests.training.models import NESTED_MODEL
 
-ROOT = Path(__file__).parents[2]
 PROMPTS = ["a cat", "a dog", "", "an ant", "a bee"]
 HOW = ["--steps", "1", "--seed", "3", "--batch-size", "2", "--device", "cpu"]
 
@@ -58,11 +56,9 @@ def test_a_picture_is_of_its_line_and_its_number(folder, drawn):
 
 
 def test_two_processes_draw_what_one_does(folder, drawn, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "mdm_models.cli", "sample", *arguments(folder, tmp_path / "out")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    command, said = ["sample", *arguments(folder, tmp_path / "out")], [tmp_path / "0", tmp_path / "1"]
+    ended = forked.run_together(forked.mdm, *((command, *each) for each in zip(forked.world(2), said, strict=True)))
+    assert ended == [0, 0], [path.read_text() for path in said]
     assert pictures(tmp_path / "out") == drawn
 
 

@@ -20,7 +20,7 @@ from mdm_models.training import trainer
 from mdm_models.training.checkpoint.checkpoints import Checkpoints
 from mdm_models.training.config import TrainConfig, changed
 from mdm_models.training.monitor.watchdog import watched
-from tests.training.models import IMAGE_MODEL, settings
+from tests.training.models import LEAST_MODEL, settings
 
 IDENTITY = {"name": "small"}
 
@@ -149,7 +149,7 @@ def train(config: TrainConfig, environment: dict[str, str]) -> None:
     """A training run, as torchrun starts it with such an environment."""
     os.environ |= environment
     torch.set_num_threads(1)
-    trainer.train(config, IMAGE_MODEL)
+    trainer.train(config, LEAST_MODEL)
 
 
 def watch(rank: int, world_size: int, folder: Path, port: int, patience: float) -> None:

@@ -23,6 +23,15 @@ CLIP_MODEL = UNetConfig(
 )
 NESTED_MODEL = UNetConfig(channels=(32, 32), blocks=(1, 1), embed_dim=32, inner=IMAGE_MODEL)
 
+# For what a run does whatever its model: most of its time goes by the number of tensors that are saved and loaded.
+LEAST_MODEL = UNetConfig(
+    channels=(16,), blocks=(1,), attention=(1,), num_heads=2, embed_dim=16, norm_groups=4, context_dim=32
+)
+LEAST_NESTED_MODEL = UNetConfig(channels=(16,), blocks=(1,), embed_dim=16, norm_groups=4, inner=LEAST_MODEL)
+LEAST_CLIP_MODEL = UNetConfig(
+    channels=(16, 16, 16), blocks=(1, 1, 1), kind="time", embed_dim=16, norm_groups=4, inner=LEAST_MODEL
+)
+
 
 def settings(shard: Path, out: Path) -> TrainConfig:
     """Six steps on clips of 4 frames of 16², without worker processes."""

@@ -1,7 +1,6 @@
-"""What `test_parallel` has two processes do: python -m torch.distributed.run … ranks.py FOLDER."""
+"""What `test_parallel` has two processes do."""
 
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -53,15 +52,13 @@ def learn(processes: Processes, folder: Path, parallel: str, precision: str = "f
     }
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
+def main(folder: Path, environment: dict[str, str]) -> None:
+    """Be one of the processes, as torchrun starts it with such an environment."""
+    os.environ |= environment
+    torch.set_num_threads(1)
     with init_process_group("cpu") as processes:
         for parallel, precision in (("ddp", "float32"), ("fsdp", "float32"), ("fsdp", "bf16")):
             found = learn(processes, folder, parallel, precision)
             if processes.is_main:
                 torch.save(found, folder / f"{parallel}-{precision}.pt")
     os._exit(0)  # gloo's threads sometimes abort a process that used FSDP2 as it ends
-
-
-if __name__ == "__main__":
-    main()

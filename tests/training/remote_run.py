@@ -1,7 +1,6 @@
 """Processes that train into a store, for test_runs_in_stores.py, and a store that speaks S3."""
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import socket
@@ -9,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import fsspec
@@ -18,7 +16,8 @@ import torch
 from mdm_models.training import trainer
 from mdm_models.training.checkpoint.store import Store
 from mdm_models.training.config import TrainConfig
-from tests.training.models import IMAGE_MODEL
+from tests import forked
+from tests.training.models import LEAST_MODEL
 
 
 def train(config: TrainConfig, environment: dict[str, str], sent: Path, kill_at: str) -> None:
@@ -35,32 +34,19 @@ def train(config: TrainConfig, environment: dict[str, str], sent: Path, kill_at:
             lines.write(f"{name}\n")
 
     Store.put = put
-    trainer.train(config, IMAGE_MODEL)
+    trainer.train(config, LEAST_MODEL)
 
 
-def run(config: TrainConfig, folder: Path, environments: list[dict[str, str]], kill_at: str = "") -> list[int]:
+def run(config: TrainConfig, folder: Path, environments: list[dict[str, str]], kill_at: str = "") -> list[int | None]:
     """Such processes, each with its environment → their exit codes. What process i sent is in FOLDER/sent-i."""
-    context = multiprocessing.get_context("spawn")
-    processes: list[BaseProcess] = []
-    for i, environment in enumerate(environments):
-        arguments = (config, environment, folder / f"sent-{i}", kill_at)
-        processes.append(context.Process(target=train, args=arguments))
-        processes[-1].start()
-    for process in processes:
-        process.join(500)
-    return [process.exitcode for process in processes]
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    arguments = ((config, each, folder / f"sent-{i}", kill_at) for i, each in enumerate(environments))
+    return forked.run_together(train, *arguments, seconds=500)
 
 
 @contextlib.contextmanager
 def bucket(name: str, log: Path) -> Iterator[dict[str, str]]:
     """A server of S3 with an empty bucket → the environment in which it is found."""
-    port = free_port()
+    port = forked.free_port()
     endpoint = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with log.open("w") as said, subprocess.Popen(command, stdout=said, stderr=said) as server:

@@ -8,7 +8,7 @@ from pathlib import Path
 from mdm_models.training import trainer
 from mdm_models.training.learner import Learner
 from tests.training.fault_processes import often_saving
-from tests.training.models import IMAGE_MODEL
+from tests.training.models import LEAST_MODEL
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
         return learn(self, *arguments, **options)
 
     Learner.learn = learn
-    trainer.train(often_saving(shard, run), IMAGE_MODEL)
+    trainer.train(often_saving(shard, run), LEAST_MODEL)
 
 
 if __name__ == "__main__":

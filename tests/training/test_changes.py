@@ -20,7 +20,7 @@ from mdm_models.training.config import TrainConfig, changed
 from mdm_models.training.settings import differences, record_of_run
 from mdm_models.training.trainer import train
 from tests.made_data import encode_image, write_shard
-from tests.training.models import IMAGE_MODEL, settings
+from tests.training.models import LEAST_MODEL, settings
 
 
 def shard(path: Path, first: int = 0, count: int = 4) -> Path:
@@ -42,7 +42,7 @@ def config(tmp_path) -> TrainConfig:
 @pytest.fixture
 def begun(config) -> TrainConfig:
     """Two of the steps are made."""
-    train(changed(config, steps=2), IMAGE_MODEL)
+    train(changed(config, steps=2), LEAST_MODEL)
     return config
 
 
@@ -67,7 +67,7 @@ def same_names(path: Path) -> None:
 
 def test_a_run_goes_on_without_a_word_where_nothing_changed(begun, tmp_path, recwarn):
     moved = (tmp_path / "data").rename(tmp_path / "moved")
-    train(changed(begun, shards=(str(moved),), workers=1, log_every=3), IMAGE_MODEL)
+    train(changed(begun, shards=(str(moved),), workers=1, log_every=3), LEAST_MODEL)
     assert not [warning for warning in recwarn if "since checkpoint" in str(warning.message)]
 
 
@@ -85,10 +85,10 @@ def test_a_run_goes_on_without_a_word_where_nothing_changed(begun, tmp_path, rec
 def test_another_setting_is_named_and_refused_until_it_is_accepted(begun, setting, value, said):
     other = changed(begun, **{setting: value}, steps=3)
     with pytest.raises(CheckpointError, match=f"other data or settings: {said}; .*--accept-changes"):
-        train(other, IMAGE_MODEL)
+        train(other, LEAST_MODEL)
     with pytest.warns(UserWarning, match=said):
-        train(changed(other, accept_changes=True), IMAGE_MODEL)
-    train(changed(other, steps=4), IMAGE_MODEL)  # from here on that is how the run is
+        train(changed(other, accept_changes=True), LEAST_MODEL)
+    train(changed(other, steps=4), LEAST_MODEL)  # from here on that is how the run is
 
 
 @pytest.mark.parametrize(
@@ -104,19 +104,19 @@ def test_another_setting_is_named_and_refused_until_it_is_accepted(begun, settin
 def test_other_data_are_named_and_refused(begun, tmp_path, change, said):
     change(tmp_path / "data" / "1.tar")
     with pytest.raises(CheckpointError, match=said):
-        train(begun, IMAGE_MODEL)
+        train(begun, LEAST_MODEL)
 
 
 def test_more_shards_are_told(begun, tmp_path):
     shard(tmp_path / "data" / "2.tar", 20)
     with pytest.warns(UserWarning, match=r"1 shards are new, .*2.tar among them"):
-        train(changed(begun, steps=3), IMAGE_MODEL)
+        train(changed(begun, steps=3), LEAST_MODEL)
 
 
 def test_shards_in_another_order_are_refused(begun, tmp_path):
     backwards = tuple(f"{tmp_path}/data/{i}.tar" for i in (1, 0))
     with pytest.raises(CheckpointError, match="the shards are in another order"):
-        train(changed(begun, shards=backwards), IMAGE_MODEL)
+        train(changed(begun, shards=backwards), LEAST_MODEL)
 
 
 def test_a_checkpoint_without_a_record_is_gone_on_from_with_a_notice(begun):
@@ -125,7 +125,7 @@ def test_a_checkpoint_without_a_record_is_gone_on_from_with_a_notice(begun):
     manifest.pop("record")
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.warns(UserWarning, match="has no record of its data and settings"):
-        train(changed(begun, lr=0.1, steps=3), IMAGE_MODEL)
+        train(changed(begun, lr=0.1, steps=3), LEAST_MODEL)
 
 
 def test_a_shard_out_of_reach_is_no_other_one(config, tmp_path):
@@ -163,7 +163,7 @@ def test_data_that_change_under_a_run_end_it_with_a_checkpoint(config, tmp_path,
 
     monkeypatch.setattr(trainer.Learner, "learn", learn_and_change)
     with pytest.raises(DataError, match=said):
-        train(config, IMAGE_MODEL)
+        train(config, LEAST_MODEL)
     assert list_steps(Path(config.out))[-1].name == "step-00000004"
 
 
@@ -199,7 +199,7 @@ def test_a_process_that_decodes_and_is_killed_ends_the_run_with_a_checkpoint(con
 
     monkeypatch.setattr(stream, "Positions", Dying)
     with pytest.raises(DataError, match=r"data: DataLoader worker .*fewer --workers"):
-        train(changed(config, workers=1, steps=40), IMAGE_MODEL)
+        train(changed(config, workers=1, steps=40), LEAST_MODEL)
     assert int(list_steps(Path(config.out))[-1].name.removeprefix("step-")) >= 1
 
 
@@ -213,7 +213,7 @@ def test_a_disk_that_fails_ends_the_run_with_a_checkpoint(config, monkeypatch, w
 
     monkeypatch.setattr(stream, "Positions", Failing)
     with pytest.raises(TrainingError, match="Input/output error") as ended:
-        train(changed(config, workers=workers), IMAGE_MODEL)
+        train(changed(config, workers=workers), LEAST_MODEL)
     assert "\n" not in str(ended.value)
     assert list_steps(Path(config.out))[-1].name == "step-00000002"
 
@@ -228,5 +228,5 @@ def test_a_lost_mount_ends_the_run_with_a_checkpoint(config, tmp_path, monkeypat
 
     monkeypatch.setattr(trainer.Learner, "learn", learn_and_lose)
     with pytest.raises(DataError, match=r"shards are gone|samples in a row cannot be used"):
-        train(changed(config, save_every=100), IMAGE_MODEL)
+        train(changed(config, save_every=100), LEAST_MODEL)
     assert int(list_steps(Path(config.out))[-1].name.removeprefix("step-")) >= 3

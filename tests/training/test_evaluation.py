@@ -20,7 +20,7 @@ from mdm_models.training.monitor.logbook import EVALUATION, is_logged
 from mdm_models.training.trainer import train
 from tests.evaluation.conftest import MeanColour, save_scripted
 from tests.made_data import encode_image, write_shard
-from tests.training.models import NESTED_MODEL, settings
+from tests.training.models import LEAST_NESTED_MODEL, settings
 
 HERE = Processes(0, 1, torch.device("cpu"))
 SAMPLES = 12
@@ -49,7 +49,7 @@ def evaluation_of(config: TrainConfig) -> Evaluation | None:
 
 @pytest.fixture
 def learner(config) -> Learner:
-    learner = Learner(config, NESTED_MODEL, open_encoder(config.model, 0, HERE.device), HERE)
+    learner = Learner(config, LEAST_NESTED_MODEL, open_encoder(config.model, 0, HERE.device), HERE)
     with torch.no_grad():
         for average in learner.ema.averages.values():  # the model's output layers begin at 0
             average.normal_(std=0.05)
@@ -129,7 +129,7 @@ def test_too_few_usable_samples_stop_the_run(config, learner):
 
 
 def test_a_run_logs_its_evaluations(config):
-    run = train(config, NESTED_MODEL)
+    run = train(config, LEAST_NESTED_MODEL)
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if "frechet_colours" in record] == [3, 6]
 
@@ -140,16 +140,16 @@ def test_an_evaluation_that_fails_leaves_a_checkpoint_of_what_was_learned(config
 
     monkeypatch.setattr(Evaluation, "measure", refuse)
     with pytest.raises(DataError, match="pid 7"):
-        train(changed(config, save_every=1000), NESTED_MODEL)
+        train(changed(config, save_every=1000), LEAST_NESTED_MODEL)
     [checkpoint] = list_steps(Path(config.out))
     assert checkpoint.name == "step-00000003"
 
 
 def test_an_evaluation_before_which_a_run_was_killed_is_made_up_for(config):
-    whole = (train(changed(config, out=f"{config.out}-whole"), NESTED_MODEL) / "log.jsonl").read_text()
+    whole = (train(changed(config, out=f"{config.out}-whole"), LEAST_NESTED_MODEL) / "log.jsonl").read_text()
     wanted = [json.loads(line) for line in whole.splitlines() if EVALUATION in line]
     for steps in (3, 6, 6):  # the last one finds a run that has nothing left to learn
-        run = train(changed(config, steps=steps), NESTED_MODEL)
+        run = train(changed(config, steps=steps), LEAST_NESTED_MODEL)
         assert is_logged(run, steps, EVALUATION)
         lines = (run / "log.jsonl").read_text().splitlines()
         evaluations = [json.loads(line) for line in lines if EVALUATION in line]

@@ -1,10 +1,8 @@
 """Real processes, killed or failing at any moment, alone and together."""
 
 import json
-import multiprocessing
 import os
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +15,7 @@ import torch
 
 from mdm_models.training.checkpoint.checkpoints import list_steps, verified_manifest
 from mdm_models.training.config import TrainConfig, changed
+from tests import forked
 from tests.made_data import encode_image, write_shard
 from tests.training import fault_processes as processes
 from tests.training import restarted
@@ -32,10 +31,7 @@ def tensors(state: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def context():
-    """Starts processes from one that has imported everything, which takes no time, and has no threads."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([processes.__name__])
-    return context
+    return forked.context()
 
 
 def newest_step(run, elements: int = 1000) -> int:
@@ -88,28 +84,23 @@ def test_killed_at_random_moments_a_run_keeps_what_it_had_saved(tmp_path, contex
         saved = newest_step(run, elements)
 
 
-def together(context, work, world_size: int, folder) -> None:
+def together(work, world_size: int, folder) -> None:
     """Run `work` as so many processes at once."""
-    members = [context.Process(target=work, args=(rank, world_size, folder)) for rank in range(world_size)]
-    for member in members:
-        member.start()
-    for member in members:
-        member.join(60)
-    assert [member.exitcode for member in members] == [0] * world_size
+    assert forked.run_together(work, *((rank, world_size, folder) for rank in range(world_size))) == [0] * world_size
 
 
 @pytest.fixture(scope="module")
-def saved_by_two(tmp_path_factory, context):
+def saved_by_two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    together(context, processes.save_together, 2, folder)
+    together(processes.save_together, 2, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def loaded_by_three(saved_by_two, context):
+def loaded_by_three(saved_by_two):
     path = list_steps(saved_by_two / "sharded")[-1] / "__1_0.distcp"
     path.write_bytes(path.read_bytes()[:-1])  # of which one process alone will notice
-    together(context, processes.load_together, 3, saved_by_two)
+    together(processes.load_together, 3, saved_by_two)
     return saved_by_two
 
 
@@ -150,11 +141,7 @@ class Runs:
         self.processes = []
 
     def start(self, world_size: int = 1) -> "Runs":
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        joining = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
-        members = [joining | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
+        members = forked.world(world_size)
         self.processes = [self.context.Process(target=processes.train, args=(self.config, each)) for each in members]
         for process in self.processes:
             process.start()

@@ -20,7 +20,7 @@ from mdm_models.training.fetched import on_this_machine
 from mdm_models.training.trainer import train
 from mdm_models.unet import build_model
 from tests.made_data import encode_image, write_shard
-from tests.training.models import NESTED_MODEL, settings
+from tests.training.models import LEAST_NESTED_MODEL, settings
 
 URL = "memory://bucket/run"
 
@@ -30,7 +30,8 @@ def run(tmp_path, monkeypatch) -> Store:
     """A run in a store, which left a model."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     torch.manual_seed(0)
-    pipeline = Pipeline(build_model(NESTED_MODEL), TransformerTextEncoder(32, 1, max_tokens=8), PipelineConfig(size=16))
+    encoder = TransformerTextEncoder(32, 1, max_tokens=8)
+    pipeline = Pipeline(build_model(LEAST_NESTED_MODEL), encoder, PipelineConfig(size=16))
     pipeline.save_pretrained(tmp_path / "model")
     store = Store(URL)
     for path in (tmp_path / "model").rglob("*.*"):
@@ -69,11 +70,11 @@ def test_a_run_begins_from_a_model_in_a_store(run, tmp_path):
     ended = []
     for init_from in (URL, str(tmp_path / "model")):
         config = changed(settings(shard, tmp_path / f"run-{len(ended)}"), frames=1, steps=1, init_from=init_from)
-        ended.append(load_averages(train(config, NESTED_MODEL)))
+        ended.append(load_averages(train(config, LEAST_NESTED_MODEL)))
     assert all(torch.equal(weight, ended[1][name]) for name, weight in ended[0].items())
     config = changed(config, out=str(tmp_path / "none"), init_from="memory://bucket/nowhere")
     with pytest.raises(CheckpointError, match="init_from memory://bucket/nowhere: there is no model"):
-        train(config, NESTED_MODEL)
+        train(config, LEAST_NESTED_MODEL)
 
 
 def shard_of_noise(folder: Path) -> Path:

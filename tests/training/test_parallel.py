@@ -1,8 +1,5 @@
 """Two processes, by DDP and by FSDP2, against one."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +7,9 @@ import torch
 
 from mdm_models import Pipeline
 from mdm_models.processes import Processes
+from tests import forked
 from tests.training import ranks
 
-ROOT = Path(__file__).parents[2]
 PARALLEL = pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 
 
@@ -20,11 +17,7 @@ PARALLEL = pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def folder(tmp_path_factory) -> Path:
     """What two processes left: ddp-float32.pt, fsdp-float32.pt, fsdp-bf16.pt and the models that they exported."""
     folder = tmp_path_factory.mktemp("ranks")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [*launcher, ranks.__file__, folder]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    assert forked.run_together(ranks.main, *((folder, environment) for environment in forked.world(2))) == [0, 0]
     return folder
 
 

@@ -19,9 +19,10 @@ from mdm_models.training.checkpoint.remote import mirrored
 from mdm_models.training.checkpoint.store import Store
 from mdm_models.training.config import TrainConfig, changed
 from mdm_models.training.trainer import train
+from tests import forked
 from tests.made_data import encode_image, write_shard
 from tests.training import remote_run
-from tests.training.models import IMAGE_MODEL, settings
+from tests.training.models import LEAST_MODEL, settings
 
 MEMORY = "memory://bucket/run"
 
@@ -37,7 +38,7 @@ def shard(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def through(shard, tmp_path_factory) -> Path:
     """An undisturbed run of six steps on a local disk."""
-    return train(changed(settings(shard, tmp_path_factory.mktemp("through") / "run"), frames=1), IMAGE_MODEL)
+    return train(changed(settings(shard, tmp_path_factory.mktemp("through") / "run"), frames=1), LEAST_MODEL)
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +76,7 @@ def equal_weights(run: Path, other: Path) -> bool:
 
 
 def test_the_store_has_what_a_run_leaves(on, store, capsys):
-    train(on("a", sample_every=6), IMAGE_MODEL)
+    train(on("a", sample_every=6), LEAST_MODEL)
     names = store.names()
     assert steps_in(store) == ["step-00000003", "step-00000006"]
     assert {"log.jsonl", "skipped.jsonl", "model/pipeline.json", "samples/step-00000006.webp"} <= set(names)
@@ -86,8 +87,8 @@ def test_the_store_has_what_a_run_leaves(on, store, capsys):
 
 
 def test_another_machine_goes_on_to_the_same_weights(on, store, through):
-    train(on("a", steps=3), IMAGE_MODEL)
-    run = train(on("b"), IMAGE_MODEL)
+    train(on("a", steps=3), LEAST_MODEL)
+    run = train(on("b"), LEAST_MODEL)
     assert equal_weights(run, through)
     assert logged(store.read("log.jsonl"))[0] == logged((through / "log.jsonl").read_bytes())[0]
     assert [step for step, _ in logged(store.read("log.jsonl"))] == [2, 3, 4, 6]
@@ -105,9 +106,9 @@ class Elsewhere(MemoryFileSystem):
 def test_a_run_under_another_protocol_is_gone_on_with(on, through, protocol, monkeypatch):
     monkeypatch.setitem(_registry, protocol, Elsewhere)
     url = f"{protocol}://bucket/run"
-    train(on("a", out=url, steps=3), IMAGE_MODEL)
+    train(on("a", out=url, steps=3), LEAST_MODEL)
     assert steps_in(Store(url)) == ["step-00000003"]
-    assert equal_weights(train(on("b", out=url), IMAGE_MODEL), through)
+    assert equal_weights(train(on("b", out=url), LEAST_MODEL), through)
 
 
 def test_machines_that_share_no_folder_go_on_from_the_store_and_so_does_one_alone(shard, tmp_path, monkeypatch):
@@ -118,10 +119,11 @@ def test_machines_that_share_no_folder_go_on_from_the_store_and_so_does_one_alon
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
 
-        def both(kill_at: str = "") -> list[int]:
-            joining = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(remote_run.free_port()), "WORLD_SIZE": "2"}
-            alike = environment | joining | {"LOCAL_RANK": "0"}
-            ranks = [alike | {"RANK": rank, "XDG_CACHE_HOME": f"{tmp_path}/{rank}"} for rank in "01"]
+        def both(kill_at: str = "") -> list[int | None]:
+            ranks = [
+                environment | each | {"LOCAL_RANK": "0", "XDG_CACHE_HOME": f"{tmp_path}/{each['RANK']}"}
+                for each in forked.world(2)
+            ]
             return remote_run.run(config, tmp_path, ranks, kill_at)
 
         leader, follower = both(kill_at=part)
@@ -134,8 +136,8 @@ def test_machines_that_share_no_folder_go_on_from_the_store_and_so_does_one_alon
         [mirror] = (tmp_path / "1").glob("**/*.rank-1")
         assert [path.name for path in mirror.glob("checkpoints/*06/*")] == ["__1_0.distcp"]
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "0"))  # which has only the leader's part
-        alone = train(changed(config, steps=7), IMAGE_MODEL)
-    whole = train(changed(config, steps=7, out=str(tmp_path / "whole")), IMAGE_MODEL)
+        alone = train(changed(config, steps=7), LEAST_MODEL)
+    whole = train(changed(config, steps=7, out=str(tmp_path / "whole")), LEAST_MODEL)
     ours, theirs = checkpoints.load_averages(alone), checkpoints.load_averages(whole)
     for name, weight in ours.items():
         torch.testing.assert_close(weight, theirs[name])
@@ -144,9 +146,7 @@ def test_machines_that_share_no_folder_go_on_from_the_store_and_so_does_one_alon
 def test_each_of_two_processes_sends_its_share(shard, tmp_path):
     url = f"file://{tmp_path}/bucket/run"
     config = changed(settings(shard, url), frames=1, cache=str(tmp_path / "cache"), micro_batch=1)
-    joining = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(remote_run.free_port()), "WORLD_SIZE": "2"}
-    ranks = [joining | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
-    assert remote_run.run(config, tmp_path, ranks) == [0, 0]
+    assert remote_run.run(config, tmp_path, forked.world(2)) == [0, 0]
     checkpoint = "checkpoints/step-00000006"
     first, second = ((tmp_path / f"sent-{rank}").read_text().splitlines() for rank in "01")
     assert {f"{checkpoint}/.metadata", f"{checkpoint}/__1_0.distcp", f"{checkpoint}/manifest.json"} <= set(first)

@@ -15,7 +15,7 @@ from mdm_models.training.config import TrainConfig, changed
 from mdm_models.training.learner import Learner
 from mdm_models.training.trainer import train, train_whole
 from tests.made_data import encode_image, write_shard
-from tests.training.models import CLIP_MODEL, IMAGE_MODEL, NESTED_MODEL, settings
+from tests.training.models import LEAST_CLIP_MODEL, LEAST_MODEL, LEAST_NESTED_MODEL, settings
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def config(shard, tmp_path: Path) -> TrainConfig:
 def finished(shard, tmp_path_factory) -> TrainConfig:
     """The settings of a run that went through such six steps and drew two grids; nothing may change it."""
     config = changed(settings(shard, tmp_path_factory.mktemp("finished") / "run"), frames=1, sample_every=3)
-    train(config, NESTED_MODEL)
+    train(config, LEAST_NESTED_MODEL)
     return config
 
 
@@ -47,8 +47,8 @@ def finished(shard, tmp_path_factory) -> TrainConfig:
 def resumed(finished, tmp_path_factory) -> Path:
     """A run that was stopped after three steps and went on."""
     config = changed(finished, out=str(tmp_path_factory.mktemp("resumed") / "run"))
-    train(changed(config, steps=3), NESTED_MODEL)
-    return train(config, NESTED_MODEL)
+    train(changed(config, steps=3), LEAST_NESTED_MODEL)
+    return train(config, LEAST_NESTED_MODEL)
 
 
 def records(run: Path, kind: str = "training") -> list[dict]:
@@ -78,7 +78,7 @@ def test_a_record_holds_the_numbers_of_its_interval(finished):
 
 
 def test_the_averaged_model_of_a_run_can_be_sampled(shard_of, tmp_path):
-    run = train(changed(settings(shard_of("a.tar", 4), tmp_path / "run"), steps=1), CLIP_MODEL)
+    run = train(changed(settings(shard_of("a.tar", 4), tmp_path / "run"), steps=1), LEAST_CLIP_MODEL)
     pipeline = Pipeline.from_pretrained(run / "model")
     averages = weights(run)
     assert all(torch.equal(averages[f"unet.{name}"], value) for name, value in pipeline.model.named_parameters())
@@ -96,14 +96,14 @@ def test_a_resumed_run_equals_one_that_went_through(finished, resumed):
 
 def test_a_run_on_clips_and_pictures_resumes_exactly(shard, shard_of, tmp_path):
     config = changed(settings(shard_of("c.tar", 3), tmp_path / "through"), images=(str(shard),), image_share=0.5)
-    through = train(changed(config, batch_size=4), CLIP_MODEL)
+    through = train(changed(config, batch_size=4), LEAST_CLIP_MODEL)
     halves = changed(config, batch_size=4, out=str(tmp_path / "halves"))
-    train(changed(halves, steps=3), CLIP_MODEL)
-    expected, found = weights(through), weights(train(halves, CLIP_MODEL))
+    train(changed(halves, steps=3), LEAST_CLIP_MODEL)
+    expected, found = weights(through), weights(train(halves, LEAST_CLIP_MODEL))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert records(through)[-1]["epoch"] == 4  # of the clips
     with pytest.raises(CheckpointError, match=r"image_share was 0.5, is 0.25"):
-        train(changed(halves, image_share=0.25), CLIP_MODEL)
+        train(changed(halves, image_share=0.25), LEAST_CLIP_MODEL)
 
 
 def test_a_grid_is_drawn_and_is_the_same_after_a_resume(finished, resumed):
@@ -114,10 +114,10 @@ def test_a_grid_is_drawn_and_is_the_same_after_a_resume(finished, resumed):
 
 def test_a_run_with_power_averages_keeps_snapshots_and_resumes(config, tmp_path):
     power = changed(config, ema_stds=(0.1, 0.2), ema_snapshot_every=2)
-    through = train(power, NESTED_MODEL)
+    through = train(power, LEAST_NESTED_MODEL)
     halves = changed(power, out=str(tmp_path / "halves"))
-    train(changed(halves, steps=3), NESTED_MODEL)
-    run = train(halves, NESTED_MODEL)
+    train(changed(halves, steps=3), LEAST_NESTED_MODEL)
+    run = train(halves, LEAST_NESTED_MODEL)
     snapshots = [path.name for path in sorted((through / "averages").iterdir())]
     assert snapshots == [f"step-0000000{step}.safetensors" for step in (2, 4, 6)]
     for name in snapshots[1:]:
@@ -127,15 +127,15 @@ def test_a_run_with_power_averages_keeps_snapshots_and_resumes(config, tmp_path)
 def test_a_finished_run_says_so_and_changes_nothing(finished, capsys):
     run = Path(finished.out)
     before = (run / "log.jsonl").read_text()
-    train(finished, NESTED_MODEL)
+    train(finished, LEAST_NESTED_MODEL)
     assert "6 of 6 steps" in capsys.readouterr().out
     assert (run / "log.jsonl").read_text() == before
 
 
 def test_a_run_killed_after_its_last_step_still_gets_its_model(config):
-    run = train(changed(config, steps=1), NESTED_MODEL)
+    run = train(changed(config, steps=1), LEAST_NESTED_MODEL)
     (run / "model" / "pipeline.json").unlink()  # the file that is written last
-    train(changed(config, steps=1), NESTED_MODEL)
+    train(changed(config, steps=1), LEAST_NESTED_MODEL)
     Pipeline.from_pretrained(run / "model")
 
 
@@ -147,10 +147,10 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on(config, monkeypatch, capsy
         return learn(self, *arguments, **options)
 
     monkeypatch.setattr(Learner, "learn", interrupted)
-    run = train(changed(config, save_every=100), NESTED_MODEL)
+    run = train(changed(config, save_every=100), LEAST_NESTED_MODEL)
     assert [path.name for path in checkpoints.list_steps(run)] == ["step-00000004"]
     assert "4 of 6 steps; the same command goes on" in capsys.readouterr().out
-    train(config, NESTED_MODEL)
+    train(config, LEAST_NESTED_MODEL)
     assert checkpoints.list_steps(run)[-1].name == "step-00000006"
 
 
@@ -162,20 +162,20 @@ def test_what_is_longer_than_a_run_stops_with_it(config, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "learn", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train_whole(config, NESTED_MODEL)
-    assert train_whole(changed(config, steps=2), NESTED_MODEL) == Path(config.out)
+            train_whole(config, LEAST_NESTED_MODEL)
+    assert train_whole(changed(config, steps=2), LEAST_NESTED_MODEL) == Path(config.out)
 
 
 @pytest.mark.parametrize("levels_between", [0, 1])
 def test_a_stage_starts_from_the_averages_of_the_one_before(config, tmp_path, monkeypatch, levels_between):
     """Also where that one is nested in one that is nested in this one."""
-    around = NESTED_MODEL
+    around = LEAST_NESTED_MODEL
     for _ in range(levels_between):
-        around = dataclasses.replace(NESTED_MODEL, inner=around)
+        around = dataclasses.replace(LEAST_NESTED_MODEL, inner=around)
     prefix = "unet." + "inner." * (levels_between + 1)
     config = changed(config, size=config.data.size * 2**levels_between)
     stage = changed(config, steps=1, out=str(tmp_path / "stage"))
-    averages = {name: value for name, value in weights(train(stage, IMAGE_MODEL)).items() if "." in name}
+    averages = {name: value for name, value in weights(train(stage, LEAST_MODEL)).items() if "." in name}
     begun = {}
 
     def learn(self, *arguments, learn=Learner.learn, **options):
@@ -193,14 +193,14 @@ def test_a_stage_starts_from_the_averages_of_the_one_before(config, tmp_path, mo
 
 def test_a_stage_that_does_not_fit_is_refused(config, finished):
     with pytest.raises(CheckpointError, match=r"unet does not fit: .* there, .* here") as error:
-        train(changed(config, init_from=finished.out), NESTED_MODEL)
+        train(changed(config, init_from=finished.out), LEAST_NESTED_MODEL)
     assert "\n" not in str(error.value)
 
 
 def test_another_models_run_directory_is_refused_and_left_as_it_is(finished):
     config = Path(finished.out) / "config.json"
     before = config.read_text()
-    wider = dataclasses.replace(NESTED_MODEL, channels=(32, 64))
+    wider = dataclasses.replace(LEAST_NESTED_MODEL, channels=(32,))
     with pytest.raises(CheckpointError, match=r"unet\.channels"):
         train(changed(finished, steps=9), wider)
     assert config.read_text() == before
@@ -208,17 +208,17 @@ def test_another_models_run_directory_is_refused_and_left_as_it_is(finished):
 
 def test_skipped_samples_are_counted_in_the_log(config, pictures_of):
     data = pictures_of("b.tar", 2, bad={"png": b"", "txt": b"bad"}, mute={"png": b""})
-    run = train(changed(config, shards=(str(data),), max_bad_share=1.0), NESTED_MODEL)
+    run = train(changed(config, shards=(str(data),), max_bad_share=1.0), LEAST_NESTED_MODEL)
     assert records(run)[-1]["skipped"] == {"undecodable": 1, "caption missing": 1}
 
 
 def test_data_of_bad_samples_only_ends_before_the_first_step(config, pictures_of):
     data = pictures_of("b.tar", 0, bad={"png": b"", "txt": b"bad"})
     with pytest.raises(DataError, match=r"b\.tar"):
-        train(changed(config, shards=(str(data),)), NESTED_MODEL)
+        train(changed(config, shards=(str(data),)), LEAST_NESTED_MODEL)
 
 
 def test_an_output_directory_that_cannot_be_made_is_refused(config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainingError, match=r"out: cannot write to .*file/run"):
-        train(changed(config, out=str(tmp_path / "file" / "run")), NESTED_MODEL)
+        train(changed(config, out=str(tmp_path / "file" / "run")), LEAST_NESTED_MODEL)

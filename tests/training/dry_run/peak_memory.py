@@ -1,5 +1,4 @@
-"""Training steps in a process of their own: prints the bytes that a step takes at the most, beyond those of a step of
-one sample, first with and then without recomputing activations, which takes more."""
+"""Training steps, for a process of their own."""
 
 from pathlib import Path
 
@@ -36,13 +35,13 @@ def resident(which: str) -> int:
     return int(fields[which].split()[0]) * 1024
 
 
-def main() -> None:
+def measure(found: Path) -> None:
+    """Write down the bytes that a step takes at the most, beyond those of a step of one sample, first with and then
+    without recomputing activations, which takes more."""
+    torch.set_num_threads(1)
     make_step(recompute=True, batch=1)
     before = resident("VmRSS")
-    for recompute in (True, False):
-        make_step(recompute, BATCH)
-        print(resident("VmHWM") - before)
-
-
-if __name__ == "__main__":
-    main()
+    with found.open("w") as lines:
+        for recompute in (True, False):
+            make_step(recompute, BATCH)
+            print(resident("VmHWM") - before, file=lines)

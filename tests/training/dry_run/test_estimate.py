@@ -1,6 +1,4 @@
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,10 +7,9 @@ from mdm_models.data.config import DataConfig
 from mdm_models.errors import TrainingError
 from mdm_models.training.config import ModelConfig, TrainConfig, changed, plan
 from mdm_models.training.dry_run.estimate import describe, estimate_memory
+from tests import forked
 from tests.training.dry_run import peak_memory
 from tests.training.models import IMAGE_MODEL, NESTED_MODEL, settings
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -25,10 +22,9 @@ def memory(config: TrainConfig, world_size: int = 1):
     return estimate_memory(config, plan(config, NESTED_MODEL), world_size, "cpu")
 
 
-def test_the_estimated_memory_is_close_to_the_measured_peak():
-    command = [sys.executable, "-m", "tests.training.dry_run.peak_memory"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    for recompute, peak in zip((True, False), map(int, done.stdout.split()), strict=True):
+def test_the_estimated_memory_is_close_to_the_measured_peak(tmp_path):
+    assert forked.run_together(peak_memory.measure, (tmp_path / "peaks",)) == [0]
+    for recompute, peak in zip((True, False), map(int, (tmp_path / "peaks").read_text().split()), strict=True):
         config = peak_memory.configured(recompute)
         estimated = estimate_memory(config, plan(config, IMAGE_MODEL), 1, "cpu")
         assert 2 / 3 < peak / (estimated.activations + estimated.gradients_in_flight) < 3 / 2, recompute

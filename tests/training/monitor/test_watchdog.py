@@ -1,6 +1,5 @@
 """Processes that fall silent, and what the others do."""
 
-import multiprocessing
 import os
 import signal
 import socket
@@ -9,6 +8,7 @@ import time
 import pytest
 
 from mdm_models.errors import COME_AGAIN
+from tests import forked
 from tests.training import fault_processes as processes
 
 PATIENCE = 3.0
@@ -16,9 +16,7 @@ PATIENCE = 3.0
 
 @pytest.fixture(scope="module")
 def context():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([processes.__name__])
-    return context
+    return forked.context()
 
 
 @pytest.fixture
@@ -27,9 +25,7 @@ def three(context, tmp_path):
     started = []
 
     def start() -> list:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = forked.free_port()
         for rank in range(3):
             started.append(context.Process(target=processes.watch, args=(rank, 3, tmp_path, port, PATIENCE)))
             started[-1].start()
