@@ -130,6 +130,7 @@ def settings(options: Options) -> tuple[TrainConfig, str]:
     return changed(
         config,
         frame_rate=known.frame_rate,
+        clip_start="first",  # as the shipped model saw clips: their things at rest
         objective=ObjectiveConfig(
             known.shift_power,
             known.unshifted_size,
@@ -139,7 +140,7 @@ def settings(options: Options) -> tuple[TrainConfig, str]:
             prediction=cast(Any, known.prediction),  # one of the names that training knows
             loss_target="v",
         ),
-        optimizer=OptimizerConfig(batch_size=8, steps=FIRST, lr=5e-5, warmup=10, ema_decay=0.98),
+        optimizer=OptimizerConfig(batch_size=8, steps=FIRST, lr=2e-4, warmup=10, ema_decay=0.96),
         output=OutputConfig(log_every=1, save_every=1000, sample_every=0, guidance_scale=known.guidance_scale),
     ), name
 
