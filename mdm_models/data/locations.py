@@ -6,17 +6,19 @@ where that package looks for them), a name that begins with "pipe:" is a shell c
 
 import errno
 import glob
+import itertools
 import math
 import os
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import braceexpand
 import fsspec
+from fsspec.config import conf
 
 from mdm_models.errors import DataError, one_line
 from mdm_models.storage import write_whole
@@ -24,6 +26,8 @@ from mdm_models.storage import write_whole
 PIPE = "pipe:"
 WAITS = (1, 4, 16)  # seconds between the attempts to reach a store
 OUTAGE = 60  # seconds for which a store that was given up is not waited for
+ANSWER = 10  # seconds in which a store has to answer a question; 1 while it is out
+SILENCE = 20  # seconds in which something has to arrive of what a web server sends, however long the whole takes
 MISSING = (404, 410)  # statuses of HTTP: there is no such thing
 BUSY = (408, 425, 429)  # ask again later
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -99,10 +103,12 @@ def _matches(folder: str, pattern: str) -> list[str]:
     if "*" not in pattern and "[" not in pattern:  # a "?" begins the query of a URL
         return [pattern]
     try:
-        system, path = fsspec.url_to_fs(pattern)
+        system, path = file_system(pattern)
         if system.exists(path):
             return [pattern]
         return sorted(system.unstrip_protocol(found) for found in system.glob(path))
+    except DataError:
+        raise
     except Exception as error:  # each store has exceptions of its own
         raise DataError(f"data: {pattern} cannot be listed: {one_line(error)}") from None
 
@@ -120,7 +126,7 @@ def patiently(attempt: Callable[[], T], store: str = "", waits: Sequence[float] 
             found = attempt()
         except Exception as error:  # each store has exceptions of its own
             if _is_missing(error):
-                raise FileNotFoundError(one_line(error)) from None
+                raise FileNotFoundError(_said(error)) from None
             if isinstance(error, OSError) and error.errno in FULL:
                 raise
             hopeless = isinstance(error, PermissionError) or (_status(error) // 100 == 4 and _status(error) not in BUSY)
@@ -128,7 +134,7 @@ def patiently(attempt: Callable[[], T], store: str = "", waits: Sequence[float] 
             if wait is None:
                 if store and not hopeless:
                     _given_up[store] = time.monotonic()
-                raise UnreachableError(one_line(error)) from None
+                raise UnreachableError(_said(error)) from None
         else:
             _given_up.pop(store, None)
             return found
@@ -148,18 +154,52 @@ def store_of(name: str) -> str:
 def _is_missing(error: Exception) -> bool:
     """Whether there is no such file or bucket; fsspec's http says so too of a server that does not answer."""
     if isinstance(error, FileNotFoundError):
-        of_http = type(error.__cause__).__module__.partition(".")[0] == "aiohttp"
-        return not of_http or _status(error.__cause__) in MISSING
+        return not _is_of_http(error.__cause__) or _status(error.__cause__) in MISSING
     return _status(error) in MISSING
+
+
+def _is_of_http(error: BaseException | None) -> bool:
+    return type(error).__module__.partition(".")[0] == "aiohttp"
+
+
+def _said(error: BaseException) -> str:
+    """What an error of a store says, in one line: of fsspec's http, which names but the URL, what was behind it."""
+    behind = error.__cause__
+    if isinstance(error, TimeoutError) or isinstance(behind, TimeoutError):
+        return "there is no answer"
+    if behind is not None and _is_of_http(behind):
+        return f"{type(behind).__name__}: {one_line(behind)}"
+    return one_line(error)
 
 
 def _status(error: BaseException | None) -> int:
     """The HTTP status that an error of a store tells of; 0 if it tells of none."""
     response = getattr(error, "response", None)
     told = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}  # as botocore has it
-    found = [getattr(error, name, None) for name in ("status", "status_code", "code")]
-    found += [getattr(response, "status_code", None), told.get("HTTPStatusCode")]
+    behind = [getattr(response, "status_code", None), told.get("HTTPStatusCode")]
+    found = itertools.chain((getattr(error, name, None) for name in ("status", "status_code", "code")), behind)
     return next((status for status in found if isinstance(status, int) and status), 0)
+
+
+def file_system(name: str, **options: Any) -> tuple[Any, str]:
+    """Give the file system of a URL, and the path in it; options: further ones of the file system.
+
+    Raises DataError for a protocol that is unknown or whose package is missing, UnreachableError where a store, with
+    which a connection is made here, does not take one.
+    """
+    protocol = urlsplit(name).scheme
+    if protocol in ("http", "https"):
+        import aiohttp  # which would end whatever takes five minutes
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=ANSWER, sock_read=SILENCE)
+        configured = conf.get(protocol, {}).get("client_kwargs", {})
+        options["client_kwargs"] = {"timeout": timeout} | configured
+    try:
+        return fsspec.url_to_fs(name, **options)
+    except (ImportError, ValueError) as error:
+        raise DataError(f"data: {name} cannot be opened: {one_line(error)}") from None
+    except Exception as error:  # each store has exceptions of its own
+        raise UnreachableError(_said(error)) from None
 
 
 def look_up(name: str, waits: Sequence[float] | None = None) -> tuple[int | None, str]:
@@ -170,13 +210,17 @@ def look_up(name: str, waits: Sequence[float] | None = None) -> tuple[int | None
     """
     if name.startswith(PIPE):
         return None, ""
+    store = store_of(name)
+    system, path = file_system(name)
+
+    def ask() -> dict:
+        limit = {"timeout": 1 if is_out(store) else ANSWER} if system.async_impl else {}
+        return system.info(path, **limit)
+
     try:
-        system, path = fsspec.url_to_fs(name)
-        info = patiently(lambda: system.info(path), store_of(name), waits)
+        info = patiently(ask, store, waits)
     except FileNotFoundError:
         raise DataError(f"data: there is no shard {name}") from None
-    except (ImportError, ValueError) as error:  # a package that is missing, a protocol that is unknown
-        raise DataError(f"data: {name} cannot be opened: {one_line(error)}") from None
     if info.get("type") == "directory":
         raise DataError(f"data: {name} is a folder; end it in / to take all of its shards")
     return info.get("size"), str([str(info[field]) for field in VERSION_FIELDS if field in info])
@@ -186,7 +230,7 @@ def download(name: str, target: Path) -> None:
     """Write a shard that is not local to the file `target`. Raises whatever the store raises; OSError for a command
     that fails."""
     if not name.startswith(PIPE):
-        system, path = fsspec.url_to_fs(name)
+        system, path = file_system(name)
         system.get_file(path, str(target))
         return
     with target.open("wb") as file:
@@ -202,7 +246,7 @@ def read_beside(name: str, suffix: str) -> bytes | None:
     if name.startswith(PIPE):
         return None
     try:
-        system, path = fsspec.url_to_fs(name + suffix)
+        system, path = file_system(name + suffix)
         return system.cat_file(path)
     except Exception:  # some stores answer "forbidden" where there is no file
         return None
@@ -216,7 +260,7 @@ def write_beside(name: str, suffix: str, data: bytes) -> None:
         if is_local(name):
             write_whole(Path(name + suffix), lambda path: path.write_bytes(data))
         else:
-            system, path = fsspec.url_to_fs(name + suffix)
+            system, path = file_system(name + suffix)
             system.pipe_file(path, data)
     except Exception as error:
         raise DataError(f"data: {name}{suffix} cannot be written: {one_line(error)}") from None

@@ -63,8 +63,10 @@ def open_shards(config: DataConfig, processes: Processes = ALONE) -> list[Shard]
             mine = now[rank::world_size]
             shares = processes.agree(lambda mine=mine: list(pool.map(lambda name: open_shard(name, cache), mine)))
             shards += [shares[i % world_size][i // world_size] for i in range(len(now))]
+            _check_reached(shards, len(names), config.max_bad_share)
             bar.update(len(now))
-    _check(shards, config)
+    if not any(map(len, shards)):
+        raise DataError(f"data: no image or clip in {', '.join(config.shards)}")
     return shards
 
 
@@ -106,12 +108,11 @@ def _looked_up(name: str, cache: ShardCache) -> tuple[int | None, str]:
     return size, version
 
 
-def _check(shards: list[Shard], config: DataConfig) -> None:
+def _check_reached(shards: list[Shard], count: int, max_bad_share: float) -> None:
+    """Raise DataError if too many of `count` shards, of which these have been asked for, cannot be reached."""
     lost = [shard for shard in shards if not shard.reached]
-    if len(lost) > config.max_bad_share * len(shards):
-        raise DataError(f"data: {len(lost)} of {len(shards)} shards, among them {lost[0].path}, {lost[0].damage}")
-    if not any(map(len, shards)):
-        raise DataError(f"data: no image or clip in {', '.join(config.shards)}")
+    if len(lost) > max_bad_share * count:
+        raise DataError(f"data: {len(lost)} of {count} shards, among them {lost[0].path}, {lost[0].damage}")
 
 
 class ShardedSamples:

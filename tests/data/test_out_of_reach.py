@@ -1,6 +1,8 @@
 """A store that cannot be asked is found out soon, and does not keep from what has been copied."""
 
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -97,9 +99,79 @@ def test_a_store_is_its_protocol_and_host():
 def test_two_dozen_dead_urls_are_reported_soon(tmp_path):
     config = DataConfig(("http://127.0.0.1:9/{00..23}.tar",), cache=str(tmp_path / "cache"))
     begun = time.monotonic()
-    with pytest.raises(DataError, match="24 of 24 shards"):
+    with pytest.raises(DataError, match="8 of 24 shards"):
         open_shards(config)
     assert time.monotonic() - begun < 20  # 108 before, on a quiet machine
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Answers as the first part of a URL's path says: with a status, by sending elsewhere and back, never, or with the
+    beginning of a file."""
+
+    quiet = threading.Event()
+
+    def do_GET(self):
+        how = self.path.split("/")[1]
+        if how == "silent":
+            self.quiet.wait(30)
+            return
+        self.send_response(int(how) if how.isdecimal() else 200)
+        self.send_header("Content-Length", "10240" if how == "stalled" else "0")
+        self.send_header("Location", self.path)
+        self.end_headers()
+        if how == "stalled":
+            self.wfile.flush()
+            self.quiet.wait(30)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The URL of a server that `Answers`."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as served:
+        served.daemon_threads = True
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_port}"
+        Answers.quiet.set()
+        served.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("403", "ClientResponseError: 403, message='Forbidden'"),
+        ("503", "ClientResponseError: 503, message='Service Unavailable'"),
+        ("302", "TooManyRedirects: "),
+        ("silent", "there is no answer"),
+        ("stalled", "there is no answer"),
+    ],
+)
+def test_why_a_url_cannot_be_reached_is_said_soon(place, said, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(locations, "ANSWER", 2)
+    monkeypatch.setattr(locations, "SILENCE", 0.5)
+    config = DataConfig((f"{server}/{place}/{{00..23}}.tar",), cache=str(tmp_path / "cache"))
+    begun = time.monotonic()
+    with pytest.raises(DataError, match=f"8 of 24 shards, among them {server}/{place}/00.tar, cannot be .*{said}"):
+        open_shards(config)
+    assert time.monotonic() - begun < 25  # five minutes for each before, where nothing came
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("zz://a/b.tar", "data: zz://a/b.tar cannot be opened: Protocol not known: zz"),
+        ("ftp://127.0.0.1:9/b.tar", "1 of 1 shards, among them ftp://127.0.0.1:9/b.tar, cannot be reached: .*refused"),
+        ("https://{server}/b.tar", "1 of 1 shards, among them https://127.*, cannot be reached: ClientConnector.*SSL"),
+    ],
+)
+def test_a_store_that_takes_no_connection_is_named(name, said, server, tmp_path):
+    name = name.format(server=server.removeprefix("http://"))
+    with pytest.raises(DataError, match=said):
+        open_shards(DataConfig((name,), cache=str(tmp_path / "cache")))
 
 
 def test_copies_are_used_where_their_store_cannot_be_asked(pictures_of, bucket, tmp_path, monkeypatch, slept):

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from mdm_models.data.locations import UnreachableError, patiently, store_of
+from mdm_models.data.locations import UnreachableError, file_system, patiently, store_of
 from mdm_models.errors import TrainingError, one_line
 
 Result = TypeVar("Result")
@@ -46,7 +46,7 @@ class Store:
             except FileNotFoundError:
                 return []
 
-        root = fsspec.url_to_fs(self.url)[1].rstrip("/") + "/"
+        root = self._ask("opened", lambda _, path: path) + "/"
         return sorted(path.removeprefix(root) for path in self._ask("listed", find))
 
     def read(self, name: str) -> bytes | None:
@@ -84,8 +84,8 @@ class Store:
 
     def _ask(self, what: str, act: Callable[[fsspec.AbstractFileSystem, str], Result]) -> Result:
         options = {"auto_mkdir": True} if urlsplit(self.url).scheme in ("file", "local") else {}
-        system, path = fsspec.url_to_fs(self.url, **options)
         try:
+            system, path = file_system(self.url, **options)
             return patiently(lambda: act(system, path.rstrip("/")), store_of(self.url))
         except (UnreachableError, OSError) as error:
             raise StoreError(f"{self.url} cannot be {what}: {one_line(error)}") from None
