@@ -11,13 +11,14 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from mdm_models.mp4 import evenly, write_mp4
 from mdm_models.storage import write_whole
 
 CLIP_SUFFIXES = (".mp4", ".gif", ".webp")
+HEIC = (b"ftyphei", b"ftyphev", b"ftypmif")  # how its files go on behind their first four bytes
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,26 @@ def from_pictures(pictures: Sequence[Image.Image], size: int) -> Tensor:
         opaque = on_white(ImageOps.exif_transpose(picture))
         squares.append(np.asarray(ImageOps.fit(opaque, (size, size), Image.Resampling.LANCZOS)))
     return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def opened(data: bytes) -> Image.Image:
+    """Open an encoded picture. Raises UnidentifiedImageError for what is none, and what Pillow raises for a damaged
+    one."""
+    try:
+        picture = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        kind = "HEIC, for which there is no decoder" if data[4:11] in HEIC else "not an image"
+        raise UnidentifiedImageError(f"{kind}: begins with {data[:16]!r}") from None
+    if picture.format == "EPS":
+        raise UnidentifiedImageError("an EPS file, a program that Pillow would have Ghostscript run")
+    transparent = picture.info.get("transparency")
+    if picture.format == "PNG" and transparent is not None:  # which Pillow leaves in the units of the file
+        depth = data[24]  # bits, of the header
+        if picture.mode == "L" and depth < 8:
+            picture.info["transparency"] = transparent * 255 // (2**depth - 1)
+        if picture.mode == "RGB" and depth == 16:
+            picture.info["transparency"] = tuple(value >> 8 for value in transparent)
+    return picture
 
 
 def is_plain(picture: Image.Image) -> bool:

@@ -25,7 +25,7 @@ from mdm_models.commands.line import Dtype, check_steps, command, device_of, dty
 from mdm_models.data.config import check_above_0
 from mdm_models.diffusion.noise import seeded_generators
 from mdm_models.errors import one_line
-from mdm_models.pictures import CLIP_SUFFIXES, Clip
+from mdm_models.pictures import CLIP_SUFFIXES, Clip, opened
 from mdm_models.pipeline import Pipeline, model_directory
 from mdm_models.processes import init_process_group
 from mdm_models.storage import begin, fingerprint, write_whole
@@ -183,7 +183,7 @@ def _lines(path: Path) -> list[str]:
 
 def _read(path: Path) -> Image.Image:
     try:
-        image = Image.open(path)
+        image = opened(path.read_bytes())
         image.load()
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ValueError(f"--image {path} is no picture that can be read: {one_line(error)}") from None

@@ -1,13 +1,17 @@
 """Encoded clips and images → uint8 tensors of one size."""
 
+import contextlib
 import io
+import itertools
 import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any, cast
 
 import av
+import av.filter
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,10 +21,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from mdm_models.data.matroska import shown_until
-from mdm_models.pictures import is_plain, on_white
+from mdm_models.pictures import is_plain, on_white, opened
 
 UNKNOWN_RATE = Fraction(24)  # of frames, where a file does not say
 LARGEST_SIDE = 8192  # pixels; beyond it a file is taken for a decompression bomb
+WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # decoders that show it, by the names of those that do not
 SCALING = Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT  # others darken plain grey
 
 
@@ -97,7 +102,8 @@ def _pictures(
     before.
     """
     stream = container.streams.video[0]
-    check_size(*shown_size(stream), size)
+    shape = shown_size(stream)  # of all frames, whatever later ones have
+    check_size(*shape, size)
     stream.codec_context.thread_count = 1  # parallelism comes from the loader's workers
     rate = rate_of(stream)
     origin = start_of(stream)
@@ -116,15 +122,45 @@ def _pictures(
         container.seek(int(first / stream.time_base), stream=stream)
     slack = 1 / (2 * max(rate, stream.base_rate or rate))
     pictures: list[np.ndarray] = []
-    for frame, time, lasts in timed(container.decode(stream), rate, until):
+    for frame, time, lasts in timed(decoded(container, stream), rate, until):
         end = time + lasts
         while len(pictures) < frames and first + len(pictures) * apart <= end - min(slack, lasts / 2):
-            pictures.append(as_shown(frame, stream))
+            pictures.append(as_shown(frame, shape))
         if len(pictures) == frames:
             return pictures
     while pictures and len(pictures) < frames and first + len(pictures) * apart < end:  # of the last frame
-        pictures.append(as_shown(frame, stream))
+        pictures.append(as_shown(frame, shape))
     return pictures
+
+
+def decoded(container, stream) -> Iterator[av.VideoFrame]:
+    """Decode a clip's frames, from where it was left: with the transparency of a WebM, which FFmpeg's own decoders
+    leave out, and with one picture of the two that an interlaced frame has on its even and odd lines."""
+    see_through = stream.metadata.get("alpha_mode") == "1" and stream.codec_context.name in WITH_ALPHA
+    frames = _with_alpha(container, stream) if see_through else container.decode(stream)
+    for frame in frames:
+        if frame.interlaced_frame:
+            yield from _deinterlaced(itertools.chain([frame], frames), stream)
+        else:
+            yield frame
+
+
+def _with_alpha(container, stream) -> Iterator[av.VideoFrame]:
+    decoder: Any = av.CodecContext.create(WITH_ALPHA[stream.codec_context.name], "r")
+    decoder.thread_count = 1
+    for packet in container.demux(stream):
+        yield from decoder.decode(packet if packet.size else None)
+
+
+def _deinterlaced(frames: Iterator[av.VideoFrame], stream) -> Iterator[av.VideoFrame]:
+    graph = av.filter.Graph()
+    deinterlacer = graph.add("bwdif", "mode=send_frame:deint=interlaced")
+    graph.link_nodes(graph.add_buffer(template=stream), deinterlacer, graph.add("buffersink")).configure()
+    for frame in itertools.chain(frames, [None]):
+        graph.push(frame)
+        with contextlib.suppress(BlockingIOError, EOFError):  # it wants more, or there is no more
+            while True:
+                yield cast(av.VideoFrame, graph.pull())
 
 
 def measure(container, stream) -> tuple[int, Fraction]:
@@ -176,13 +212,13 @@ def shown_size(stream) -> tuple[int, int]:
     return (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
 
 
-def as_shown(frame: av.VideoFrame, stream, size: tuple[int, int] | None = None) -> np.ndarray:
+def as_shown(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
     """Give a frame as its file says it is to be shown, (H, W, 3) uint8: in RGB, on white where it is transparent, in
     square pixels, turned or mirrored.
 
-    size: width and height before it is turned; None: `shown_size`.
+    size: width and height before it is turned, `shown_size` or what it is to be scaled to.
     """
-    width, height = size or shown_size(stream)
+    width, height = size
     how = "BICUBIC" if (width, height) == (frame.width, frame.height) else SCALING
     is_opaque = not any(part.is_alpha for part in frame.format.components)
     form = "rgb24" if is_opaque else "rgba"
@@ -208,7 +244,7 @@ def decode_image(data: bytes, size: int, cut: Cut | None = None) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata that are out of order
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = opened(data)
             check_size(*image.size, size)
             ImageOps.exif_transpose(image, in_place=True)
             picture = np.asarray(image if is_plain(image) else on_white(image))

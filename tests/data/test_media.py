@@ -1,3 +1,4 @@
+import re
 import struct
 
 import numpy as np
@@ -166,3 +167,18 @@ def test_a_bad_image_says_why(data, reason):
     with pytest.raises(BadSample) as bad:
         decode_image(data, 16)
     assert bad.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"<html><body>404", r"^UnidentifiedImageError: not an image: begins with b'<html><body>404'$"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC, for which there is no decoder: begins with"),
+        (encode_image(np.zeros((16, 16, 3), np.uint8), "eps"), "an EPS file, a program"),
+    ],
+    ids=["a web page", "HEIC", "EPS"],
+)
+def test_what_is_not_read_as_an_image_is_named(data, said):
+    with pytest.raises(BadSample, match="undecodable") as bad:
+        decode_image(data, 16)
+    assert re.search(said, bad.value.detail)

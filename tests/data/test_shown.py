@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -88,6 +89,41 @@ def test_the_transparent_grey_of_16_bits_is_white():
     assert (decoded[..., 9:].int() - 78).abs().max() <= 1
 
 
+def png(depth: int, colours: int, pixel: bytes, transparent: tuple[int, ...]) -> bytes:
+    """A PNG of 16² pixels as Pillow does not write them. pixel: a row's bytes, repeated to its length."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    length = 16 * depth * (3 if colours == 2 else 1) // 8
+    row = b"\0" + (pixel * length)[:length]
+    header = struct.pack(">IIBBBBB", 16, 16, depth, colours, 0, 0, 0)
+    see_through = struct.pack(f">{len(transparent)}H", *transparent)
+    parts = [(b"IHDR", header), (b"tRNS", see_through), (b"IDAT", zlib.compress(row * 16)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("depth", "colours", "pixel", "transparent", "shown"),
+    [
+        (1, 0, b"\xff", (1,), 255),
+        (2, 0, b"\x55", (1,), 255),
+        (2, 0, b"\x55", (2,), 85),
+        (4, 0, b"\x33", (3,), 255),
+        (4, 0, b"\x33", (4,), 51),
+        (8, 0, b"\x07", (7,), 255),
+        (16, 0, b"\x20\x20", (0x2020,), 255),
+        (8, 2, b"\x07", (7, 7, 7), 255),
+        (16, 2, b"\x20\x20", (0x2020, 0x2020, 0x2020), 255),
+        (16, 2, b"\x20\x20", (0x2020, 0x2020, 0x2120), 0x20),
+    ],
+)
+def test_the_colour_that_is_transparent_is_white_at_any_depth(depth, colours, pixel, transparent, shown):
+    data = png(depth, colours, pixel, transparent)
+    assert (decode_image(data, 16) == shown).all()
+    assert (decode_image(checked_image(data, 8).data, 8).int() - shown).abs().max() <= 1
+
+
 @pytest.mark.parametrize(("odd", "shown"), [(np.nan, 0), (np.inf, 255), (-np.inf, 0)])
 def test_a_pixel_that_is_no_number_leaves_the_others_as_bright_as_they_are(odd, shown):
     grey = np.full((16, 16), 20000 / 65535, np.float32)
@@ -147,12 +183,20 @@ def test_a_clip_that_is_shrunk_is_as_bright_as_before(grey):
 
 
 @pytest.mark.parametrize("form", ["as it is", "prepared"])
-@pytest.mark.parametrize(("codec", "pixels"), [("qtrle", "argb"), ("png", "rgba"), ("prores_ks", "yuva444p10le")])
-def test_a_transparent_clip_is_shown_on_white(codec, pixels, form):
+@pytest.mark.parametrize(
+    ("codec", "pixels", "container_form"),
+    [
+        ("qtrle", "argb", "mov"),
+        ("png", "rgba", "mov"),
+        ("prores_ks", "yuva444p10le", "mov"),
+        ("libvpx-vp9", "yuva420p", "webm"),
+    ],
+)
+def test_a_transparent_clip_is_shown_on_white(codec, pixels, container_form, form):
     picture = np.full((32, 32, 4), (30, 180, 60, 255), np.uint8)
     picture[:, :16, 3] = 0
     file = io.BytesIO()
-    with av.open(file, "w", format="mov") as container:
+    with av.open(file, "w", format=container_form) as container:
         stream = container.add_stream(codec, rate=8)
         stream.width, stream.height, stream.pix_fmt = 32, 32, pixels
         frame = av.VideoFrame.from_ndarray(picture, format="rgba").reformat(format=pixels)
@@ -161,6 +205,40 @@ def test_a_transparent_clip_is_shown_on_white(codec, pixels, form):
     shown = decode_clip(data, 1, 8, 16)
     assert shown[..., :6].min() >= 250
     assert colour(shown[..., 10:]) == pytest.approx([30, 180, 60], abs=6)
+
+
+@pytest.mark.parametrize("form", ["as it is", "prepared"])
+def test_what_the_two_fields_of_an_interlaced_frame_show_is_not_mixed(form):
+    """A white bar that moves 16 pixels a frame; odd lines show it half a frame later."""
+    pictures = np.zeros((8, 64, 192, 3), np.uint8)
+    for time, picture in enumerate(pictures):
+        picture[0::2, 16 * time : 16 * time + 32] = picture[1::2, 16 * time + 8 : 16 * time + 40] = 255
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        options = {"flags": "+ildct+ilme", "x264opts": "interlaced=1:tff=1", "crf": "5"}
+        stream = container.add_stream("libx264", rate=8, options=options)
+        stream.width, stream.height, stream.pix_fmt = 192, 64, "yuv420p"
+        frames = [av.VideoFrame.from_ndarray(picture, format="rgb24") for picture in pictures]
+        container.mux([packet for given in (*frames, None) for packet in stream.encode(given)])
+    data = file.getvalue() if form == "as it is" else prepared(file.getvalue(), 48)
+    shown = decode_clip(data, 4, 8, 64, start=0.8)[0].float()
+    assert shown[:, 8:-8].diff(dim=1).abs().mean() < 2  # 20 where both are shown at once
+
+
+@pytest.mark.parametrize("form", ["as it is", "prepared"])
+def test_a_clip_whose_frames_change_their_size_keeps_that_of_the_first(form):
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as container:
+        stream = None
+        for time, (grey, side) in enumerate(((50, 64), (200, 96))):
+            with av.open(io.BytesIO(encode_frames([np.full((side, side, 3), grey, np.uint8)], 1))) as part:
+                stream = stream or container.add_stream_from_template(part.streams.video[0])
+                packets = av.BitStreamFilterContext("h264_mp4toannexb", part.streams.video[0])  # with its size inside
+                for packet in packets.filter(next(part.demux(part.streams.video[0]))):
+                    packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1), time, time
+                    container.mux(packet)
+    data = file.getvalue() if form == "as it is" else prepared(file.getvalue(), 32)
+    assert greys(decode_clip(data, 2, 1, 32)) == pytest.approx([50, 200], abs=3)
 
 
 @pytest.mark.parametrize("form", ["matroska", "mp4"])

@@ -11,6 +11,7 @@ from mdm_models.data.media import (
     BadSample,
     Timed,
     as_shown,
+    decoded,
     demuxer_of,
     measure,
     open_container,
@@ -66,7 +67,7 @@ def checked_clip(data: bytes, size: int | None = None, seconds: float | None = N
             shrink = size is not None and min(shown_size(stream)) > size
             if shrink or (seconds is not None and max(lasts, until - start_of(stream)) > seconds):
                 return _encoded_again(source, stream, rate, until, size if shrink else None, seconds)
-            height, width = as_shown(next(source.decode(stream)), stream).shape[:2]
+            height, width = as_shown(next(decoded(source, stream)), shown_size(stream)).shape[:2]
             return EncodedClip(suffix, data, width, height, count, float(rate))
     except BadSample:
         raise
@@ -81,9 +82,8 @@ def _encoded_again(
     shown = shown_size(stream)
     scale = size / min(shown) if size else 1
     narrow, low = (2 * max(1, round(side * scale / 2)) for side in shown)  # 4:2:0 needs even sides
-    decoded = timed(source.decode(stream), rate, until)
-    cut = _cut(decoded, seconds)
-    frames = ((as_shown(frame, stream, (narrow, low)), time, lasts) for frame, time, lasts in cut)
+    cut = _cut(timed(decoded(source, stream), rate, until), seconds)
+    frames = ((as_shown(frame, (narrow, low)), time, lasts) for frame, time, lasts in cut)
     first = next(frames, None)
     if first is None:
         raise BadSample("undecodable", "no picture")

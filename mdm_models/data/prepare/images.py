@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mdm_models.data.media import LARGEST_SIDE, BadSample
-from mdm_models.pictures import on_white
+from mdm_models.pictures import on_white, opened
 
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # what training reads, by Pillow's names
 QUALITY = 95  # of the JPEGs that are made here
@@ -32,9 +32,9 @@ def checked_image(data: bytes, size: int | None = None) -> EncodedImage:
     written as a JPEG. Raises BadSample.
     """
     try:
-        image = Image.open(io.BytesIO(data))
-    except UnidentifiedImageError:
-        raise BadSample("not an image", f"begins with {data[:16]!r}") from None
+        image = opened(data)
+    except UnidentifiedImageError as error:
+        raise BadSample("not an image", str(error)) from None
     except Exception as error:  # damaged files make Pillow raise almost anything
         raise BadSample("undecodable", f"{type(error).__name__}: {error}") from None
     width, height = image.size
