@@ -136,6 +136,7 @@ class Completed(Options):
     seed: int = SystemConfig.seed
     cache: str = DataConfig.cache
     cache_gb: float = DataConfig.cache_gb
+    max_bad_share: float = DataConfig.max_bad_share
 
 
 def evaluate(options: Options) -> None:
@@ -225,6 +226,7 @@ def _completed(options: Options, told: TrainConfig | None) -> Completed:
         "clip_start": data.clip_start,
         "cache": data.cache,
         "cache_gb": data.cache_gb,
+        "max_bad_share": data.max_bad_share,
         "samples": evaluation.evaluate_samples,
         "feature_extractor": evaluation.feature_extractor,
         "clip_model": evaluation.clip_model,
@@ -250,6 +252,7 @@ def _held_out(options: Completed, pipeline: Pipeline, processes: Processes) -> H
         holdout=options.holdout,
         cache=options.cache,
         cache_gb=options.cache_gb,
+        max_bad_share=options.max_bad_share,
     )
     samples = ShardedSamples(open_shards(config, processes))
     encoder = pipeline.text_encoder

@@ -15,7 +15,7 @@ from mdm_models.training.settings import read_settings, write_settings
 from mdm_models.training.trainer import train
 from tests.evaluation.conftest import MeanColour, save_scripted
 from tests.made_data import encode_clip, encode_image, write_shard
-from tests.training.models import LEAST_CLIP_MODEL, LEAST_NESTED_MODEL, settings
+from tests.training.models import IMAGE_MODEL, LEAST_CLIP_MODEL, LEAST_NESTED_MODEL, settings
 
 
 def pictures(folder: Path) -> Path:
@@ -141,3 +141,11 @@ def test_settings_come_back_as_they_were_written(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert read_settings(tmp_path) == config
     assert read_settings(tmp_path / "elsewhere") is None
+
+
+def test_a_run_that_may_lose_shards_is_evaluated_without_them(tmp_path):
+    config = changed(settings(pictures(tmp_path), tmp_path / "run"), frames=1, max_bad_share=0.6)
+    shards = (*config.data.shards, "pipe:exit 1")
+    run = trained(changed(config, shards=shards, cache=f"{tmp_path}/cache"), IMAGE_MODEL)
+    assert main([str(run), "--device", "cpu", "--workers", "0", "--json", f"{tmp_path}/found.json"]) == 0
+    assert json.loads((tmp_path / "found.json").read_text())["results"]["evaluated_samples"] == 4
