@@ -7,9 +7,7 @@ back with `PrecomputedText`. The same command again goes on where it was stopped
 Several processes can share a data set by taking different shards.
 """
 
-import hashlib
 import itertools
-import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,7 +30,7 @@ from mdm_models.data.shards import open_shard
 from mdm_models.errors import DataError
 from mdm_models.text import FrozenTextEncoder, load_text_encoder
 from mdm_models.text.interface import EncoderIdentity
-from mdm_models.text.precomputed import UNCONDITIONAL, FeatureFile, file_of, write_features
+from mdm_models.text.precomputed import UNCONDITIONAL, FeatureFile, digest_of, file_of, write_features
 
 
 def precompute(shards: list[str], encoder: FrozenTextEncoder, out: Path, batch_size: int) -> None:
@@ -52,17 +50,16 @@ def precompute(shards: list[str], encoder: FrozenTextEncoder, out: Path, batch_s
     done = 0
     for number, (name, path) in enumerate(sources.items()):
         captions = _captions(path) if path else {"": ""}
-        digest = _digest(captions)
-        if _is_done(out / name, identity, digest):
+        if _is_done(out / name, identity, captions):
             done += path is not None
             continue
         title = f"{Path(path).name} ({number}/{len(shards)})" if path else "empty prompt"
-        write_features(out / name, _encoded(captions, encoder, batch_size, title), identity, digest)
+        write_features(out / name, _encoded(captions, encoder, batch_size, title), identity, captions)
     if done:
         tqdm.write(f"{done} of {len(shards)} shards were done before")
 
 
-def _is_done(target: Path, identity: EncoderIdentity, captions: str) -> bool:
+def _is_done(target: Path, identity: EncoderIdentity, captions: dict[str, str]) -> bool:
     """Whether the features are there, whole, and of these captions. Raises ValueError if they are of another encoder.
 
     Files are renamed into place when they are whole and on disk, so the features themselves are not read again.
@@ -74,15 +71,12 @@ def _is_done(target: Path, identity: EncoderIdentity, captions: str) -> bool:
     except ValueError:
         tqdm.write(f"{target} is damaged and is written again")
         return False
-    if file.identity != identity:
+    if not file.identity.fits(identity):
         raise ValueError(f"{target} has features of {file.identity}, not of {identity}; choose another --out")
-    if file.captions != captions:
+    is_of_these = file.captions == digest_of(captions)
+    if not is_of_these:
         tqdm.write(f"{target} is of other captions and is written again")
-    return file.captions == captions
-
-
-def _digest(captions: dict[str, str]) -> str:
-    return hashlib.sha256(json.dumps(captions, sort_keys=True).encode()).hexdigest()
+    return is_of_these
 
 
 def _captions(path: str) -> dict[str, str]:

@@ -62,13 +62,14 @@ class Watch:
             raise DataError(f"data: {len(gone)} of {self.count} shards are gone since the run began, as {gone[0]}")
 
 
-def _stamp(path: str) -> tuple[int, int] | None:
-    """A file's size and time; None if it is not there."""
+def _stamp(path: str) -> tuple[int, int, int] | None:
+    """A file's size, and when its contents changed and when anything of it did, which none can set back; None if it is
+    not there."""
     try:
         stat = os.stat(path)
     except OSError:
         return None
-    return stat.st_size, stat.st_mtime_ns
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def changes(before: Sequence[ShardRecord], now: Sequence[ShardRecord]) -> tuple[list[str], list[str]]:

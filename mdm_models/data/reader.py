@@ -72,7 +72,7 @@ def prompts_for(encoder: TextEncoder | None) -> Prompts:
     return "class" if isinstance(encoder, ClassLabels) else "caption"
 
 
-def prompt_check(encoder: TextEncoder | None) -> Callable[[str], object] | None:
+def prompt_check(encoder: TextEncoder | None) -> Callable[..., object] | None:
     """What tells whether an encoder knows a prompt; None for one that reads anything."""
     return getattr(encoder, "check_prompt", None)
 
@@ -84,8 +84,9 @@ class SampleReader:
     samples: ShardedSamples
     config: DataConfig
     prompts: Prompts = "caption"
-    check_prompt: Callable[[str], object] | None = None
-    """raises ValueError for a prompt that the text encoder cannot read, see `prompt_check`"""
+    check_prompt: Callable[..., object] | None = None
+    """raises ValueError for a prompt that the text encoder cannot read, and for a name whose features are not of the
+    caption that it is given as well, see `prompt_check`"""
 
     def damaged(self) -> list[Skip]:
         """What is missing of the shards: those that break off or cannot be reached, and samples without a picture."""
@@ -108,12 +109,12 @@ class SampleReader:
 
     def _read(self, sample: dict, shard: Shard, start: float | None, cut: Cut | None) -> tuple[Tensor, str]:
         config = self.config
-        prompt = class_of(sample) if self.prompts == "class" else caption_of(sample)
+        prompt, captions = (class_of(sample) if self.prompts == "class" else caption_of(sample)), ()
         if self.prompts == "name":
-            prompt = prompt_for(shard.path, sample["__key__"])
+            prompt, captions = prompt_for(shard.path, sample["__key__"]), (prompt,)
         if self.check_prompt:
             try:
-                self.check_prompt(prompt)
+                self.check_prompt(prompt, *captions)
             except ValueError as error:
                 raise BadSample("caption unknown", one_line(error)) from None
         if start is None:

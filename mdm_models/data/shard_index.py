@@ -117,6 +117,24 @@ def scan(path: str, name: str = "", may_be_empty: bool = False) -> Shard:
     return Shard(name, places, np.array(keys, dtype=np.uint64), size, without_media, damage, apart)
 
 
+def is_of(shard: Shard, path: str) -> bool:
+    """Whether the first, the middle and the last sample that an index tells of begin where it says in the tar at this
+    path, which may have become another of the same size."""
+    if not len(shard):
+        return False
+    with open(path, "rb") as file:
+        for i in {0, len(shard) // 2, len(shard) - 1}:
+            file.seek(int(shard.bounds[i]))
+            try:
+                with tarfile.open(fileobj=file, mode="r:") as tar:
+                    named = split_name(getattr(tar.next(), "name", ""))
+            except (tarfile.TarError, ValueError):
+                return False
+            if named is None or hash_of(named[0]) != shard.keys[i]:
+                return False
+    return True
+
+
 def is_compressed(path: str) -> bool:
     """Whether a file begins as those of gzip, xz, bzip2 and zstd do. Raises OSError if it cannot be read."""
     with open(path, "rb") as file:

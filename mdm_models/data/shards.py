@@ -31,7 +31,7 @@ from mdm_models.data.layout import content, in_roles, split_name
 from mdm_models.data.locations import UnreachableError, expand, is_local, is_out, look_up, read_beside, store_of
 from mdm_models.data.media import BadSample
 from mdm_models.data.plain_tar import plain_files
-from mdm_models.data.shard_index import INDEX, Shard, from_bytes, hash_of, scan, to_bytes
+from mdm_models.data.shard_index import INDEX, Shard, from_bytes, hash_of, is_of, scan, to_bytes
 from mdm_models.errors import DataError
 from mdm_models.processes import ALONE, Processes
 
@@ -75,7 +75,7 @@ def open_shard(name: str, cache: ShardCache) -> Shard:
     if is_local(name):
         index = read_beside(name, INDEX) if os.path.exists(name + INDEX) else None
         shard = from_bytes(index, name, os.path.getsize(name)) if index else None
-        return shard if shard is not None else scan(name, may_be_empty=True)
+        return shard if shard is not None and is_of(shard, name) else scan(name, may_be_empty=True)
     cache.prepare()
     version = ""
     try:

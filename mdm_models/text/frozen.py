@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mdm_models.text.interface import EncoderIdentity, check_prompts
 
 PROBED = 16  # leading values of each parameter that make the digest: reading all of flan-t5-xl would take seconds
+PROBE = "A quick brown fox jumps over 0123456789 lazy dogs: naïve, 日本語, emoji!"
 
 OFFLINE = "without a network, download it elsewhere and give its directory"
 
@@ -62,13 +63,14 @@ class FrozenTextEncoder(nn.Module):
     @property
     def identity(self) -> EncoderIdentity:
         """What tells this encoder from others: its sizes, and a digest of the names, shapes and first numbers of its
-        weights."""
+        weights, and another of the tokens that it makes of a text."""
         digest = hashlib.sha256()
         for name, parameter in sorted(self.network.named_parameters()):
             digest.update(f"{name} {tuple(parameter.shape)} ".encode())
             probe = parameter.detach().flatten()[:PROBED].to("cpu", torch.bfloat16)
             digest.update(probe.view(torch.int16).numpy().tobytes())
-        return EncoderIdentity(self.name, self.width, self.max_tokens, digest.hexdigest()[:16])
+        read = hashlib.sha256(str([tokens.tolist() for tokens in self.tokenize([PROBE])]).encode())
+        return EncoderIdentity(self.name, self.width, self.max_tokens, digest.hexdigest()[:16], read.hexdigest()[:16])
 
     def warn_truncated(self, prompt: str) -> None:
         """Warn that a prompt was cut, the first time that one is."""

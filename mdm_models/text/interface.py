@@ -31,9 +31,16 @@ class EncoderIdentity:
     max_tokens: int
     weights: str
     """digest of the weights, the same in float32 and bfloat16"""
+    tokenizer: str = field(default="", compare=False)
+    """digest of how it reads a text; empty: not known, as earlier versions did not keep it"""
+
+    def fits(self, other: "EncoderIdentity") -> bool:
+        """Whether the two give the same features, as far as both are known."""
+        return self == other and (self.tokenizer == other.tokenizer or not (self.tokenizer and other.tokenizer))
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.width} wide, at most {self.max_tokens} tokens, weights {self.weights})"
+        tokenizer = f", tokenizer {self.tokenizer}" * bool(self.tokenizer)
+        return f"{self.name} ({self.width} wide, at most {self.max_tokens} tokens, weights {self.weights}{tokenizer})"
 
 
 def check_prompts(prompts: list[str]) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import typing
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mdm_models.data.fingerprint import ShardRecord, changes
@@ -32,7 +32,7 @@ DECIDING = {
     "system": ("seed",),
 }
 # Those that change it a little, or are meant to change with the length of the run.
-TOLD = {"data": ("split_shards",), "optimizer": ("micro_batch", "cooldown"), "system": ("precision",)}
+TOLD = {"data": ("split_shards",), "optimizer": ("cooldown",)}
 
 
 def check_paths(config: TrainConfig) -> None:
@@ -87,11 +87,14 @@ def _value(hint, value):
     return tuple(value) if isinstance(value, list) else value
 
 
-def record_of_run(config: TrainConfig, encoder: TextEncoder, shards: Sequence[ShardRecord]) -> dict:
-    """What a checkpoint keeps of the data and settings that led to it, as JSON values."""
+def record_of_run(
+    config: TrainConfig, encoder: TextEncoder, shards: Sequence[ShardRecord], computed: Mapping[str, object]
+) -> dict:
+    """What a checkpoint keeps of the data and settings that led to it, as JSON values. computed: what is to be told of
+    how it was computed."""
     return {
-        "deciding": _chosen(config, DECIDING) | {"text_encoder": _identity(encoder)},
-        "told": _chosen(config, TOLD),
+        "deciding": _chosen(config, DECIDING) | {"text_encoder": _identity(encoder), "tokenizer": _tokenizer(encoder)},
+        "told": {**_chosen(config, TOLD), **computed},
         "shards": [dataclasses.astuple(shard) for shard in shards],
     }
 
@@ -130,7 +133,7 @@ def _listed(lines: list[str]) -> str:
 
 def _changed(before: dict, now: dict) -> list[str]:
     """A setting that one of the two does not know is left out."""
-    both = [name for name in before if name in now]
+    both = [name for name in before if name in now and None not in (before[name], now[name])]
     return [f"{name} was {before[name]}, is {now[name]}" for name in both if before[name] != now[name]]
 
 
@@ -149,3 +152,8 @@ def _identity(encoder: TextEncoder) -> str:
         return f"{encoder.width} classes {digest}"
     found = getattr(encoder, "identity", None)
     return f"{found.weights}, {found.max_tokens} tokens" if found else ""
+
+
+def _tokenizer(encoder: TextEncoder) -> str | None:
+    """Tells how a frozen text encoder reads; None if that is not known, or follows from what it is."""
+    return getattr(getattr(encoder, "identity", None), "tokenizer", None) or None

@@ -92,7 +92,8 @@ def train(config: TrainConfig, architecture: UNetConfig | None = None) -> Path:
         learner = Learner(config, planned.architecture, encoder, processes, init_from)
         records = processes.agree(lambda: list(map(record_of, shards)) if processes.is_main else [])[0]
         watch = Watch(shards, records, config.data.max_bad_share) if processes.is_main else None
-        record = record_of_run(config, encoder, records)
+        computed = {"arithmetic": "bf16" if in_bf16 else "float32", "samples at once in a process": chunk_size}
+        record = record_of_run(config, encoder, records, computed)
         compare = partial(compare_records, accept=config.system.accept_changes)
         upload = remote.upload if remote else None
         checkpoints = Checkpoints(run, learner.identity(), output.keep, processes, record, compare, upload, sharing)

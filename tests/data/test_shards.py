@@ -170,6 +170,16 @@ def test_an_index_of_another_file_is_not_used(pictures_of, config_of, tmp_path):
     assert [len(shard) for shard in open_shards(config_of(shard))] == [30]
 
 
+def test_an_index_of_another_file_of_the_same_size_is_not_used(pictures_of, config_of, tmp_path):
+    shard = pictures_of("a.tar", 3)
+    cli.main(["index", str(shard)])
+    [before] = open_shards(config_of(shard))
+    pictures_of("b.tar", 3).rename(shard)
+    [now] = open_shards(config_of(shard))
+    assert now.size == before.size
+    assert ShardedSamples([now])[2]["__key__"] == "b2"
+
+
 def test_a_shard_out_of_reach_stays_without_samples(pictures_of, config_of, server):
     for i in range(3):
         pictures_of(f"{i}.tar", 2)

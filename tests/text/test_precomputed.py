@@ -3,6 +3,8 @@ import pickle
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from mdm_models.text import EncoderIdentity, PrecomputedText, load_text_encoder
 from mdm_models.text.precomputed import UNCONDITIONAL, prompt_for, write_features
@@ -13,13 +15,14 @@ FEATURES = {  # sorted neither by key nor by length
     "a": torch.arange(8.0).reshape(2, 4) - 3,
     "long/key é": torch.full((5, 4), 7.0),
 }
+CAPTIONS = {key: f"a {key}" for key in FEATURES}
 EMPTY = torch.full((1, 4), -2.0)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    write_features(tmp_path / "clips-000.safetensors", FEATURES, T5, "digest")
-    write_features(tmp_path / UNCONDITIONAL, {"": EMPTY}, T5, "digest")
+    write_features(tmp_path / "clips-000.safetensors", FEATURES, T5, CAPTIONS)
+    write_features(tmp_path / UNCONDITIONAL, {"": EMPTY}, T5, {"": ""})
     return tmp_path
 
 
@@ -51,6 +54,29 @@ def test_a_sample_without_features_is_refused(folder, key):
         PrecomputedText(folder)([f"clips-000/{key}"])
 
 
+def test_a_sample_whose_caption_was_another_is_refused(folder):
+    encoder = PrecomputedText(folder)
+    encoder.check_prompt("clips-000/long/key é", "a long/key é")
+    with pytest.raises(ValueError, match=r"clips-000.safetensors have 'b' with another caption; run mdm precompute"):
+        encoder.check_prompt("clips-000/b", "a c")
+
+
+def test_features_that_do_not_tell_of_which_caption_they_are_are_taken(folder):
+    path = folder / "clips-000.safetensors"
+    with safe_open(path, "pt") as file:
+        kept, metadata = {key: file.get_tensor(key) for key in ("features", "ends", "keys")}, file.metadata()
+    save_file(kept, path, metadata)
+    PrecomputedText(folder).check_prompt("clips-000/b", "a c")
+
+
+def test_features_by_another_tokenizer_are_refused(folder):
+    for tokenizer in ("", "one"):
+        write_features(folder / "x.safetensors", FEATURES, dataclasses.replace(T5, tokenizer=tokenizer), CAPTIONS)
+        PrecomputedText(folder, encoder=dataclasses.replace(T5, tokenizer="one"))(["x/a"])
+    with pytest.raises(ValueError, match=r"weights abc, tokenizer one.*, not of .*tokenizer two"):
+        PrecomputedText(folder, encoder=dataclasses.replace(T5, tokenizer="two"))(["x/a"])
+
+
 def test_a_shard_without_features_is_refused(folder):
     with pytest.raises(ValueError, match=r"clips-001.safetensors are missing; run"):
         PrecomputedText(folder)(["clips-001/a"])
@@ -69,7 +95,7 @@ def test_features_of_another_encoder_are_refused(folder, field):
 
 def test_a_folder_of_two_encoders_is_refused(folder):
     other = dataclasses.replace(T5, weights="abd")
-    write_features(folder / "clips-001.safetensors", FEATURES, other, "digest")
+    write_features(folder / "clips-001.safetensors", FEATURES, other, CAPTIONS)
     with pytest.raises(ValueError, match=r"clips-001.safetensors are of t5 .* abd"):
         PrecomputedText(folder)(["clips-000/a", "clips-001/a"])
 
@@ -96,7 +122,7 @@ def test_it_reaches_worker_processes_without_its_features(folder):
 
 
 def test_a_shard_may_have_no_features_at_all(tmp_path):
-    write_features(tmp_path / "clips-000.safetensors", {}, T5, "digest")
-    write_features(tmp_path / UNCONDITIONAL, {"": EMPTY}, T5, "digest")
+    write_features(tmp_path / "clips-000.safetensors", {}, T5, {})
+    write_features(tmp_path / UNCONDITIONAL, {"": EMPTY}, T5, {"": ""})
     with pytest.raises(ValueError, match="no sample 'a'"):
         PrecomputedText(tmp_path)(["clips-000/a"])

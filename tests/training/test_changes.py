@@ -13,7 +13,7 @@ from mdm_models.data.fingerprint import Watch, changes, record_of
 from mdm_models.data.shard_index import scan
 from mdm_models.data.shards import ShardedSamples
 from mdm_models.errors import CheckpointError, DataError, TrainingError
-from mdm_models.text import ClassLabels
+from mdm_models.text import ClassLabels, EncoderIdentity
 from mdm_models.training import trainer
 from mdm_models.training.checkpoint.checkpoints import list_steps
 from mdm_models.training.config import TrainConfig, changed
@@ -136,9 +136,25 @@ def test_a_shard_out_of_reach_is_no_other_one(config, tmp_path):
 
 
 def test_other_names_of_classes_are_other_settings(config):
-    records = [record_of_run(config, ClassLabels(names), []) for names in (["a", "b"], ["b", "a"])]
+    records = [record_of_run(config, ClassLabels(names), [], {}) for names in (["a", "b"], ["b", "a"])]
     [said], _ = differences(*records)
     assert said.startswith("text_encoder was 2 classes")
+
+
+def test_another_tokenizer_is_another_setting_where_both_are_known(config):
+    class Reads(ClassLabels):
+        def __init__(self, tokenizer: str):
+            super().__init__(["a", "b"])
+            self.identity = EncoderIdentity("t5", 4, 8, "weights", tokenizer)
+
+    before, now, unknown = (record_of_run(config, Reads(name), [], {}) for name in ("one", "two", ""))
+    assert differences(before, now)[0] == ["tokenizer was one, is two"]
+    assert differences(before, unknown)[0] == differences(unknown, now)[0] == []
+
+
+def test_how_it_is_computed_is_told_and_not_refused(begun):
+    with pytest.warns(UserWarning, match="arithmetic was float32, is bf16; samples at once in a process was 2, is 1"):
+        train(changed(begun, precision="bf16", micro_batch=1, steps=3), LEAST_MODEL)
 
 
 # Under a run
@@ -167,14 +183,13 @@ def test_data_that_change_under_a_run_end_it_with_a_checkpoint(config, tmp_path,
     assert list_steps(Path(config.out))[-1].name == "step-00000004"
 
 
-def test_a_shard_that_was_only_touched_is_the_same(config, tmp_path):
+def test_a_shard_that_was_only_touched_is_the_same_whatever_time_it_has(config, tmp_path):
     path = tmp_path / "data" / "0.tar"
     found = scan(str(path))
     watch = Watch([found], [record_of(found)], 0.0)
     os.utime(path, ns=(1, 1))
     watch.check()
-    same_names(path)
-    os.utime(path, ns=(2, 2))
+    same_names(path)  # which sets its time back
     with pytest.raises(DataError, match="was changed"):
         watch.check()
 
