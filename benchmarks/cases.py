@@ -15,6 +15,7 @@ from torch import Tensor
 import mdm_kernels as mk
 from benchmarks import libraries, plain
 from benchmarks.case import Case, Place
+from mdm_kernels import tma
 from mdm_kernels.group_norm import launch
 
 GROUP_NORM_OPERATIONS = (10, 20)  # an element, forward and backward: shift, mean, deviation, affine form, SiLU
@@ -85,6 +86,11 @@ def self_cross_attention(place: Place, batch: int, tokens: int, text: int, width
         uses_sdpa=True,
         libraries=libraries.self_cross_attention(8),
     )
+
+
+def by_tma(case: Case) -> Case:
+    """Add to a case of attention the experiment with the same, whose tiles come by TMA."""
+    return dataclasses.replace(case, experiments={"ours by TMA": tma.by_tma})
 
 
 def flash_attention(place: Place, batch: int, tokens: int, width: int) -> Case:

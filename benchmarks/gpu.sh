@@ -86,7 +86,7 @@ tests() {
     export TORCHINDUCTOR_COMPILE_THREADS=1 # or each of the processes that compile beside each other starts as many again
     run 100 first.log "$python" -m pytest "${options[@]}" -m gpu -k "odd_sizes or small or graph" \
         tests/kernels/test_on_gpu.py
-    run 340 tests.log "$python" -m pytest "${options[@]}" -m "not slow" -k "not one_pass and not (one and pass)" \
+    run 340 tests.log "$python" -m pytest "${options[@]}" -m "not slow" -k "not one_pass and not (one and pass) and not by_tma" \
         --junitxml "$out/tests.xml" "${launching[@]}"
 }
 
@@ -145,17 +145,20 @@ for name, make in EVERY_OP.items():
         "$python" benchmarks/kernels.py --quick --no-compile --filter 64×256×64² --seconds 0.01 --out "$(mktemp -d)"
 }
 
-# One pass of GroupNorm has programs that wait for each other: if it hangs, it hangs here, and takes nothing else along.
+# One pass of GroupNorm has programs that wait for each other, and a tile by TMA is waited for until all its bytes are
+# there: if it hangs, it hangs here, and takes nothing else along.
 experiments() {
     warm_up --cases experiments
     if [[ $rehearse ]]; then
-        run 900 one_pass.log "$python" -m pytest -q -p no:cacheprovider -m gpu -k "one_pass or (one and pass)" --collect-only \
+        run 900 experiments.log "$python" -m pytest -q -p no:cacheprovider -m gpu -k "one_pass or (one and pass) or by_tma" --collect-only \
             tests/kernels/test_on_gpu.py
         return
     fi
-    run 180 one_pass.log "$python" -m pytest "${options[@]}" -x -m "not slow" -k "one_pass or (one and pass)" \
+    run 120 one_pass.log "$python" -m pytest "${options[@]}" -x -m "not slow" -k "one_pass or (one and pass)" \
         tests/kernels/test_on_gpu.py tests/kernels/test_group_norm.py tests/kernels/test_group_norm_skip.py
-    run 240 - "$python" benchmarks/kernels.py --experiments --out "$out/experiments"
+    run 60 by_tma.log "$python" -m pytest "${options[@]}" -x -k by_tma tests/kernels/test_on_gpu.py \
+        tests/kernels/test_out_of_bounds.py
+    run 280 - "$python" benchmarks/kernels.py --experiments --out "$out/experiments"
 }
 
 case $part in

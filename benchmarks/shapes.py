@@ -2,6 +2,7 @@
 
 from benchmarks.case import Case, Place
 from benchmarks.cases import (
+    by_tma,
     diffusers_resnet,
     flash_attention,
     group_norm,
@@ -62,6 +63,8 @@ def experimental_cases(place: Place) -> list[Case]:
             for shape in ((64, 256), (128, 128), (32, 512), (32, 1024))
         ),
         group_norm_in_one_pass(place, 16, 256, 128, skip=128),
+        *(by_tma(self_cross_attention(place, 16, *sizes)) for sizes in ((1024, 128, 64), (256, 128, 96))),
+        *(by_tma(flash_attention(place, 16, *sizes)) for sizes in ((1024, 64), (256, 96))),
     ]
 
 

@@ -17,7 +17,7 @@ from benchmarks.case import Case, Place
 from benchmarks.machine import DTYPES
 from benchmarks.models import SIZES, TEXT_TOKENS
 from mdm_kernels import backend
-from mdm_kernels.aot.compiler import Launch, compile_all
+from mdm_kernels.aot.compiler import Launch, compile_all, jobs
 from mdm_kernels.aot.gpu_layouts import GPULayouts
 from mdm_kernels.aot.machine_code import TARGETS
 from mdm_models import create_model
@@ -114,10 +114,11 @@ def main(arguments: list[str] | None = None) -> int:
     learnt = time.time()
     found = launches(options.cases, [name for name in options.models.split(",") if name], DTYPES[options.dtype])
     began = time.time()
-    jobs = [(launch, target) for launch in found[: options.most]]
-    faults = [f"{result.label}: {result.error}" for _, result in compile_all(jobs, options.processes) if result.error]
+    work = jobs(found[: options.most], [target])
+    results = [result for _, result in compile_all(work, instructions=False, processes=options.processes)]
+    faults = [f"{result.label}: {result.error}" for result in results if result.error]
     print(
-        f"{len(found)} kernels learnt in {began - learnt:.0f} s, {len(jobs)} compiled for {target} in "
+        f"{len(found)} kernels learnt in {began - learnt:.0f} s, {len(work)} compiled for {target} in "
         f"{time.time() - began:.0f} s, {len(faults)} failed",
         *faults, sep="\n", flush=True,
     )  # fmt: skip

@@ -6,6 +6,7 @@ the choice of tiles nor Triton's look at every argument, each of which takes lon
 again. What the multires ops launch depends on a seed too, and is not planned: a training step calls each once.
 """
 
+import copy
 import functools
 import inspect
 import threading
@@ -38,6 +39,9 @@ class Step(NamedTuple):
     """with anything in the places of tensors"""
     tensors: list[tuple[int, int]]
     """the place of a tensor among the arguments, and its number among those of the plan"""
+    descriptors: list[tuple[int, int]]
+    """the place of a descriptor of a tensor among the arguments, which has it without the tensor, and the latter's
+    number"""
 
 
 class Plan(NamedTuple):
@@ -56,6 +60,8 @@ class Plan(NamedTuple):
                 arguments = step.arguments.copy()
                 for place, number in step.tensors:
                     arguments[place] = tensors[number]
+                for place, number in step.descriptors:
+                    arguments[place] = _described(tensors[number], arguments[place])
                 backend.count_launch(step.kernel, self.device)
                 step.launch(*arguments)
 
@@ -129,15 +135,28 @@ def _noting(launching: Callable, args: tuple) -> Plan | None:
 
 
 def _step(numbers: dict[int, int], kernel, grid: tuple[int, ...], arguments: dict, compiled) -> Step | None:
-    """None if a tensor is not among those numbered, or nothing was compiled."""
+    """None if a tensor, or one that is described, is not among those numbered, or nothing was compiled."""
+    from triton.tools.tensor_descriptor import TensorDescriptor  # there where a kernel was launched
+
     values = [arguments[name] for name in inspect.signature(kernel.fn).parameters]
-    places = [place for place, value in enumerate(values) if isinstance(value, Tensor)]
+    tensors = [(place, id(value)) for place, value in enumerate(values) if isinstance(value, Tensor)]
+    descriptors = [(place, id(value.base)) for place, value in enumerate(values) if isinstance(value, TensorDescriptor)]
     launch = compiled_launch(kernel, grid, arguments, compiled)
-    if launch is None or any(id(values[place]) not in numbers for place in places):
+    if launch is None or any(tensor not in numbers for _, tensor in tensors + descriptors):
         return None
-    tensors = [(place, numbers[id(values[place])]) for place in places]
-    values = [None if isinstance(value, Tensor) else value for value in values]
-    return Step(kernel, launch, values, tensors)
+    for place, _ in tensors:
+        values[place] = None
+    for place, _ in descriptors:
+        values[place] = _described(None, values[place])
+    tensors, descriptors = ([(place, numbers[x]) for place, x in found] for found in (tensors, descriptors))
+    return Step(kernel, launch, values, tensors, descriptors)
+
+
+def _described(tensor: Tensor | None, descriptor):
+    """The same descriptor, of another tensor in its shape, strides and alignment."""
+    other = copy.copy(descriptor)
+    other.base = tensor
+    return other
 
 
 def compiled_launch(kernel, grid: tuple[int, ...], arguments: dict, compiled) -> Callable | None:

@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from .compiler import compile_all, record
+from .compiler import compile_all, jobs, record
 from .machine_code import TARGETS
 from .report import markdown, table, write_json
 from .shape_classes import SHAPE_CLASSES
@@ -55,16 +55,17 @@ def main(arguments: list[str] | None = None) -> int:
 
     from . import keys  # which imports Triton, too
 
-    jobs = [(launch, target) for launch in record(classes) for target in targets]
-    by_job = keys.known_results(options.known, jobs) if options.known else {}
+    work = jobs(record(classes), targets)
+    by_job = keys.known_results(options.known, work) if options.known else {}
     if options.known:
-        print(f"{len(by_job)} of {len(jobs)} kernels are known from {options.known}", file=sys.stderr)
-    rest = [number for number in range(len(jobs)) if number not in by_job]
-    for done, (index, result) in enumerate(compile_all([jobs[number] for number in rest], not options.check), 1):
-        launch, _ = jobs[rest[index]]
+        print(f"{len(by_job)} of {len(work)} kernels are known from {options.known}", file=sys.stderr)
+    rest = [number for number in range(len(work)) if number not in by_job]
+    todo = compile_all([work[number] for number in rest], instructions=not options.check)
+    for done, (index, result) in enumerate(todo, 1):
+        launch, _ = work[rest[index]]
         by_job[rest[index]] = keys.with_key(result, launch) if options.json else result
         show_progress(done, len(rest))
-    results = [by_job[number] for number in range(len(jobs))]
+    results = [by_job[number] for number in range(len(work))]
     if not options.check:
         print(table([result for result in results if not result.error]))
     if options.json:

@@ -4,7 +4,7 @@ import collections
 import concurrent.futures
 import inspect
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -31,6 +31,11 @@ class Launch(NamedTuple):
         return self.kernel.fn.__name__
 
     @property
+    def by_tma(self) -> bool:
+        """Whether it reads tiles by descriptors: a launch that only GPUs with TMA see."""
+        return any(_is_descriptor(value) for value in self.arguments.values())
+
+    @property
     def specialization(self) -> str:
         """What Triton compiles a kernel anew for: types, divisibility by 16, ones, absent arguments, constants."""
         parameters = inspect.signature(self.kernel.fn).parameters
@@ -42,6 +47,8 @@ class Launch(NamedTuple):
                 return repr(value)
             if isinstance(value, Tensor):
                 return str(value.dtype)
+            if _is_descriptor(value):
+                return f"{value.base.dtype}{value.block_shape}"
             if isinstance(value, int) and not isinstance(value, bool):
                 width = "i64" if abs(value) >= 2**31 else "i32"
                 if name in unspecialized:
@@ -51,6 +58,12 @@ class Launch(NamedTuple):
 
         kinds = (f"{name}: {kind(name, value)}" for name, value in sorted(self.arguments.items()))
         return f"{self.name}({', '.join(kinds)})"
+
+
+def _is_descriptor(value) -> bool:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return isinstance(value, TensorDescriptor)
 
 
 def _unspecialized(kernel) -> list[str]:
@@ -74,6 +87,13 @@ def record(classes: dict[str, Callable[[], None]]) -> list[Launch]:
         with backend.recording(add):
             call()
     return list(launches.values())
+
+
+def jobs(launches: list[Launch], targets: Iterable[str]) -> list[tuple[Launch, str]]:
+    """List each launch with every target that would see it."""
+    return [
+        (launch, target) for launch in launches for target in targets if TARGETS[target].has_tma or not launch.by_tma
+    ]
 
 
 class CompilingDriver:

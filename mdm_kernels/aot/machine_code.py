@@ -24,6 +24,11 @@ class Target(NamedTuple):
     warps: int
     """warps that a multiprocessor holds at most, a quarter of them on each of its four schedulers"""
 
+    @property
+    def has_tma(self) -> bool:
+        """Whether it copies tiles by their descriptors, asynchronously."""
+        return isinstance(self.arch, int) and self.arch >= 90
+
 
 TARGETS = {
     "sm_80": Target("cuda", 80, 32, 163 * 1024, 164 * 1024, 64),
@@ -55,7 +60,8 @@ def measure(compiled, instructions: bool = True) -> dict[str, int]:
     `input_precision="ieee"` never does).
 
     instructions: count them too, and of them loads from global memory, stores to it, those of both that move 16 bytes
-    a thread, and those for the matrix units. NVIDIA's disassembler takes a quarter of a second for that.
+    a thread or a tile by TMA, and those for the matrix units. NVIDIA's disassembler takes a quarter of a second for
+    that.
     """
     metadata = compiled.metadata
     cost = {
@@ -110,8 +116,8 @@ def _nvidia_tool(name: str, *arguments: str) -> str:
 def nvidia_instructions(assembly: str) -> dict[str, int]:
     """Count instructions in what nvdisasm prints, one a line: /*0850*/ @P0 LDG.E.128 R4, desc[UR6][R2.64] ;"""
     opcodes = re.findall(r"^[ \t]+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", assembly, re.MULTILINE)
-    # a wide one may say LDG.E.128.CONSTANT; 256 is Blackwell's; LTC128B is a hint to the cache
-    return _counts(opcodes, r"LDG(STS)?\.", r"STG\.", r".*\.(128|256)\b", r"(UTC)?[A-Z]G?MMA\b")
+    # a wide one may say LDG.E.128.CONSTANT; 256 is Blackwell's; LTC128B is a hint to the cache; UTMALDG moves a tile
+    return _counts(opcodes, r"LDG(STS)?\.|UTMALDG\b", r"STG\.", r".*\.(128|256)\b|UTMALDG", r"(UTC)?[A-Z]G?MMA\b")
 
 
 def amd_registers(assembly: str) -> dict[str, int]:

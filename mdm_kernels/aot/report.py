@@ -95,13 +95,14 @@ than the GPU to run them: sample with `engine="auto"` or `"graph"`, which replay
 
 {summary}
 
-A cell holds the values for {targets}, in this order, or one where they agree.
+A cell holds the values for {targets}, in this order, or one where they agree. What reads
+by TMA is compiled for those of them that have it: {with_tma}.
 
 * *registers*: of a thread; 255 is the limit on NVIDIA, 512 on AMD. *shared KB*: shared memory of a program.
 * *occupancy*: the share of a multiprocessor's places for warps that fit beside each other with these registers and this
   shared memory. Kernels that wait for memory want much of it; matrix products run well with little.
 * *16-byte loads*, *16-byte stores*: among the instructions that read or write global memory, those that move 16 bytes a
-  thread. The others move what is small or narrow: statistics, masks, parameters of a channel.
+  thread, or a tile by TMA. The others move what is small or narrow: statistics, masks, parameters of a channel.
 * *matrix*: instructions for the matrix units: HMMA on sm_80, HGMMA on sm_90 and UTCHMMA on sm_100, which do far more
   each, v_mfma on gfx942. Float32 inputs have none on NVIDIA, whose units would round them to tf32.
 
@@ -129,6 +130,7 @@ def markdown(triton_version: str, results: list[Result]) -> str:
         INTRODUCTION.format(
             triton=triton_version,
             targets=", ".join(targets),
+            with_tma=", ".join(name for name in targets if TARGETS[name].has_tma),
             summary=_summary(results, targets),
         )
     ]

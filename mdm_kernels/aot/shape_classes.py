@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .. import tma
 from ..group_norm import launch as group_norm_launch
 from ..library import ops
 from ..multires import reference
@@ -87,6 +88,12 @@ def flash_class(batch, tokens, heads, width, *, masked=False, dtype=torch.bfloat
     ops.flash_attention_backward(out, q, q, q, key_mask, out, lse, width**-0.5)
 
 
+def by_tma(call: Callable[..., None], *sizes: int, **options) -> None:
+    """Run `self_cross_class` or `flash_class` with tiles read by TMA."""
+    with tma.by_tma():
+        call(*sizes, **options)
+
+
 def temporal_class(frames, positions, heads, width, *, rotary=False, dtype=torch.bfloat16) -> None:
     """Run temporal_attention forward and backward on one clip."""
     qkv = meta(frames, positions, 3 * heads * width, dtype=dtype)
@@ -154,6 +161,10 @@ SHAPE_CLASSES: dict[str, Callable[[], None]] = {
     "flash 8×96, 256": functools.partial(flash_class, 16, 256, 8, 96),
     "flash 8×128, 77": functools.partial(flash_class, 2, 77, 8, 128, masked=True),
     "flash 8×96, 256 fp32": functools.partial(flash_class, 2, 256, 8, 96, dtype=torch.float32),
+    "self_cross 8×64, 1024 + 128, by TMA": functools.partial(by_tma, self_cross_class, 16, 1024, 128, 8, 64),
+    "self_cross 8×96, 256 + 128, by TMA": functools.partial(by_tma, self_cross_class, 16, 256, 128, 8, 96),
+    "flash 8×64, 1024, by TMA": functools.partial(by_tma, flash_class, 16, 1024, 8, 64),
+    "flash 8×128, 77, by TMA": functools.partial(by_tma, flash_class, 2, 77, 8, 128, masked=True),
     "temporal 8×32, 16 frames": functools.partial(temporal_class, 16, 1024, 8, 32),
     "temporal 8×32, 16 frames, rotary": functools.partial(temporal_class, 16, 1024, 8, 32, rotary=True),
     "temporal 8×96, 5 frames, rotary": functools.partial(temporal_class, 5, 1024, 8, 96, rotary=True),

@@ -11,6 +11,7 @@ from .kernels import (
     add_query_gradient,
     attend,
     attended_keys,
+    head_of,
     key_gradients,
     load_tile,
     place,
@@ -24,6 +25,7 @@ def flash_forward(
     q_ptr, k_ptr, v_ptr, mask_ptr, out_ptr, lse_ptr,
     q_batch, q_head, q_row, q_column, k_batch, k_head, k_row, k_column, v_batch, v_head, v_row, v_column,
     mask_batch, mask_column, out_batch, out_head, out_row, out_column, H, L, S, scale,
+    k_tiles, k_rest, v_tiles, v_rest,
     D: tl.constexpr, DA: tl.constexpr, DB: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     EVEN: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -31,15 +33,14 @@ def flash_forward(
     first = tile.to(tl.int64) * BLOCK_M
     left = L - tile * BLOCK_M
     q = q_ptr + b * q_batch + h * q_head + first * q_row
-    k = k_ptr + b * k_batch + h * k_head
-    v = v_ptr + b * v_batch + h * v_head
+    k = head_of(k_ptr + b * k_batch + h * k_head, k_row, k_column, b, h, k_tiles, k_rest)
+    v = head_of(v_ptr + b * v_batch + h * v_head, v_row, v_column, b, h, v_tiles, v_rest)
     mask = mask_ptr
     if MASKED:
         mask += b * mask_batch
     q_a, q_b = load_tile(q, q_row, q_column, left, D, DA, DB, BLOCK_M, False)
     out_a, out_b, lse = attend(
-        q_a, q_b, k, v, mask, k_row, k_column, v_row, v_column, mask_column, S, scale * LOG2_E,
-        D, DA, DB, BLOCK_M, BLOCK_N, EVEN, MASKED,
+        q_a, q_b, k, v, mask, mask_column, S, scale * LOG2_E, D, DA, DB, BLOCK_M, BLOCK_N, EVEN, MASKED
     )  # fmt: skip
     out = out_ptr + b * out_batch + h * out_head + first * out_row
     store_tile(out, out_row, out_column, left, out_a, out_b, D, DA, DB)
@@ -53,6 +54,7 @@ def flash_query_gradient(
     q_batch, q_head, q_row, q_column, k_batch, k_head, k_row, k_column, v_batch, v_head, v_row, v_column,
     mask_batch, mask_column, out_batch, out_head, out_row, out_column, grad_batch, grad_head, grad_row, grad_column,
     dq_batch, dq_head, dq_row, dq_column, H, L, S, scale,
+    k_tiles, k_rest, v_tiles, v_rest,
     D: tl.constexpr, DA: tl.constexpr, DB: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     EVEN: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -61,8 +63,8 @@ def flash_query_gradient(
     first = tile.to(tl.int64) * BLOCK_M
     left = L - tile * BLOCK_M
     q = q_ptr + b * q_batch + h * q_head + first * q_row
-    k = k_ptr + b * k_batch + h * k_head
-    v = v_ptr + b * v_batch + h * v_head
+    k = head_of(k_ptr + b * k_batch + h * k_head, k_row, k_column, b, h, k_tiles, k_rest)
+    v = head_of(v_ptr + b * v_batch + h * v_head, v_row, v_column, b, h, v_tiles, v_rest)
     out = out_ptr + b * out_batch + h * out_head + first * out_row
     grad = grad_ptr + b * grad_batch + h * grad_head + first * grad_row
     mask = mask_ptr
@@ -80,8 +82,8 @@ def flash_query_gradient(
     q_a, q_b = load_tile(q, q_row, q_column, left, D, DA, DB, BLOCK_M, False)
     dq_a, dq_b = zero_tile(BLOCK_M, DA, DB)
     dq_a, dq_b = add_query_gradient(
-        dq_a, dq_b, q_a, q_b, grad_a, grad_b, lse, delta, k, v, mask, k_row, k_column, v_row, v_column,
-        mask_column, S, scale * LOG2_E, D, DA, DB, BLOCK_N, EVEN, MASKED,
+        dq_a, dq_b, q_a, q_b, grad_a, grad_b, lse, delta, k, v, mask, mask_column, S, scale * LOG2_E,
+        D, DA, DB, BLOCK_N, EVEN, MASKED,
     )  # fmt: skip
     dq = dq_ptr + b * dq_batch + h * dq_head + first * dq_row
     store_tile(dq, dq_row, dq_column, left, dq_a * scale, dq_b * scale, D, DA, DB)

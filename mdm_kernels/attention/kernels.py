@@ -50,6 +50,39 @@ def load_tile(
 
 
 @triton.jit
+def head_of(address, row_stride, column_stride, sample, head, tiles, rest):
+    """How to read a head's tokens: from the address of the first; or by TMA, if there are descriptors of `tiles`
+    [1, 1, ROWS, DA], and of the `rest` [1, 1, ROWS, DB], of a tensor (samples, heads, tokens, D)."""
+    x = address, row_stride, column_stride
+    if tiles is not None:
+        if rest is None:
+            rest = tiles  # a second name, as of a
+        x = sample.to(tl.int32), head.to(tl.int32), tiles, rest
+    return x
+
+
+@triton.jit
+def load_tokens(
+    x, start, tokens, D: tl.constexpr, DA: tl.constexpr, DB: tl.constexpr, ROWS: tl.constexpr, EVEN: tl.constexpr
+):  # fmt: skip
+    """[ROWS, DA], [ROWS, DB] of a head's tokens from `start`; 0 beyond the last of them, and beyond D.
+
+    x: what `head_of` gives. EVEN: ROWS divides `tokens`.
+    """
+    if len(x) == 3:
+        base, row_stride, column_stride = x
+        base += tl.cast(start, tl.int64) * row_stride
+        a, b = load_tile(base, row_stride, column_stride, tokens - start, D, DA, DB, ROWS, EVEN)
+    else:
+        sample, head, tiles, rest = x
+        a = tiles.load([sample, head, start, 0]).reshape([ROWS, DA])
+        b = a
+        if DB > 0:
+            b = rest.load([sample, head, start, DA]).reshape([ROWS, DB])
+    return a, b
+
+
+@triton.jit
 def store_part(base, row_stride, column_stride, rows, x, FIRST: tl.constexpr, D: tl.constexpr):
     row = tl.arange(0, x.shape[0])
     column = FIRST + tl.arange(0, x.shape[1])
@@ -120,7 +153,7 @@ def attended_keys(mask_ptr, mask_stride, start, keys, BLOCK_N: tl.constexpr, MAS
 
 @triton.jit
 def attend(
-    q_a, q_b, k_ptr, v_ptr, mask_ptr, k_row, k_column, v_row, v_column, mask_stride, keys, scale,
+    q_a, q_b, k, v, mask_ptr, mask_stride, keys, scale,
     D: tl.constexpr, DA: tl.constexpr, DB: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     EVEN: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -133,8 +166,7 @@ def attend(
     total = tl.zeros([BLOCK_M], tl.float32)
     out_a, out_b = zero_tile(BLOCK_M, DA, DB)
     for start in range(0, keys, BLOCK_N):
-        row = tl.cast(start, tl.int64)
-        k_a, k_b = load_tile(k_ptr + row * k_row, k_row, k_column, keys - start, D, DA, DB, BLOCK_N, EVEN)
+        k_a, k_b = load_tokens(k, start, keys, D, DA, DB, BLOCK_N, EVEN)
         s = dot_rows(q_a, q_b, k_a, k_b, DB)  # [BLOCK_M, BLOCK_N]
         if MASKED or not EVEN:
             exists = attended_keys(mask_ptr, mask_stride, start, keys, BLOCK_N, MASKED)
@@ -149,7 +181,7 @@ def attend(
         out_a = out_a * decay[:, None]
         if DB > 0:
             out_b = out_b * decay[:, None]
-        v_a, v_b = load_tile(v_ptr + row * v_row, v_row, v_column, keys - start, D, DA, DB, BLOCK_N, EVEN)
+        v_a, v_b = load_tokens(v, start, keys, D, DA, DB, BLOCK_N, EVEN)
         out_a, out_b = add_product(out_a, out_b, p, v_a, v_b, DB)
         top = new_top
     found = total > 0
@@ -177,7 +209,7 @@ def probabilities(
 
 @triton.jit
 def log_sum_exp(
-    q_a, q_b, k_ptr, mask_ptr, k_row, k_column, mask_stride, keys, scale,
+    q_a, q_b, k, mask_ptr, mask_stride, keys, scale,
     D: tl.constexpr, DA: tl.constexpr, DB: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     EVEN: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -185,8 +217,7 @@ def log_sum_exp(
     top = tl.full([BLOCK_M], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     for start in range(0, keys, BLOCK_N):
-        row = tl.cast(start, tl.int64)
-        k_a, k_b = load_tile(k_ptr + row * k_row, k_row, k_column, keys - start, D, DA, DB, BLOCK_N, EVEN)
+        k_a, k_b = load_tokens(k, start, keys, D, DA, DB, BLOCK_N, EVEN)
         s = dot_rows(q_a, q_b, k_a, k_b, DB)  # [BLOCK_M, BLOCK_N]
         if MASKED or not EVEN:
             exists = attended_keys(mask_ptr, mask_stride, start, keys, BLOCK_N, MASKED)
@@ -201,15 +232,14 @@ def log_sum_exp(
 
 @triton.jit
 def add_attention(
-    out_a, out_b, q_a, q_b, lse, k_ptr, v_ptr, mask_ptr, k_row, k_column, v_row, v_column, mask_stride, keys, scale,
+    out_a, out_b, q_a, q_b, lse, k, v, mask_ptr, mask_stride, keys, scale,
     D: tl.constexpr, DA: tl.constexpr, DB: tl.constexpr, BLOCK_N: tl.constexpr, EVEN: tl.constexpr,
     MASKED: tl.constexpr,
 ):  # fmt: skip
     """out + p v over all keys, with the log-sum-exp known."""
     for start in range(0, keys, BLOCK_N):
-        row = tl.cast(start, tl.int64)
-        k_a, k_b = load_tile(k_ptr + row * k_row, k_row, k_column, keys - start, D, DA, DB, BLOCK_N, EVEN)
-        v_a, v_b = load_tile(v_ptr + row * v_row, v_row, v_column, keys - start, D, DA, DB, BLOCK_N, EVEN)
+        k_a, k_b = load_tokens(k, start, keys, D, DA, DB, BLOCK_N, EVEN)
+        v_a, v_b = load_tokens(v, start, keys, D, DA, DB, BLOCK_N, EVEN)
         p = probabilities(q_a, q_b, k_a, k_b, lse, mask_ptr, mask_stride, start, keys, scale, DB, BLOCK_N, EVEN, MASKED)
         out_a, out_b = add_product(out_a, out_b, p, v_a, v_b, DB)
     return out_a, out_b
@@ -217,7 +247,7 @@ def add_attention(
 
 @triton.jit
 def output_dot_grad(
-    q_a, q_b, grad_a, grad_b, lse, k_ptr, v_ptr, mask_ptr, k_row, k_column, v_row, v_column, mask_stride, keys, scale,
+    q_a, q_b, grad_a, grad_b, lse, k, v, mask_ptr, mask_stride, keys, scale,
     D: tl.constexpr, DA: tl.constexpr, DB: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     EVEN: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -229,9 +259,8 @@ def output_dot_grad(
     delta = tl.zeros([BLOCK_M], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     for start in range(0, keys, BLOCK_N):
-        row = tl.cast(start, tl.int64)
-        k_a, k_b = load_tile(k_ptr + row * k_row, k_row, k_column, keys - start, D, DA, DB, BLOCK_N, EVEN)
-        v_a, v_b = load_tile(v_ptr + row * v_row, v_row, v_column, keys - start, D, DA, DB, BLOCK_N, EVEN)
+        k_a, k_b = load_tokens(k, start, keys, D, DA, DB, BLOCK_N, EVEN)
+        v_a, v_b = load_tokens(v, start, keys, D, DA, DB, BLOCK_N, EVEN)
         p = probabilities(q_a, q_b, k_a, k_b, lse, mask_ptr, mask_stride, start, keys, scale, DB, BLOCK_N, EVEN, MASKED)
         delta += tl.sum(p * dot_rows(grad_a, grad_b, v_a, v_b, DB), 1)
         total += tl.sum(p, 1)
@@ -240,16 +269,14 @@ def output_dot_grad(
 
 @triton.jit
 def add_query_gradient(
-    dq_a, dq_b, q_a, q_b, grad_a, grad_b, lse, delta, k_ptr, v_ptr, mask_ptr, k_row, k_column, v_row, v_column,
-    mask_stride, keys, scale,
+    dq_a, dq_b, q_a, q_b, grad_a, grad_b, lse, delta, k, v, mask_ptr, mask_stride, keys, scale,
     D: tl.constexpr, DA: tl.constexpr, DB: tl.constexpr, BLOCK_N: tl.constexpr, EVEN: tl.constexpr,
     MASKED: tl.constexpr,
 ):  # fmt: skip
     """dq + Σ p (grad · v − δ) k over all keys; the factor of the softmax's scale is left to the caller."""
     for start in range(0, keys, BLOCK_N):
-        row = tl.cast(start, tl.int64)
-        k_a, k_b = load_tile(k_ptr + row * k_row, k_row, k_column, keys - start, D, DA, DB, BLOCK_N, EVEN)
-        v_a, v_b = load_tile(v_ptr + row * v_row, v_row, v_column, keys - start, D, DA, DB, BLOCK_N, EVEN)
+        k_a, k_b = load_tokens(k, start, keys, D, DA, DB, BLOCK_N, EVEN)
+        v_a, v_b = load_tokens(v, start, keys, D, DA, DB, BLOCK_N, EVEN)
         p = probabilities(q_a, q_b, k_a, k_b, lse, mask_ptr, mask_stride, start, keys, scale, DB, BLOCK_N, EVEN, MASKED)
         ds = p * (dot_rows(grad_a, grad_b, v_a, v_b, DB) - delta[:, None])
         dq_a, dq_b = add_product(dq_a, dq_b, ds, k_a, k_b, DB)

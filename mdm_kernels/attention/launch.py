@@ -5,7 +5,7 @@ Chosen by `python -m mdm_kernels.aot`: the largest tiles with which no shape cla
 
 from torch import Tensor
 
-from .. import backend, plans, tiles
+from .. import backend, plans, tiles, tma
 
 FEW_QUERIES = 128 * 132  # fewer make less than one tile of 128 for each multiprocessor of a large GPU
 
@@ -98,6 +98,7 @@ def flash_forward(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, out,
         **_strides(AXES_OF_HEADS, q=q, k=k, v=v, out=out),
         **_mask_strides(key_mask),
         **{"H": heads, "L": queries, "S": keys, "scale": scale},
+        **_descriptors(tile["BLOCK_N"], width, k=k, v=v),
         **width_constants(width),
         EVEN=keys % tile["BLOCK_N"] == 0,
         MASKED=key_mask is not None,
@@ -131,6 +132,7 @@ def flash_backward(
         **shared,
         **{"out_ptr": out, "dq_ptr": dq},
         **_strides(AXES_OF_HEADS, out=out, dq=dq),
+        **_descriptors(tile["BLOCK_N"], width, k=k, v=v),
         EVEN=keys % tile["BLOCK_N"] == 0,
         **tile,
     )
@@ -164,6 +166,8 @@ def self_cross_forward(
         **_strides(AXES_OF_TOKENS, qkv=qkv, context=context_kv, out=out),
         **_mask_strides(key_mask),
         **{"B": batch, "H": num_heads, "L": tokens, "S": context_tokens, "scale": width**-0.5},
+        **_descriptors(tile["BLOCK_N"], width, qkv=qkv),
+        **_descriptors(context, width, context=context_kv),
         **width_constants(width),
         EVEN=tokens % tile["BLOCK_N"] == 0,
         BLOCK_CONTEXT=context,
@@ -199,6 +203,7 @@ def self_cross_backward(
         **shared,
         out_ptr=out,
         **_strides(AXES_OF_TOKENS, out=out),
+        **_descriptors(tile["BLOCK_N"], width, qkv=qkv, context=context_kv),
         EVEN=tokens % tile["BLOCK_N"] == 0,
         EVEN_CONTEXT=context_tokens % tile["BLOCK_N"] == 0,
         **tile,
@@ -227,6 +232,11 @@ def _strides(axes: tuple[str, ...], **tensors: Tensor) -> dict[str, int]:
         for name, tensor in tensors.items()
         for axis, stride in zip(axes, tensor.stride(), strict=True)
     }
+
+
+def _descriptors(rows: int, head_width: int, **tensors: Tensor) -> dict:
+    """The kernel arguments by which tiles of `rows` tokens are read by TMA; None where they are not."""
+    return tma.descriptors(rows, head_width, split_width(head_width), **tensors)
 
 
 def _mask_strides(key_mask: Tensor | None) -> dict[str, int]:

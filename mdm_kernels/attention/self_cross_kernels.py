@@ -14,6 +14,7 @@ from .kernels import (
     add_query_gradient,
     attend,
     attended_keys,
+    head_of,
     key_gradients,
     load_tile,
     log_sum_exp,
@@ -29,6 +30,7 @@ def self_cross_forward(
     qkv_ptr, context_ptr, mask_ptr, out_ptr, lse_ptr,
     qkv_batch, qkv_row, qkv_column, context_batch, context_row, context_column, mask_batch, mask_column,
     out_batch, out_row, out_column, B, H, L, S, scale,
+    qkv_tiles, qkv_rest, context_tiles, context_rest,
     D: tl.constexpr, DA: tl.constexpr, DB: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_CONTEXT: tl.constexpr, EVEN: tl.constexpr, EVEN_CONTEXT: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -44,25 +46,27 @@ def self_cross_forward(
     q_a, q_b = load_tile(q + first * qkv_row, qkv_row, qkv_column, left, D, DA, DB, BLOCK_M, False)
     k = q + width * qkv_column
     v = k + width * qkv_column
+    k = head_of(k, qkv_row, qkv_column, b, H + h, qkv_tiles, qkv_rest)
+    v = head_of(v, qkv_row, qkv_column, b, 2 * H + h, qkv_tiles, qkv_rest)
     out_a, out_b, lse = attend(
-        q_a, q_b, k, v, mask_ptr, qkv_row, qkv_column, qkv_row, qkv_column, mask_column, L, scale * LOG2_E,
-        D, DA, DB, BLOCK_M, BLOCK_N, EVEN, False,
+        q_a, q_b, k, v, mask_ptr, mask_column, L, scale * LOG2_E, D, DA, DB, BLOCK_M, BLOCK_N, EVEN, False
     )  # fmt: skip
     tl.store(lse_ptr + position, lse, inside)
 
     k = context_ptr + b * context_batch + head * context_column
     v = k + width * context_column
+    k = head_of(k, context_row, context_column, b, h, context_tiles, context_rest)
+    v = head_of(v, context_row, context_column, b, H + h, context_tiles, context_rest)
     mask = mask_ptr
     if MASKED:
         mask += b * mask_batch
     lse = log_sum_exp(
-        q_a, q_b, k, mask, context_row, context_column, mask_column, S, scale * LOG2_E,
-        D, DA, DB, BLOCK_M, BLOCK_CONTEXT, EVEN_CONTEXT, MASKED,
+        q_a, q_b, k, mask, mask_column, S, scale * LOG2_E, D, DA, DB, BLOCK_M, BLOCK_CONTEXT, EVEN_CONTEXT, MASKED
     )  # fmt: skip
     tl.store(lse_ptr + tl.cast(B, tl.int64) * H * L + position, lse, inside)
     out_a, out_b = add_attention(
-        out_a, out_b, q_a, q_b, lse, k, v, mask, context_row, context_column, context_row, context_column, mask_column,
-        S, scale * LOG2_E, D, DA, DB, BLOCK_CONTEXT, EVEN_CONTEXT, MASKED,
+        out_a, out_b, q_a, q_b, lse, k, v, mask, mask_column, S, scale * LOG2_E,
+        D, DA, DB, BLOCK_CONTEXT, EVEN_CONTEXT, MASKED,
     )  # fmt: skip
 
     out = out_ptr + b * out_batch + head * out_column + first * out_row
@@ -75,6 +79,7 @@ def self_cross_query_gradient(
     qkv_batch, qkv_row, qkv_column, context_batch, context_row, context_column, mask_batch, mask_column,
     out_batch, out_row, out_column, grad_batch, grad_row, grad_column, dqkv_batch, dqkv_row, dqkv_column,
     B, H, L, S, scale,
+    qkv_tiles, qkv_rest, context_tiles, context_rest,
     D: tl.constexpr, DA: tl.constexpr, DB: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     EVEN: tl.constexpr, EVEN_CONTEXT: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -101,17 +106,19 @@ def self_cross_query_gradient(
 
     k = context_ptr + b * context_batch + head * context_column
     v = k + width * context_column
+    k = head_of(k, context_row, context_column, b, h, context_tiles, context_rest)
+    v = head_of(v, context_row, context_column, b, H + h, context_tiles, context_rest)
     mask = mask_ptr
     if MASKED:
         mask += b * mask_batch
     lse = tl.load(lse_ptr + context_position, inside, other=float("inf"))
     context_delta = output_dot_grad(
-        q_a, q_b, grad_a, grad_b, lse, k, v, mask, context_row, context_column, context_row, context_column,
-        mask_column, S, scale * LOG2_E, D, DA, DB, BLOCK_M, BLOCK_N, EVEN_CONTEXT, MASKED,
+        q_a, q_b, grad_a, grad_b, lse, k, v, mask, mask_column, S, scale * LOG2_E,
+        D, DA, DB, BLOCK_M, BLOCK_N, EVEN_CONTEXT, MASKED,
     )  # fmt: skip
     dq_a, dq_b = add_query_gradient(
-        dq_a, dq_b, q_a, q_b, grad_a, grad_b, lse, context_delta, k, v, mask, context_row, context_column, context_row,
-        context_column, mask_column, S, scale * LOG2_E, D, DA, DB, BLOCK_N, EVEN_CONTEXT, MASKED,
+        dq_a, dq_b, q_a, q_b, grad_a, grad_b, lse, context_delta, k, v, mask, mask_column, S, scale * LOG2_E,
+        D, DA, DB, BLOCK_N, EVEN_CONTEXT, MASKED,
     )  # fmt: skip
     delta -= context_delta
     tl.store(delta_ptr + position, delta, inside)
@@ -119,10 +126,12 @@ def self_cross_query_gradient(
 
     k = q + width * qkv_column
     v = k + width * qkv_column
+    k = head_of(k, qkv_row, qkv_column, b, H + h, qkv_tiles, qkv_rest)
+    v = head_of(v, qkv_row, qkv_column, b, 2 * H + h, qkv_tiles, qkv_rest)
     lse = tl.load(lse_ptr + position, inside, other=float("inf"))
     dq_a, dq_b = add_query_gradient(
-        dq_a, dq_b, q_a, q_b, grad_a, grad_b, lse, delta, k, v, mask_ptr, qkv_row, qkv_column, qkv_row, qkv_column,
-        mask_column, L, scale * LOG2_E, D, DA, DB, BLOCK_N, EVEN, False,
+        dq_a, dq_b, q_a, q_b, grad_a, grad_b, lse, delta, k, v, mask_ptr, mask_column, L, scale * LOG2_E,
+        D, DA, DB, BLOCK_N, EVEN, False,
     )  # fmt: skip
     dq = dqkv_ptr + b * dqkv_batch + head * dqkv_column + first * dqkv_row
     store_tile(dq, dqkv_row, dqkv_column, left, dq_a * scale, dq_b * scale, D, DA, DB)

@@ -62,6 +62,8 @@ def test_each_part_runs_what_it_says(tmp_path):
     assert "--models mdm_t2i_64 --batch 32" in ran["models"]
     assert "test_beyond_int32.py" in ran["models"]
     assert f"kernels.py --experiments --out {tmp_path}/experiments/out/experiments" in ran["experiments"]
+    assert "-x -k by_tma tests/kernels/test_on_gpu.py tests/kernels/test_out_of_bounds.py" in ran["experiments"]
+    assert "and not by_tma" in ran["tests"]
     assert "-m not slow -k one_pass" in ran["experiments"]  # by default pytest leaves out what is marked gpu
     assert all(f"--tool {tool}" in ran["memory"] for tool in ("memcheck", "racecheck"))
 

@@ -42,8 +42,10 @@ def test_cases_are_learnt_in_the_dtype_that_is_named():
 
 
 def test_experiments_are_learnt_beside_what_they_would_replace():
-    names = {launch.name for launch in warm_up.launches("experiments", [])}
+    launches = warm_up.launches("experiments", [])
+    names = {launch.name for launch in launches}
     assert {"tile_statistics", "apply_backward", "one_pass_forward", "one_pass_backward"} <= names
+    assert {launch.by_tma for launch in launches if launch.name == "flash_forward"} == {False, True}
 
 
 def test_what_is_learnt_is_compiled():

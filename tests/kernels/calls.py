@@ -1,13 +1,16 @@
 """Calls of the ops, to be run on any backend in any dtype: results, and the gradients of all differentiable inputs."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 import mdm_kernels as mk
+from mdm_kernels import tma
 from mdm_kernels.group_norm import launch as group_norm_launch
 
 KEPT_IN_FLOAT32 = ("alpha_bars", "rotary")  # at every dtype of the rest but float64
@@ -63,16 +66,25 @@ class Call:
         return [*(y.detach() for y in results), *gradients]
 
 
-class InOnePass(Call):
-    """A call of group_norm whose groups, where they are too large for one program, are normalised in one pass."""
+@dataclass(frozen=True)
+class Inside(Call):
+    """A call that runs inside a context, which turns an experiment on."""
+
+    context: Callable[[], AbstractContextManager] = contextlib.nullcontext
 
     def run(self, *args) -> list[Tensor]:
-        with group_norm_launch.one_pass():
+        with self.context():
             return super().run(*args)
 
 
-def in_one_pass(call: Call) -> InOnePass:
-    return InOnePass(call.function, call.arguments, call.differentiable)
+def in_one_pass(call: Call) -> Inside:
+    """A call of group_norm whose groups, where they are too large for one program, are normalised in one pass."""
+    return Inside(call.function, call.arguments, call.differentiable, group_norm_launch.one_pass)
+
+
+def by_tma(call: Call) -> Inside:
+    """A call of attention whose tiles of keys and values come by TMA, where that can be."""
+    return Inside(call.function, call.arguments, call.differentiable, tma.by_tma)
 
 
 def upstream_gradient(y: Tensor) -> Tensor:

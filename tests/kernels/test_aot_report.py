@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mdm_kernels.aot.compiler import record
+from mdm_kernels.aot.compiler import jobs, record
 from mdm_kernels.aot.machine_code import TARGETS
 from mdm_kernels.aot.report import Result, markdown, read_json, write_json
 from mdm_kernels.aot.shape_classes import SHAPE_CLASSES
@@ -79,8 +79,7 @@ def test_committed_report_covers_every_kernel_and_shape_class(committed):
     reported = {(result.shape_class, result.kernel, result.variant, result.target) for result in results}
     launched = {
         (launch.shape_class, launch.name, launch.variant, target)
-        for launch in record(SHAPE_CLASSES)
-        for target in targets
+        for launch, target in jobs(record(SHAPE_CLASSES), targets)
     }
     assert reported == launched, REMEDY
     assert all(result.key for result in results), REMEDY

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from tests.kernels import calls
 from tests.kernels.accuracy import inaccuracies
-from tests.kernels.calls import EVERY_OP, Call, in_one_pass
+from tests.kernels.calls import EVERY_OP, Call, by_tma, in_one_pass
 from tests.kernels.zoo_calls import describe, few_rows, zoo_calls
 
 pytestmark = pytest.mark.gpu
 
-IN_ONE_PASS = "group_norm, one pass"  # an experiment, which `benchmarks/gpu.sh experiments` runs, apart from the rest
+# Experiments, which `benchmarks/gpu.sh experiments` runs, apart from the rest: what is in one pass, and by_tma.
+IN_ONE_PASS = "group_norm, one pass"
 
 SHARES = 14  # of the zoo's calls, each a test: one after another, their kernels would take minutes to compile
 
@@ -31,6 +32,8 @@ FILLING_A_GPU: dict[str, Callable[[], Call]] = {
     "flash": lambda: calls.flash(4, 8, 1024, 1024, 64),
     "self_cross, 64 wide": lambda: calls.self_cross(4, 1024, 128, 8, 64),
     "self_cross, 96 wide": lambda: calls.self_cross(16, 256, 128, 8, 96, channels_last=False),
+    "flash_by_tma": lambda: by_tma(calls.flash(4, 8, 1024, 1024, 64)),
+    "self_cross_by_tma": lambda: by_tma(calls.self_cross(16, 256, 128, 8, 96)),
     "temporal": lambda: calls.temporal(4, 16, 1024, 8, 32, rotary=True),
     "multires_noise": lambda: calls.multires_noise(16, 3, 256, 256, strides=[1, 4]),
     "multires_loss": lambda: calls.multires_loss(16, 3, 256, 256, strides=[1, 4], rows=[10, 16]),
@@ -111,6 +114,23 @@ def test_one_pass_computes_what_tiles_compute(channels, size, skip, channels_las
         torch.testing.assert_close(result, wanted, rtol=eps, atol=eps * wanted.abs().max().item())
 
 
+FOR_TMA: dict[str, Callable[[], Call]] = {
+    "flash, 64 wide": lambda: calls.flash(2, 8, 1024, 1000, 64),
+    "flash, 96 wide": lambda: calls.flash(2, 8, 250, 77, 96, masked=False),
+    "flash, 128 wide": lambda: calls.flash(4, 8, 1000, 129, 128),
+    "flash, 40 wide": lambda: calls.flash(2, 3, 33, 21, 40),
+    "self_cross, 64 wide": lambda: calls.self_cross(16, 1024, 128, 8, 64, masked=False),
+    "self_cross, 96 wide": lambda: calls.self_cross(2, 257, 77, 8, 96),
+}
+"""Keys that fill no tile and such that do, with few queries and many, held as one part and as two."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("make", FOR_TMA.values(), ids=FOR_TMA)
+def test_attention_by_tma_errs_at_most_twice_as_much_as_pytorch(make, dtype):
+    assert not inaccuracies(by_tma(make()).to(dtype))
+
+
 # CUDA graphs
 
 
@@ -130,6 +150,15 @@ def capture(run: Callable[[], list[Tensor]]) -> tuple[torch.cuda.CUDAGraph, list
 @every_small_call
 def test_a_graph_replays_forward_and_backward_on_new_values(make):
     call = make()
+    graph, results = capture(lambda: call.run("triton"))
+    call.mapped(lambda x: x.mul_(0.5) if x.is_floating_point() else x)
+    graph.replay()
+    assert_equal(results, call.run("triton"))
+
+
+@pytest.mark.parametrize("make", FOR_TMA.values(), ids=FOR_TMA)
+def test_a_graph_of_attention_by_tma_replays_on_new_values(make):
+    call = by_tma(make()).to(torch.bfloat16)
     graph, results = capture(lambda: call.run("triton"))
     call.mapped(lambda x: x.mul_(0.5) if x.is_floating_point() else x)
     graph.replay()

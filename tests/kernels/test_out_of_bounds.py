@@ -15,7 +15,7 @@ from triton.runtime import interpreter
 from mdm_kernels import backend
 from mdm_kernels.group_norm import launch as group_norm_launch
 from tests.kernels import calls
-from tests.kernels.calls import EVERY_OP
+from tests.kernels.calls import EVERY_OP, by_tma
 
 GUARD = 2**15  # elements on each side of a tensor: more than a tile
 NAN = 255  # as every byte of an element, of any floating-point dtype
@@ -85,10 +85,10 @@ class Watch:
             written = np.concatenate(by_program)
             assert len(np.unique(written)) == len(written), "two programs write the same element"
 
-    def watched_load(self, pointers, mask, other, *options):
+    def watched_load(self, pointers, mask, other, *options, **named):
         self.addresses(pointers, mask)
         assert other is not None or mask.data.all(), "a masked load says nothing of the elements that it leaves out"
-        return self.load(pointers, mask, other, *options)
+        return self.load(pointers, mask, other, *options, **named)
 
     def watched_store(self, pointers, value, mask, *options):
         self.written.setdefault(tuple(self.builder.grid_idx), []).append(self.addresses(pointers, mask))
@@ -132,6 +132,13 @@ def check(call) -> None:
     for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
         assert a.isfinite().all(), f"result {i}"
         assert torch.equal(a, e), f"result {i}"
+
+
+@pytest.mark.usefixtures("watched_addresses")
+@pytest.mark.parametrize("width", [24, 40])
+def test_attention_by_tma_reads_nothing_outside(width):
+    """Whose tiles, 32 and 32 + 16 wide, end beyond the channels of the last head."""
+    check(by_tma(calls.flash(batch=2, heads=2, queries=5, keys=7, width=width)).to(torch.float16))
 
 
 @pytest.mark.usefixtures("watched_addresses")
