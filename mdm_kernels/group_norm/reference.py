@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layouts import concatenated, dense, is_channels_last
+from ..layouts import CHANNELS_LAST, concatenated, dense, is_channels_last
 from ..private_torch import is_fake, torch_func_is_active
 
 CENTRED = 16
@@ -105,7 +105,8 @@ def _group_norm(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor 
     dtype = x.dtype if weight is None else weight.dtype
     long_sums = is_channels_last(x) and positions * channels // num_groups > RUNNING_TOTAL
     if x.dtype != dtype and _holds_cpu_data(x):
-        y, mean, rstd = torch.native_group_norm(x, weight, bias, rows, channels, positions, num_groups, eps)
+        known = dense(x, x.dim() in CHANNELS_LAST and is_channels_last(x))  # torch 2.11 takes no other format
+        y, mean, rstd = torch.native_group_norm(known, weight, bias, rows, channels, positions, num_groups, eps)
         if not (mean.abs() * rstd > CENTRED).any():
             return y
     x = x.to(dtype)

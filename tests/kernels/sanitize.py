@@ -3,7 +3,7 @@
 ttsem runs what Triton's own front end compiles, bfloat16 included, and stops at an access outside a tensor, at a value
 without meaning, and at two programs of one launch that touch an element which one of them writes. Every op runs forward
 and backward, in float32 and bfloat16, group_norm along both its paths and in one pass, attention by TMA too (in
-bfloat16), every kernel with at least two programs. Exit status: 0 if nothing was found or ttsem is not installed, 1
+bfloat16), every kernel with at least two programs. Exit status: 0 if nothing was found or ttsem cannot run here, 1
 otherwise.
 """
 
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from unittest import mock
 
 import torch
+import triton
 
 from mdm_kernels import backend
 from mdm_kernels.group_norm import launch as group_norm_launch
@@ -104,15 +105,26 @@ def counted_programs() -> Iterator[collections.Counter]:
         backend.launch = launch
 
 
+def why_skipped() -> str:
+    """Why nothing can be sanitized here; empty if it can."""
+    try:
+        import ttsem  # noqa: F401
+    except ImportError:
+        return "ttsem is not installed (the Makefile says how)"
+    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
+        return f"ttsem reads what Triton 3.9 writes, and this is {triton.__version__}"
+    return ""
+
+
 def main() -> int:
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         print("TRITON_INTERPRET=1 is set: interpreted kernels cannot be sanitized; unset it", file=sys.stderr)
         return 1
-    try:
-        from ttsem import sanitize
-    except ImportError:
-        print("sanitize: skipped, as ttsem is not installed (the Makefile says how)", file=sys.stderr)
+    if reason := why_skipped():
+        print(f"sanitize: skipped, as {reason}", file=sys.stderr)
         return 0
+    from ttsem import sanitize
+
     expect_exchanges(sanitize)
     expect_tiles_of_a_head()
     with sanitize.session(cuda_is_cpu=False) as session, backend.launching_on_cpu(), counted_programs() as programs:

@@ -42,7 +42,8 @@ launch._strides = lambda **tensors: {n: 0 if n == "out_row" else s for n, s in s
 
 @pytest.mark.parametrize("plant", ["", ROWS_ON_ONE_ANOTHER], ids=["right", "race"])
 def test_two_programs_that_write_one_element_are_found(compiling, plant):
-    pytest.importorskip("ttsem")
+    if reason := sanitize.why_skipped():
+        pytest.skip(reason)
     process = compiling(TWO_CLIPS.format(plant=plant))
     assert process.returncode == (1 if plant else 0), process.stderr
     assert ("KernelFault" in process.stderr) == bool(plant)
