@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-c
 TORCH := pinned
 ifeq ($(TORCH),pinned)
 VERSIONS := -c constraints.txt
-COMPILED := aot-check
+OF_PINNED := types aot-check
 else ifneq ($(TORCH),newest)
 VERSIONS := 'torch==$(TORCH)' 'numpy<2.4'  # with which the interpreter of Triton 3.6 works
 endif  # make TORCH='2.11.*' install, or TORCH=newest: other versions than the pinned ones
@@ -73,9 +73,9 @@ hub-kernel: ## Lay mdm_kernels out in build/mdm-kernels as a kernel repository o
 sanitize: $(STAMP) ## Run every op under a sanitizer: races, accesses outside a tensor, undefined values; no GPU needed
 	env -u TRITON_INTERPRET $(BIN)/python -m tests.kernels.sanitize
 
-# What kernels compile to is kept in order for the pinned Triton. By 3.6 a few spill, and for AMD those of GroupNorm with a
-# skip connection do not compile.
-test: $(STAMP) lint types $(COMPILED) sanitize ## Everything CI runs
+# Types, and what kernels compile to, are kept in order for the pinned versions: torch 2.11's own types lack some, and by
+# Triton 3.6 a few kernels spill, and for AMD those of GroupNorm with a skip connection do not compile.
+test: $(STAMP) lint $(OF_PINNED) sanitize ## Everything CI runs
 	$(BIN)/python -m pytest -q $(AT_ONCE)
 
 gpu: ## On a machine with a GPU: the five parts of benchmarks/gpu.sh; make gpu-tests, -kernels, -models, -memory, -experiments: one
