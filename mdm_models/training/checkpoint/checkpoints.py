@@ -299,4 +299,9 @@ def _reason(error: BaseException) -> str:
     """Why torch.distributed.checkpoint failed, in one line: the error of the first process that had one."""
     if isinstance(error, CheckpointException):
         error, _ = error.failures[min(error.failures)]
+    behind: BaseException | None = error
+    while behind is not None:  # torch's own file, closed on a full disk, says nothing of it
+        if isinstance(behind, OSError):
+            return one_line(behind)
+        behind = behind.__context__
     return one_line(error)

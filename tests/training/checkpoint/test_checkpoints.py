@@ -270,17 +270,18 @@ def test_metadata_that_points_outside_its_folder_is_refused(tmp_path):
 
 @pytest.fixture
 def small_disk():
-    """Once called, no file may grow beyond 100 bytes, which fails as a full disk does but for the error's number."""
+    """Called with a number of bytes, beyond which no file may grow from then on: it fails as a full disk does but for
+    the error's number."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     signal.signal(signal.SIGXFSZ, ignored)
 
 
 def test_a_full_disk_loses_nothing_saved(tmp_path, small_disk):
     save(tmp_path, 1, 2, keep=1)
-    small_disk()
+    small_disk(100)
     with pytest.raises(
         CheckpointError, match=r"step-00000003 cannot be written \(.*too large.*last one saved is .*step-00000002"
     ) as error:
@@ -290,12 +291,22 @@ def test_a_full_disk_loses_nothing_saved(tmp_path, small_disk):
     assert loaded_step(tmp_path) == 2
 
 
+def test_a_disk_that_is_full_within_a_tensor_is_said_to_be_full(tmp_path, small_disk):
+    small_disk(100_000)
+    large = state(1)
+    large["model"]["large"] = torch.zeros(1_000_000)
+    run = checkpoints(tmp_path)
+    run.save(1, large)
+    with pytest.raises(CheckpointError, match=r"cannot be written \(\[Errno 27\] File too large\)"):
+        run.finish()
+
+
 def test_a_failed_save_is_known_before_the_next_one(tmp_path, small_disk):
     of_run = checkpoints(tmp_path)
     of_run.save(1, state(1))
     of_run.finish()
     assert not of_run.failed
-    small_disk()
+    small_disk(100)
     of_run.save(2, state(2))
     wait([of_run._saving])
     assert of_run.failed
