@@ -65,6 +65,8 @@ class Captioned:
 
 def contents(file: Path) -> bytes:
     """The bytes of a file. Raises BadSample for one that cannot be read, OSError if its folder has gone."""
+    if file.exists() and not file.is_file():  # whose bytes may never come, or never end
+        raise BadSample("unreadable", f"{legible(str(file))} is no file but a pipe, a socket or a device")
     try:
         return file.read_bytes()
     except OSError as error:
@@ -218,7 +220,10 @@ def _metadata(root: Path) -> dict[str, str]:
                 if isinstance(fields, ValueError):
                     wrong.append(f"record {number} cannot be read: {fields}")
                 elif name := _first_of(FILE_COLUMNS, fields):
-                    told[_name(path.parent / name)] = caption_in(fields)
+                    about = _name(path.parent / name)
+                    if about in told:
+                        wrong.append(f"record {number} is about {legible(name)} as an earlier one is, and replaces it")
+                    told[about] = caption_in(fields)
                 else:
                     wrong.append(f"record {number} has no file_name; each must name a file beside it")
             if wrong and len(told) == before:

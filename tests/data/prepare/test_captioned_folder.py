@@ -126,6 +126,25 @@ def test_captions_that_belong_to_no_picture_are_named(tmp_path):
     ]
 
 
+def test_what_is_no_file_is_named_and_not_waited_for(root):
+    for name in ("pipe.jpg", "endless.jpg"):
+        (root / name).with_suffix(".txt").write_text("a dog")
+    os.mkfifo(root / "pipe.jpg")
+    (root / "endless.jpg").symlink_to("/dev/zero")
+    (root / "a.txt").write_text("a cat")
+    assert prepare(root) == 0
+    assert captions(root).keys() == {"a", "sub_b_c"}
+    report = json.loads((root.parent / "out" / "report.json").read_text())
+    assert report["skipped"] == {"unreadable": 2}
+
+
+def test_of_two_records_about_one_picture_the_last_counts_and_is_named(root):
+    (root / "metadata.csv").write_text('file_name,text\na.jpg,a cat\nsub/b c.jpg,"a\ndog"\na.jpg,a lion\n')
+    with pytest.warns(UserWarning, match=r"record 3 is about a\.jpg as an earlier one is, and replaces it"):
+        assert prepare(root) == 0
+    assert captions(root)["a"] == "a lion"
+
+
 @pytest.mark.parametrize("beside", ["a.TXT", "a.jpg.txt", "a.Caption"])
 def test_a_caption_may_be_named_in_capitals_or_after_the_whole_name(root, beside):
     (root / beside).write_text("a cat")
@@ -228,6 +247,10 @@ def test_a_data_set_of_hugging_face_is_read_row_by_row(tmp_path, form):
         (lambda root: None, "is not a folder"),
         (lambda root: (pictures(root, "a.jpg") / "metadata.csv").write_text("name\na.jpg\n"), "has no file_name"),
         (lambda root: (pictures(root, "a.jpg") / "metadata.jsonl").write_text("{\n"), "jsonl: record 1 cannot be read"),
+        (
+            lambda root: (pictures(root, "a.jpg") / "metadata.csv").write_text('file_name,text\na.jpg,"cat\nb.jpg,b'),
+            "the quote that opens in row 2 is never closed",
+        ),
         (lambda root: (pictures(root, "c/a.jpg") / "x.parquet").write_bytes(b"PAR1"), "is not a whole .parquet file"),
     ],
 )
