@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 CLIPS = ROOT / "mdm_models" / "recipes" / "data"
 PATIENCE = 10  # seconds
 COME_AGAIN = 75
-MACHINES = "mdm-a", "mdm-b"
+MACHINES = f"mdm-a-{os.getpid()}", f"mdm-b-{os.getpid()}"  # tests may run beside each other
 
 pytestmark = [
     pytest.mark.slow,
