@@ -50,6 +50,11 @@ class DataConfig:
         check_share(self, "holdout", "image_share")
         check(self, ["max_bad_share"], lambda value: 0 <= value <= 1, "lie in [0, 1]")
 
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of a sample: channels, frames, height and width."""
+        return 3, self.frames, self.size, self.size
+
 
 def check(config, names: Iterable[str], holds, rule: str) -> None:
     """Raise ValueError with the `rule` for the first of these fields of `config` for which `holds` is false."""

@@ -1,9 +1,9 @@
 """The samples that a model is evaluated on, shared out over the ranks."""
 
-import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -64,18 +64,22 @@ class HeldOut(Dataset):
         starts = range(0, len(self.numbers), self.batch_size)
         batches = [list(self.numbers[start : start + self.batch_size]) for start in starts]
         read = []
-        for batch in loaded(self, batches, workers, self._batch):
+        for batch in loaded(self, batches, (self.batch_size, *self._shape), workers, self._collate):
             if self.keep:
-                batch = dataclasses.replace(batch, images=batch.images.clone())  # of shared memory there may be little
                 read.append(batch)
             yield batch
         self._kept = read
 
-    def _batch(self, items: list[tuple[int, tuple[Tensor, str, str] | None]]) -> HeldOutBatch:
-        config = self.reader.config
-        nothing = torch.zeros(3, config.frames, config.size, config.size, dtype=torch.uint8), "", ""
+    @property
+    def _shape(self) -> Sequence[int]:
+        channels, frames, *size = self.reader.config.shape
+        return (channels, frames, *size) if frames > 1 else (channels, *size)
+
+    def _collate(
+        self, items: list[tuple[int, tuple[Tensor, str, str] | None]]
+    ) -> tuple[list[Tensor], Callable[[Tensor], HeldOutBatch]]:
+        nothing = torch.zeros(self._shape, dtype=torch.uint8), "", ""
         images, captions, prompts = zip(*(found or nothing for _, found in items), strict=True)
-        stacked = torch.stack(images)
-        stacked = stacked if config.frames > 1 else stacked.squeeze(2)
-        rows = [row for row, (_, found) in enumerate(items) if found is not None]
-        return HeldOutBatch([number for number, _ in items], stacked, list(captions), list(prompts), rows)
+        numbers, rows = [number for number, _ in items], [row for row, (_, found) in enumerate(items) if found]
+        of = partial(HeldOutBatch, numbers, captions=list(captions), prompts=list(prompts), rows=rows)
+        return [image.view(self._shape) for image in images], of

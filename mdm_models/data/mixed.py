@@ -45,9 +45,9 @@ def mixed_batches(
 def _joined(streams: Sequence[Iterator[Batch]], pin: bool) -> Iterator[Batch]:
     for chunks in zip(*streams, strict=True):
         frames = chunks[0].images.shape[2]
-        joined = Batch(
-            torch.cat([chunk.images.expand(-1, -1, frames, -1, -1) for chunk in chunks]),
+        images = torch.cat([chunk.images.expand(-1, -1, frames, -1, -1) for chunk in chunks])
+        yield Batch(
+            images.pin_memory() if pin else images,
             [caption for chunk in chunks for caption in chunk.captions],
             [skip for chunk in chunks for skip in chunk.skipped],
         )
-        yield joined.pin_memory() if pin else joined

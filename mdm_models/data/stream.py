@@ -12,11 +12,11 @@ import itertools
 import math
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -44,11 +44,6 @@ class Batch:
     skipped: list[Skip]
     bad: int = 0
     shards: frozenset[int] = frozenset()
-
-    def pin_memory(self) -> "Batch":
-        """Move the images to page-locked memory, so that copies to a GPU need no waiting; → this batch itself."""
-        self.images = self.images.pin_memory()
-        return self
 
 
 def to_unit_range(images: Tensor) -> Tensor:
@@ -180,8 +175,9 @@ def batches(
     first = first_chunk + (rank - first_chunk) % world_size
     chunks = (range(g * chunk_size, (g + 1) * chunk_size) for g in itertools.count(first, world_size))
     positions = Positions(stream, stream.order(chunk_size, world_size * max(workers, 1)))
-    tally = Tally(stream.reader.config.max_bad_share)
-    for batch in loaded(positions, map(list, chunks), workers, _collate, pin):
+    config = stream.reader.config
+    tally = Tally(config.max_bad_share)
+    for batch in loaded(positions, map(list, chunks), (chunk_size, *config.shape), workers, _collate, pin):
         tally.add(batch, whole=len(batch.captions) == chunk_size)
         yield batch
 
@@ -233,11 +229,12 @@ class Tally:
         return "; ".join(f"{skip.reason} ({skip.key} in {skip.shard}: {skip.detail})" for skip in skips)
 
 
-def _collate(items: list[Item]) -> Batch:
-    """One batch; shorter than asked if nothing usable was found for an item."""
+def _collate(items: list[Item]) -> tuple[list[Tensor], Callable[[Tensor], Batch]]:
+    """The images, and what makes a batch of them; fewer than asked if nothing usable was found for an item."""
     usable = [(item.clip, item.caption) for item in items if item.clip is not None]
-    images = torch.stack([clip for clip, _ in usable]) if usable else torch.zeros(0, dtype=torch.uint8)
     skipped = [skip for item in items for skip in item.skipped]
     bad = sum(skip.reason not in PASSING for skip in skipped)
     shards = frozenset().union(*(item.shards for item in items))
-    return Batch(images, [caption for _, caption in usable], list(dict.fromkeys(skipped)), bad, shards)
+    captions = [caption for _, caption in usable]
+    of = partial(Batch, captions=captions, skipped=list(dict.fromkeys(skipped)), bad=bad, shards=shards)
+    return [clip for clip, _ in usable], of
