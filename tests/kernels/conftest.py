@@ -3,7 +3,7 @@ of each process is told from those that may only follow from it."""
 
 import pytest
 
-from mdm_kernels import plans
+from mdm_kernels import backend, plans
 
 _first_failures: dict[str, str] = {}
 
@@ -37,3 +37,18 @@ def no_plans():
     plans.forget()
     yield
     plans.forget()
+
+
+@pytest.fixture
+def watched_addresses(request, monkeypatch):
+    """Under the interpreter, a load or store outside the tensors that its kernel was given fails the test, even if what
+    was read is dropped later; and so do an element that two programs write, and a masked load without `other`, whose
+    other elements are undefined on a GPU and 0 in the interpreter."""
+    if request.config.getoption("device") != "cpu":
+        return
+    from tests.kernels.watch import Watch  # not before Triton's interpreter is chosen
+
+    watch = Watch()
+    monkeypatch.setattr(backend, "launch", watch.watched_launch)
+    monkeypatch.setattr(watch.builder, "create_masked_load", watch.watched_load)
+    monkeypatch.setattr(watch.builder, "create_masked_store", watch.watched_store)

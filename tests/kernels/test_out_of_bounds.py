@@ -2,28 +2,21 @@
 must still be there afterwards. The interpreter, which reads and writes real memory, also shows every address."""
 
 import contextlib
-import dataclasses
 
-import numpy as np
 import pytest
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.runtime import interpreter
 
 from mdm_kernels import backend
 from mdm_kernels.group_norm import launch as group_norm_launch
 from tests.kernels import calls
 from tests.kernels.calls import EVERY_OP, by_tma
+from tests.kernels.watch import span
 
 GUARD = 2**15  # elements on each side of a tensor: more than a tile
 NAN = 255  # as every byte of an element, of any floating-point dtype
-
-
-def span(x: Tensor) -> int:
-    """Elements from the first to the last in memory."""
-    return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
 
 
 class Guards:
@@ -62,64 +55,12 @@ class Guards:
             assert (memory.view(len(outside), -1)[outside] == NAN).all()
 
 
-class Watch:
-    """Sees every address that interpreted kernels read or write."""
-
-    def __init__(self):
-        self.builder = interpreter.interpreter_builder
-        self.launch, self.load, self.store = (
-            backend.launch,
-            self.builder.create_masked_load,
-            self.builder.create_masked_store,
-        )
-        self.allowed: list[tuple[int, int]] = []
-        self.written: dict[tuple, list[np.ndarray]] = {}  # by program
-
-    def watched_launch(self, kernel, grid, **arguments) -> None:
-        tensors = [x for x in arguments.values() if isinstance(x, Tensor) and x.numel()]
-        self.allowed = [(x.data_ptr(), x.data_ptr() + x.itemsize * span(x)) for x in tensors]
-        self.written = {}
-        self.launch(kernel, grid, **arguments)
-        by_program = [np.unique(np.concatenate(addresses)) for addresses in self.written.values()]
-        if by_program:
-            written = np.concatenate(by_program)
-            assert len(np.unique(written)) == len(written), "two programs write the same element"
-
-    def watched_load(self, pointers, mask, other, *options, **named):
-        self.addresses(pointers, mask)
-        assert other is not None or mask.data.all(), "a masked load says nothing of the elements that it leaves out"
-        return self.load(pointers, mask, other, *options, **named)
-
-    def watched_store(self, pointers, value, mask, *options):
-        self.written.setdefault(tuple(self.builder.grid_idx), []).append(self.addresses(pointers, mask))
-        return self.store(pointers, value, mask, *options)
-
-    def addresses(self, pointers, mask) -> np.ndarray:
-        addresses = np.broadcast_to(pointers.data, mask.data.shape)[mask.data].astype(np.uint64)
-        inside = np.zeros(addresses.shape, bool)
-        for first, end in self.allowed:
-            inside |= (addresses >= first) & (addresses < end)
-        assert inside.all(), "a kernel reads or writes outside its tensors"
-        return addresses
-
-
-@pytest.fixture
-def watched_addresses(monkeypatch):
-    """Under the interpreter, a load or store outside the tensors that its kernel was given fails the test, even if what
-    was read is dropped later; and so do an element that two programs write, and a masked load without `other`, whose
-    other elements are undefined on a GPU and 0 in the interpreter."""
-    if torch.get_default_device().type != "cpu":
-        return
-    watch = Watch()
-    monkeypatch.setattr(backend, "launch", watch.watched_launch)
-    monkeypatch.setattr(watch.builder, "create_masked_load", watch.watched_load)
-    monkeypatch.setattr(watch.builder, "create_masked_store", watch.watched_store)
-
-
-@pytest.fixture(params=["whole group", "tiles"])
+@pytest.fixture(params=["whole group", "tiles", "one pass"])
 def path_of_group_norm(request, monkeypatch):
-    if request.param == "tiles":
+    if request.param != "whole group":
         monkeypatch.setattr(group_norm_launch, "WHOLE_GROUP_BYTES", 0)
+    with group_norm_launch.one_pass("1" if request.param == "one pass" else "0"):
+        yield
 
 
 def check(call) -> None:
@@ -222,33 +163,3 @@ def test_the_watch_notices_a_masked_load_without_other(loaded):
     else:
         with pytest.raises(Exception, match="says nothing of the elements"):
             backend.launch(load_some, (1,), **arguments)
-
-
-def masks_of_wide_strides() -> dict[str, Tensor]:
-    """Key masks (batch, 17) in 2 GB of zeros, of which a system hands out the few pages that are touched. Their last
-    element, or their second row, lies 2³¹ bytes after the first, where an offset in 32 bits would be negative."""
-    memory = torch.from_numpy(np.zeros(2**31 + 64, dtype=bool)).to(torch.get_default_device())
-    return {
-        "keys": memory.as_strided((1, 17), (0, 2**27)),
-        "samples": memory.as_strided((2, 17), (2**31, 1)),
-    }
-
-
-@pytest.mark.usefixtures("watched_addresses")
-@pytest.mark.parametrize("wide", ["keys", "samples"])
-@pytest.mark.parametrize("op", ["flash", "self_cross"])
-def test_a_key_mask_may_have_strides_of_2_to_the_31(op, wide):
-    mask = masks_of_wide_strides()[wide]
-    batch = len(mask)
-    mask[:, 1::5], mask[-1, -1] = True, True
-    make = {
-        "flash": lambda: calls.flash(batch=batch, heads=1, queries=5, keys=17, width=16),
-        "self_cross": lambda: calls.self_cross(batch=batch, tokens=5, context=17, heads=1, width=16, masked=True),
-    }[op]
-    results = []
-    for key_mask in (mask, mask.clone(memory_format=torch.contiguous_format)):
-        torch.manual_seed(0)
-        call = make()
-        results.append(dataclasses.replace(call, arguments=call.arguments | {"key_mask": key_mask}).run("triton"))
-    for of_wide, of_dense in zip(*results, strict=True):
-        assert torch.equal(of_wide, of_dense)
