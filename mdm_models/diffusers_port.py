@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from mdm_models.pretrained import renamed
 from mdm_models.storage import mapped, opened
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -42,19 +43,24 @@ _RENAMES = [
 _ATTENTION = re.compile(r"(.*\b(?:down|up)\.\d+)\.attentions\.(\d+)\.transformer_blocks\.(\d+)\.(.*)")
 
 
-def state_dict_from_port(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert a state dict of the port to ours: new names for the same tensors."""
-    renamed = {_renamed(key): value for key, value in state_dict.items()}
+def state_dict_from_port(
+    state_dict: Mapping[str, Tensor], source: str | Path = "the state dict"
+) -> dict[str, Tensor]:
+    """Convert a state dict of the port to ours: new names for the same tensors.
+
+    source: what errors call it. Raises ValueError in one line for two tensors that have one of our names.
+    """
     layers = {}  # resolution → attention layers after each of its residual blocks
-    for match in filter(None, map(_ATTENTION.fullmatch, renamed)):
+    for match in filter(None, map(_ATTENTION.fullmatch, map(_renamed, state_dict))):
         layers[match[1]] = max(layers.get(match[1], 0), int(match[3]) + 1)
 
-    def counted(key: str) -> str:
+    def our_name(key: str) -> str:
+        key = _renamed(key)
         if not (match := _ATTENTION.fullmatch(key)):
             return key
         return f"{match[1]}.attention.{int(match[2]) * layers[match[1]] + int(match[3])}.{match[4]}"
 
-    return {counted(key): value for key, value in renamed.items()}
+    return renamed(state_dict, our_name, source)
 
 
 def _renamed(key: str) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from mdm_models.config import UNetConfig
 from mdm_models.errors import one_line
-from mdm_models.pretrained import fitting_model, placed, with_weights
+from mdm_models.pretrained import check_finite, fitting_model, placed, renamed, with_weights
 from mdm_models.unet import UNet
 from mdm_models.zoo import model_config
 
@@ -24,8 +25,9 @@ _IGNORED = (
     *(f"{module}." for module in ("language_models", "distributed", "trainer")),
 )
 
-# Official module names → ours, applied in this order to every key.
+# Official module names → ours, applied in this order to every key. The first are what torch's wrappers put before them.
 _RENAMES = [
+    (r"^(module\.|_orig_mod\.)+", ""),
     (r"\binner_unet\.", "inner."),
     (r"\btemb_layer([12])\.", r"time_embed.fc\1."),
     (r"\bcond_layers\.(\w+)\.0\.", r"micro_embed.\1.fc1."),
@@ -142,20 +144,28 @@ def _seeing_grids(config: UNetConfig) -> UNetConfig:
     return dataclasses.replace(config, adapters_see_grid=as_grid, inner=_seeing_grids(config.inner))
 
 
-def state_dict_from_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+def state_dict_from_official(
+    state_dict: Mapping[str, Tensor], source: str | Path = "the state dict"
+) -> dict[str, Tensor]:
     """Convert an official model's state dict to ours: new names, and 1×1 convolutions inside attention as Linear
     weights.
 
-    The frequencies of rotary positions, which are saved there but never trained, are left out.
+    The frequencies of rotary positions, which are saved there but never trained, are left out. source: what errors call
+    it. Raises ValueError in one line for two tensors that have one of our names.
     """
-    return dict(_converted(key, value) for key, value in state_dict.items() if not key.endswith(".pos_emb.freqs"))
+    trained = {key: value for key, value in state_dict.items() if not key.endswith(".pos_emb.freqs")}
+    return {key: _converted(key, value) for key, value in renamed(trained, _our_name, source).items()}
 
 
-def _converted(key: str, value: Tensor) -> tuple[str, Tensor]:
+def _our_name(key: str) -> str:
     for pattern, replacement in _RENAMES:
         key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _converted(key: str, value: Tensor) -> Tensor:
     is_pointwise = value.dim() == 4 and value.shape[2:] == (1, 1) and not key.endswith(".skip.weight")
-    return key, value.flatten(1) if is_pointwise else value
+    return value.flatten(1) if is_pointwise else value
 
 
 def load_checkpoint(
@@ -167,8 +177,9 @@ def load_checkpoint(
     FileNotFoundError, or ValueError in one line if the file is damaged, is no official checkpoint, or is one of another
     model.
     """
-    weights = state_dict_from_official(read_checkpoint(path))
+    weights = state_dict_from_official(read_checkpoint(path), path)
     model = fitting_model(named_config(name), weights, path, dtype)
+    check_finite(weights, path)
     own = model.state_dict()
     return with_weights(model, {key: placed(weights.pop(key), own[key], dtype, device) for key in own})
 
@@ -192,7 +203,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(state_dict, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state_dict.items()
     ):
-        raise ValueError(f"{path} is not an official checkpoint: it has no tensors under 'state_dict'")
+        remedy = "torch.save({'state_dict': model.state_dict()}, path) makes one of an official model"
+        raise ValueError(f"{path} is not an official checkpoint: it has no tensors under 'state_dict'; {remedy}")
+    for key, value in state_dict.items():
+        if value.is_meta or value.layout != torch.strided:
+            kind = "without values, on the meta device" if value.is_meta else f"stored as {value.layout}"
+            raise ValueError(f"{path} is not an official checkpoint: its {key} is {kind}; save a dense tensor")
     return state_dict
 
 
@@ -208,7 +224,8 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"{path} is no checkpoint of torch.save, or not all of one: {one_line(error)}") from None
+        reason = f"{one_line(error)}; get it anew"
+        raise ValueError(f"{path} is no checkpoint of torch.save, or not all of one: {reason}") from None
     if damaged:
         raise ValueError(f"{path} is damaged: its record {damaged!r} has another checksum than when it was written")
 

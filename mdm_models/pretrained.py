@@ -1,7 +1,7 @@
 """Weights from files → a model: do they fit, and without having both in memory."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -70,6 +70,28 @@ def fitting_model(
     return model
 
 
+def renamed(tensors: Mapping[str, Tensor], rename: Callable[[str], str], source: str | Path) -> dict[str, Tensor]:
+    """Give tensors the names that `rename` makes of theirs. `source` is what errors call them.
+
+    Raises ValueError in one line for two that would have the same name, of which one would be lost.
+    """
+    names: dict[str, str] = {}
+    for old in tensors:
+        new = rename(old)
+        if new in names:
+            raise ValueError(f"{source} has two tensors for the model's {new}, {names[new]} and {old}; leave one out")
+        names[new] = old
+    return {new: tensors[old] for new, old in names.items()}
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Raise ValueError in one line, where errors call the tensors `source`, if a number among them is infinite or
+    NaN."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{source} holds infinities or NaN, as in {name}: a training that diverged leaves such")
+
+
 def placed(
     tensor: Tensor, own: Tensor, dtype: torch.dtype | None, device: str | torch.device, copy: bool = False
 ) -> Tensor:
@@ -126,4 +148,6 @@ def _check_dtypes(found: set[torch.dtype], source: str | Path, dtype: torch.dtyp
     if not all(each.is_floating_point for each in found):
         raise ValueError(f"{source} has weights of type {names}; they must be floating-point numbers")
     if dtype is None and (len(found) > 1 or not found <= set(DTYPES)):
-        raise ValueError(f"{source} has weights of type {names}; choose one to compute in with the argument dtype")
+        known = ", ".join(map(str, DTYPES))
+        remedy = f"save all in one of {known}, or choose one to compute in with the argument dtype"
+        raise ValueError(f"{source} has weights of type {names}; {remedy}")

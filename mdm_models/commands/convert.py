@@ -18,7 +18,7 @@ from mdm_models.config import UNetConfig
 from mdm_models.diffusers_port import read_port, state_dict_from_port
 from mdm_models.official import named_config, read_checkpoint, state_dict_from_official
 from mdm_models.pipeline import PipelineConfig
-from mdm_models.pretrained import fitting_model
+from mdm_models.pretrained import check_finite, fitting_model
 from mdm_models.storage import CONFIG_FILE, WEIGHTS_FILE, write_model
 from mdm_models.unet import empty_model
 from mdm_models.zoo import list_models, model_config
@@ -37,12 +37,13 @@ def convert(source: Path, directory: Path, name: str | None = None, overwrite: b
         raise ValueError(f"{directory} holds a model already; choose another directory, or pass --force to replace it")
     print(f"reading {source}", flush=True)
     if source.is_dir():
-        weights = state_dict_from_port(read_port(source))
+        weights = state_dict_from_port(read_port(source), source)
     else:
-        weights = state_dict_from_official(read_checkpoint(source))
+        weights = state_dict_from_official(read_checkpoint(source), source)
     name = name or _recognised(weights, source)
     config = named_config(name)
     fitting_model(config, weights, source)
+    check_finite(weights, source)
     parameters = sum(weight.numel() for weight in weights.values())
     print(f"writing {name}, {parameters:,} parameters, to {directory}", flush=True)
     write_model(directory, config, weights, overwrite)
@@ -72,12 +73,12 @@ def _text_encoder(name: str, config: UNetConfig) -> str:
 def _recognised(weights: dict[str, Tensor], source: Path) -> str:
     """The named model that has these tensors. ValueError, which names the nearest one, if there is none."""
     shapes = {(key, tensor.shape) for key, tensor in weights.items()}
-    differing = {name: len(shapes ^ _shapes(model_config(name))) for name in list_models()}
-    nearest = min(differing, key=differing.__getitem__)
+    differing = {name: shapes ^ _shapes(model_config(name)) for name in list_models()}
+    nearest = min(differing, key=lambda name: len(differing[name]))
     if differing[nearest]:
         raise ValueError(
             f"{source} is none of the models that mdm_models names; the nearest is {nearest}, from which "
-            f"{differing[nearest]} names or shapes of tensors differ"
+            f"{len(differing[nearest])} names or shapes of tensors differ, as {min(differing[nearest])[0]}"
         )
     return nearest
 

@@ -46,7 +46,7 @@ def test_checkpoint_that_is_no_named_model_is_refused_with_the_nearest(official_
     checkpoint["state_dict"].pop("conv_in.bias")
     torch.save(checkpoint, official_checkpoint.path)
     line = error_of(capsys, official_checkpoint.path, tmp_path / "out")
-    assert "the nearest is mdm_golden, from which 1 names" in line
+    assert line.endswith("the nearest is mdm_golden, from which 1 names or shapes of tensors differ, as conv_in.bias")
     assert not (tmp_path / "out").exists()
 
 
@@ -74,6 +74,14 @@ def test_damaged_checkpoint_is_refused_and_nothing_written(official_checkpoint, 
     path = official_checkpoint.path
     path.write_bytes(path.read_bytes()[:-1000])
     assert "vis_model.pth is no checkpoint of torch.save, or not all of one" in error_of(capsys, path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_no_numbers_are_refused(official_checkpoint, tmp_path, capsys):
+    checkpoint = torch.load(official_checkpoint.path, weights_only=False)
+    checkpoint["state_dict"]["conv_in.bias"][0] = float("nan")
+    torch.save(checkpoint, official_checkpoint.path)
+    assert "holds infinities or NaN, as in conv_in.bias" in error_of(capsys, official_checkpoint.path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

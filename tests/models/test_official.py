@@ -138,6 +138,44 @@ def test_checkpoint_without_weights_is_refused(tmp_path, content):
     assert "no tensors under 'state_dict'" in refusal(path)
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(torch.eye(3).to_sparse(), "stored as torch.sparse_coo"), (torch.empty(3, device="meta"), "without values")],
+)
+def test_a_tensor_that_is_no_array_of_numbers_is_named(tmp_path, value, kind):
+    torch.save({"state_dict": {"conv_in.weight": value}}, tmp_path / "odd.pth")
+    assert f"its conv_in.weight is {kind}" in refusal(tmp_path / "odd.pth")
+
+
+def changed(checkpoint, change):
+    """The checkpoint with `change` of its state dict in its place."""
+    content = torch.load(checkpoint.path, weights_only=False)
+    torch.save({"state_dict": change(content["state_dict"])}, checkpoint.path)
+    return checkpoint.path, checkpoint.name
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_the_weights_of_a_wrapped_model_are_those_of_the_model(official_checkpoint, prefix):
+    expected = official.load_checkpoint(official_checkpoint.path, official_checkpoint.name).state_dict()
+    path, name = changed(official_checkpoint, lambda weights: {prefix + key: x for key, x in weights.items()})
+    found = official.load_checkpoint(path, name).state_dict()
+    assert all(torch.equal(found[key], x) for key, x in expected.items())
+
+
+def test_two_tensors_that_would_be_one_weight_are_named(official_checkpoint):
+    path, name = changed(official_checkpoint, lambda weights: weights | {"module.conv_in.bias": torch.zeros(3)})
+    with pytest.raises(ValueError, match=r"two tensors for the model's conv_in.bias, conv_in.bias and module.conv_in"):
+        official.load_checkpoint(path, name)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(official_checkpoint, value):
+    path, name = changed(official_checkpoint, lambda w: w | {"conv_in.bias": w["conv_in.bias"] + value})
+    with pytest.raises(ValueError, match=r"vis_model.pth holds infinities or NaN, as in conv_in.bias"):
+        official.load_checkpoint(path, name)
+
+
 def test_archive_of_something_else_is_refused(tmp_path):
     path = tmp_path / "other.pth"
     with zipfile.ZipFile(path, "w") as archive:
