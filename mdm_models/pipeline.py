@@ -19,7 +19,7 @@ from mdm_models.errors import one_line
 from mdm_models.pictures import Clip, from_pictures, to_pictures, to_pixels
 from mdm_models.pretrained import directory_of, from_pretrained, is_repository
 from mdm_models.shipped import shipped_names, shipped_or
-from mdm_models.storage import check_local, write_whole
+from mdm_models.storage import check_local, together, write_whole
 from mdm_models.text import TextEncoder, TransformerTextEncoder, load_text_encoder
 from mdm_models.unet import UNet
 from mdm_models.zoo import how_to_get, list_models
@@ -161,14 +161,14 @@ class Pipeline:
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write config.json, model.safetensors and pipeline.json; and the text encoder, if it was trained with the
-        model. Another encoder stays where it is, and pipeline.json keeps its name."""
-        directory = Path(directory)
-        self.model.save_pretrained(directory)
-        config = self.config
-        if isinstance(self.text_encoder, TransformerTextEncoder):
-            self.text_encoder.save(directory / TEXT_FOLDER)
-            config = dataclasses.replace(config, text_encoder=TEXT_FOLDER)
-        config.save(directory)
+        model. Another encoder stays where it is, and pipeline.json keeps its name. All is written, or nothing."""
+        directory, config = Path(directory), self.config
+        with together():
+            self.model.save_pretrained(directory)
+            if isinstance(self.text_encoder, TransformerTextEncoder):
+                self.text_encoder.save(directory / TEXT_FOLDER)
+                config = dataclasses.replace(config, text_encoder=TEXT_FOLDER)
+            config.save(directory)
 
     @property
     def device(self) -> torch.device:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from mdm_models.errors import one_line
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 SETTINGS_FILE = "settings.json"
 FORMAT_VERSION = 1  # of config.json
+_blocks = threading.local()
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # Path makes one slash of two
 
 
@@ -72,17 +74,43 @@ def _partial(path: Path) -> Path:
 
 
 def _write_whole(path: Path, write_to: Callable[[Path], object]) -> None:
-    partial = _partial(path)
+    with together() as written:
+        partial = _partial(path)
+        try:
+            partial.touch()
+            mode = partial.stat().st_mode
+            write_to(partial)
+            partial.chmod(mode)  # safetensors makes files that only their owner can read
+            sync(partial)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        written[path] = partial
+
+
+@contextlib.contextmanager
+def together() -> Iterator[dict[Path, Path]]:
+    """Files that `write_whole` writes inside the block take their places at its end, all of them; none does if it
+    raises. A crash while they do leaves some missing, but never new ones beside old ones.
+
+    Yields what waits, by the path whose place it is to take. A block inside another one is a part of it.
+    """
+    if (waiting := getattr(_blocks, "written", None)) is not None:
+        yield waiting
+        return
+    written = _blocks.written = {}
     try:
-        partial.touch()
-        mode = partial.stat().st_mode
-        write_to(partial)
-        partial.chmod(mode)  # safetensors makes files that only their owner can read
-        sync(partial)
-        partial.replace(path)
-        sync(path.parent)
+        yield written
+        for path in list(written)[1:]:
+            path.unlink(missing_ok=True)
+        for path, partial in written.items():
+            partial.replace(path)
+        for folder in {path.parent for path in written}:
+            sync(folder)
     finally:
-        partial.unlink(missing_ok=True)
+        del _blocks.written
+        for partial in written.values():
+            partial.unlink(missing_ok=True)
 
 
 def begin(folder: Path, settings: Mapping[str, object]) -> None:
@@ -139,16 +167,11 @@ def write_model(
         raise ValueError(f"{directory} holds another model; choose another directory, or allow to overwrite it")
     row_major = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}  # what safetensors can store
     text = json.dumps({"format_version": FORMAT_VERSION, "unet": config.to_dict()}, indent=1) + "\n"
-
-    def write_weights(path: Path) -> None:
-        save_file(row_major, path, metadata={"format": "pt"})
-        if not is_same:  # from here on a crash leaves no config rather than one of other weights
-            config_path.unlink(missing_ok=True)
-
     try:
-        write_whole(weights_path, write_weights)
-        if not is_same:
-            write_whole(config_path, lambda path: path.write_text(text))
+        with together():
+            write_whole(weights_path, lambda path: save_file(row_major, path, metadata={"format": "pt"}))
+            if not is_same:
+                write_whole(config_path, lambda path: path.write_text(text))
     except (OSError, SafetensorError) as error:
         raise OSError(f"the model cannot be written to {directory}: {one_line(error)}") from None
 

@@ -19,7 +19,7 @@ from mdm_models.diffusers_port import read_port, state_dict_from_port
 from mdm_models.official import named_config, read_checkpoint, state_dict_from_official
 from mdm_models.pipeline import PipelineConfig
 from mdm_models.pretrained import check_finite, fitting_model
-from mdm_models.storage import CONFIG_FILE, WEIGHTS_FILE, write_model
+from mdm_models.storage import CONFIG_FILE, WEIGHTS_FILE, together, write_model
 from mdm_models.unet import empty_model
 from mdm_models.zoo import list_models, model_config
 
@@ -46,8 +46,9 @@ def convert(source: Path, directory: Path, name: str | None = None, overwrite: b
     check_finite(weights, source)
     parameters = sum(weight.numel() for weight in weights.values())
     print(f"writing {name}, {parameters:,} parameters, to {directory}", flush=True)
-    write_model(directory, config, weights, overwrite)
-    _sampling(name, config).save(directory)
+    with together():
+        write_model(directory, config, weights, overwrite)
+        _sampling(name, config).save(directory)
     return name
 
 

@@ -14,7 +14,7 @@ from mdm_models.commands.line import command
 from mdm_models.errors import TrainingError
 from mdm_models.pipeline import TEXT_FOLDER, PipelineConfig
 from mdm_models.pretrained import fitting_model, placed, with_weights
-from mdm_models.storage import CONFIG_FILE, read_config
+from mdm_models.storage import CONFIG_FILE, read_config, together
 from mdm_models.text import TransformerTextEncoder
 from mdm_models.training.denoiser import part_of
 from mdm_models.training.ema.power_functions import Combination
@@ -37,12 +37,13 @@ def export(run: Path, std: float, out: Path) -> Combination:
     own = model.state_dict()
     for name, weight in unet.items():
         unet[name] = placed(weight, own[name], None, "cpu")
-    with_weights(model, unet).save_pretrained(out)
-    if config.text_encoder == TEXT_FOLDER:
-        encoder = TransformerTextEncoder.load(template / TEXT_FOLDER)
-        encoder.load_state_dict(text)
-        encoder.save(out / TEXT_FOLDER)
-    config.save(out)
+    with together():
+        with_weights(model, unet).save_pretrained(out)
+        if config.text_encoder == TEXT_FOLDER:
+            encoder = TransformerTextEncoder.load(template / TEXT_FOLDER)
+            encoder.load_state_dict(text)
+            encoder.save(out / TEXT_FOLDER)
+        config.save(out)
     return combination
 
 

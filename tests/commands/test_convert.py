@@ -85,6 +85,19 @@ def test_weights_that_are_no_numbers_are_refused(official_checkpoint, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_full_disk_leaves_the_model_that_was_there(official_checkpoint, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    create_model("mdm_t2i_tiny").save_pretrained(out)
+    before = [(path, path.read_bytes()) for path in sorted(out.iterdir())]
+
+    def full(self, directory) -> None:
+        raise OSError(28, "No space left on device", str(directory / "pipeline.json"))
+
+    monkeypatch.setattr(PipelineConfig, "save", full)
+    assert "No space left on device: '" in error_of(capsys, official_checkpoint.path, out, "--force")
+    assert [(path, path.read_bytes()) for path in sorted(out.iterdir())] == before
+
+
 def test_missing_checkpoint_is_named(tmp_path, capsys):
     assert "absent.pth: no such checkpoint" in error_of(capsys, tmp_path / "absent.pth", tmp_path / "out")
 

@@ -3,12 +3,15 @@
 import json
 import struct
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from mdm_models import UNetConfig, build_model, from_pretrained, storage
+from mdm_models.pipeline import Pipeline, PipelineConfig
+from mdm_models.text import TransformerTextEncoder
 from tests.models.golden import relative_error
 
 INNER = UNetConfig(
@@ -136,19 +139,60 @@ def test_what_was_saved_survives_a_failure_while_the_weights_are_written(model, 
     assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors"]
 
 
-def test_a_crash_between_the_files_leaves_no_config_of_other_weights(saved, monkeypatch):
-    write_whole = storage.write_whole
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Crash()])
+def test_what_was_saved_survives_a_failure_while_the_config_is_written(model, saved, monkeypatch, error):
+    fail_at(monkeypatch, "config.json", error)
+    with pytest.raises(type(error), match=r"No space left on device: '.*config.json'" if error.args else None):
+        build_model(OTHER).save_pretrained(saved, overwrite=True)
+    assert_same_weights(from_pretrained(saved), model)
+    assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors"]
 
-    def crash_at_config(path, write_to):
-        if path.name == "config.json":
-            raise Crash
-        write_whole(path, write_to)
 
-    monkeypatch.setattr(storage, "write_whole", crash_at_config)
+def fail_at(monkeypatch, name: str, error: BaseException) -> None:
+    """Has the writing of files of that name end with the error, from here on."""
+    sync = storage.sync
+
+    def failing(path) -> None:
+        if path.name.startswith(f".{name}.partial"):
+            raise error
+        sync(path)
+
+    monkeypatch.setattr(storage, "sync", failing)
+
+
+@pytest.mark.parametrize("moment", [1, 2])
+def test_a_crash_while_files_take_their_places_leaves_no_config_of_other_weights(saved, monkeypatch, moment):
+    replace, left = Path.replace, iter([Crash] if moment == 1 else [None, Crash])
+
+    def crash(path, target):
+        if crashes := next(left):
+            raise crashes
+        replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", crash)
     with pytest.raises(Crash):
         build_model(OTHER).save_pretrained(saved, overwrite=True)
     with pytest.raises(FileNotFoundError, match=r"config.json: no such file; the directory holds no saved model"):
         from_pretrained(saved)
+
+
+def files_in(directory) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_a_full_disk_leaves_a_pipeline_as_it_was(tmp_path, monkeypatch):
+    """Of which each file could be written but the last."""
+
+    def pipeline() -> Pipeline:
+        text = TransformerTextEncoder(CONFIG.innermost.context_dim, layers=1, max_tokens=8)
+        return Pipeline(build_model(CONFIG), text, PipelineConfig(size=8))
+
+    pipeline().save_pretrained(tmp_path)
+    before = files_in(tmp_path)
+    fail_at(monkeypatch, "pipeline.json", OSError(28, "No space left on device"))
+    with pytest.raises(OSError, match=r"No space left on device: '.*pipeline.json'"):
+        pipeline().save_pretrained(tmp_path)
+    assert files_in(tmp_path) == before
 
 
 def refusal(directory, kind=ValueError) -> str:

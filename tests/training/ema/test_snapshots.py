@@ -181,6 +181,20 @@ def test_mdm_ema_writes_a_pipeline_with_the_average_of_the_width(finished, tmp_p
     assert "from 4 snapshots" in capsys.readouterr().out
 
 
+def test_mdm_ema_leaves_the_model_that_was_there_where_the_disk_is_full(finished, tmp_path, capsys, monkeypatch):
+    command = ["ema", str(finished[0]), "--out", str(tmp_path / "out")]
+    assert main([*command, "--std", "0.1"]) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+    def full(self, directory) -> None:
+        raise OSError(28, "No space left on device", str(directory / "model.safetensors"))
+
+    monkeypatch.setattr(TransformerTextEncoder, "save", full)
+    assert main([*command, "--std", "0.05"]) == 2
+    assert "No space left on device: '" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize(("std", "word"), [("0.3", "0.289"), ("-1", "0.289")])
 def test_mdm_ema_refuses_a_width_that_no_average_has(finished, tmp_path, capsys, std, word):
     assert main(["ema", str(finished[0]), f"--std={std}", "--out", str(tmp_path / "out")]) == 2
