@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = (  # from the ground up: each may import what stands in its own line and in those before it
     "mdm_kernels",
-    "errors plain_text processes config private_torch threads",
+    "errors memory plain_text processes config private_torch threads",
     "diffusion layers inputs storage unet shipped",
     "zoo pretrained mp4 pictures text",
     "official diffusers_port engine pipeline",

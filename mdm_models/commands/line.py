@@ -19,6 +19,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, OmitSubcommandPrefixe
 
 from mdm_models.commands.refusal import refusal
 from mdm_models.errors import TrainingError, one_line, warn_in_one_line
+from mdm_models.memory import keep_freed_memory
 from mdm_models.storage import check_local
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def checked(options: Options, urls: Sequence[str] = ()) -> Options:
 def exit_code(program: str, act: Callable[[], int | None]) -> int:
     """Run a command, which may give an exit code itself; what the user can mend is said in one line."""
     warn_in_one_line()
+    keep_freed_memory()
     try:
         return act() or DONE
     except ModuleNotFoundError as error:
