@@ -223,6 +223,8 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
+    except PermissionError:
+        raise
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
         reason = f"{one_line(error)}; get it anew"
         raise ValueError(f"{path} is no checkpoint of torch.save, or not all of one: {reason}") from None

@@ -197,9 +197,11 @@ def read_config(path: Path) -> UNetConfig:
 
 
 def opened(path: Path) -> safe_open:
-    """Open a .safetensors file, mapped into memory. Raises FileNotFoundError, or ValueError if it is damaged."""
+    """Open a .safetensors file, mapped into memory. Raises FileNotFoundError, PermissionError, or ValueError if it is
+    damaged."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    path.open("rb").close()  # of one that may not be read safetensors says that it is not there
     try:
         return safe_open(path, "pt")
     except (SafetensorError, OSError, ValueError) as error:

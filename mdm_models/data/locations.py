@@ -64,7 +64,11 @@ def _expand_one(name: str) -> list[str]:
     if os.path.isfile(name):
         return [name]  # whatever characters it has
     if os.path.isdir(name):
-        paths = sorted(glob.glob(os.path.join(glob.escape(name), "*.tar")))
+        try:
+            files = sorted(os.listdir(name))
+        except OSError as error:
+            raise DataError(f"data: the folder {name} cannot be read: {error.strerror}") from None
+        paths = [os.path.join(name, file) for file in files if file.endswith(".tar") and not file.startswith(".")]
         if not paths:
             raise DataError(
                 f"data: the folder {name} holds no *.tar file; if it holds pictures, `mdm prepare folder {name} --out "

@@ -24,6 +24,15 @@ def test_a_folder_of_img2dataset_is_its_shards(pictures_of, tmp_path):
     assert expand([str(tmp_path)]) == shards
 
 
+def test_a_folder_that_may_not_be_read_is_not_taken_for_an_empty_one(tmp_path, monkeypatch):
+    def refused(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(locations.os, "listdir", refused)
+    with pytest.raises(DataError, match=f"the folder {tmp_path} cannot be read: Permission denied"):
+        expand([str(tmp_path)])
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

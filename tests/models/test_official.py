@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import pickle
@@ -181,6 +182,19 @@ def test_archive_of_something_else_is_refused(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
     assert "not a readable checkpoint" in refusal(path)
+
+
+def test_a_file_that_may_not_be_read_is_not_taken_for_a_damaged_one(official_checkpoint, monkeypatch):
+    opened = io.open
+
+    def refusing(file, *args, **options):
+        if str(file) == str(official_checkpoint.path):
+            raise PermissionError(13, "Permission denied", str(file))
+        return opened(file, *args, **options)
+
+    monkeypatch.setattr(io, "open", refusing)
+    with pytest.raises(PermissionError, match=r"vis_model.pth"):
+        official.read_checkpoint(official_checkpoint.path)
 
 
 def test_missing_file_is_named(tmp_path):

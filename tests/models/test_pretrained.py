@@ -1,5 +1,6 @@
 """Models on disk: what comes back, what a crash leaves, and files that are damaged or do not fit."""
 
+import io
 import json
 import struct
 import sys
@@ -200,6 +201,24 @@ def refusal(directory, kind=ValueError) -> str:
         from_pretrained(directory)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def refuse(monkeypatch, name: str) -> None:
+    """Has files of that name refused as the system does, which lets root read all."""
+    opened = io.open
+
+    def refusing(file, *args, **options):
+        if Path(file).name == name:
+            raise PermissionError(13, "Permission denied", str(file))
+        return opened(file, *args, **options)
+
+    monkeypatch.setattr(io, "open", refusing)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_that_may_not_be_read_is_not_taken_for_a_damaged_one(saved, monkeypatch, name):
+    refuse(monkeypatch, name)
+    assert f"Permission denied: '{saved}/{name}'" in refusal(saved, PermissionError)
 
 
 @pytest.mark.parametrize("kept", [0, 7, 8, 100, 0.5, -1])
