@@ -181,7 +181,7 @@ EVERY_OP: dict[str, Callable[[], Call]] = {
     "temporal, rotary": lambda: temporal(frames=3, positions=6, heads=2, width=18, rotary=True),
     "multires_noise": lambda: multires_noise(2, 3, 8, 12, strides=[1, 4]),
     "multires_noise, clips": lambda: multires_noise(1, 3, 4, 6, 10, strides=[1, (2, 2)], seed=None),
-    "multires_loss": lambda: multires_loss(3, 3, 8, 12, strides=[1, 4], rows=[2, 3]),
+    "multires_loss": lambda: multires_loss(3, 3, 12, 12, strides=[1, 4], rows=[2, 3]),
     "multires_loss, clips": lambda: multires_loss(1, 3, 4, 6, 10, strides=[1, (2, 2)], seed=None, channels_last=False),
 }
 """A small call of every op, of sizes that fill no tile, with every kind of input."""
