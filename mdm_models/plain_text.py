@@ -1,14 +1,20 @@
 """Text that other programs wrote: with a byte order mark, with half a character, under names that are no UTF-8."""
 
 import codecs
+import io
+import re
 from pathlib import Path
 
 MARK = "\ufeff"
+EXCEL = "excel"
+"""a way to treat what is not UTF-8, for `bytes.decode`: as Excel writes it in the West"""
 
 
 def encoding_of(beginning: bytes) -> str:
-    """Tell the encoding of text that begins so: that of its byte order mark, as Excel and Windows write it, or
-    UTF-8."""
+    """Tell the encoding of text that begins with these four bytes: that of its byte order mark, as Excel and Windows
+    write it, or UTF-8."""
+    if beginning.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
     return "utf-16" if beginning.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
 
 
@@ -17,18 +23,22 @@ def decoded(data: bytes) -> str:
     return data.decode(encoding_of(data))
 
 
-def decoded_table(data: bytes) -> str:
-    """Give the text of a file, without its byte order mark; what is not UTF-8 is as Excel writes it in the West. Raises
-    UnicodeDecodeError."""
-    try:
-        return decoded(data)
-    except UnicodeDecodeError:
-        return data.decode("cp1252")
+def _as_excel(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
+
+
+codecs.register_error(EXCEL, _as_excel)
 
 
 def read_lines(path: Path) -> list[str]:
-    """Give the lines of a text file. Raises OSError or UnicodeDecodeError."""
-    return decoded(path.read_bytes()).splitlines()
+    """Give the lines of a text file but for blank ones at its end; form feeds and U+2028 stand within lines, as for all
+    who count them but str.splitlines. Raises OSError or UnicodeDecodeError."""
+    lines = [line.removesuffix("\n") for line in io.StringIO(decoded(path.read_bytes()), newline=None)]
+    while lines and not stripped(lines[-1]):
+        lines.pop()
+    return lines
 
 
 def stripped(text: str) -> str:
@@ -40,8 +50,8 @@ def stripped(text: str) -> str:
 
 
 def legible(name: str) -> str:
-    """Give the name of a file as text: one whose bytes are not UTF-8 is taken to be Latin-1."""
-    raw = name.encode("utf-8", "surrogateescape")
+    """Give the name of a file as a line of text: one whose bytes are not UTF-8 is taken to be Latin-1."""
+    raw = re.sub(rb"[\r\n]+", b" ", name.encode("utf-8", "surrogateescape"))
     try:
         return raw.decode()
     except UnicodeDecodeError:

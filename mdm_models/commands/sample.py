@@ -27,6 +27,7 @@ from mdm_models.diffusion.noise import seeded_generators
 from mdm_models.errors import one_line
 from mdm_models.pictures import CLIP_SUFFIXES, Clip, opened
 from mdm_models.pipeline import Pipeline, model_directory
+from mdm_models.plain_text import read_lines, stripped
 from mdm_models.processes import init_process_group
 from mdm_models.storage import begin, fingerprint, write_whole
 from mdm_models.training.fetched import on_this_machine
@@ -171,11 +172,9 @@ def sample_file(options: Options, file: Path) -> None:
 def _lines(path: Path) -> list[str]:
     """Raises ValueError for a file without prompts."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [stripped(line) for line in read_lines(path)]
     except UnicodeDecodeError as error:
         raise ValueError(f"--prompts {path} is not text in UTF-8: {error}") from None
-    while lines and not lines[-1]:
-        lines.pop()
     if not lines:
         raise ValueError(f"--prompts {path} is empty; it must have a prompt on each line")
     return lines

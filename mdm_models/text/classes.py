@@ -15,8 +15,9 @@ class ClassLabels:
     float32, mask all True.
 
     classes: how many there are (1000 for ImageNet, the width of mdm_c2i_256), or their names in order. A prompt is a
-    class's number ("207") or, where there are names, a name. "" is no class, the vector of zeros: what then remains of
-    the token is the bias of the model's projection, which learns to stand for it.
+    class's number ("207") or, where there are names, a name; of folders that are called 1, 10 and 2, say, "1" is the
+    second, as in the KEY.cls that data have. "" is no class, the vector of zeros: what then remains of the token is the
+    bias of the model's projection, which learns to stand for it.
     """
 
     max_tokens = 1
@@ -32,6 +33,8 @@ class ClassLabels:
         self.width = classes if isinstance(classes, int) else len(names)
         if self.width < 1:
             raise ValueError(f"classes is {classes!r}; there must be at least one")
+        if "" in names:
+            raise ValueError(f"class {names.index('')} of {self.width} has no name")
         self.numbers = {name.lower(): number for number, name in reversed(list(enumerate(names)))}  # the first counts
         self.dtype = dtype
         self.device = device
@@ -55,10 +58,10 @@ class ClassLabels:
     def number(self, prompt: str) -> int:
         """Give the number of the class that a prompt names. Raises ValueError if it names none."""
         name = prompt.strip().lower()
-        if name in self.numbers:
-            return self.numbers[name]
         if name.isdecimal() and int(name) < self.width:
             return int(name)
+        if name in self.numbers:
+            return self.numbers[name]
         near = difflib.get_close_matches(name, self.numbers, n=1)
         named = f"a number from 0 to {self.width - 1}" + " or by its name" * bool(self.numbers)
         hint = f"did you mean {near[0]!r}?" if near else f"a class is named by {named}"

@@ -87,6 +87,11 @@ def test_several_pictures_of_a_prompt_have_numbers_side_by_side(folder, tmp_path
     assert len(found) == len(set(found.values())) == 10
 
 
+def test_a_prompt_is_what_an_editor_shows_as_a_line(tmp_path):
+    (tmp_path / "prompts.txt").write_bytes("a\u2028cat\r\na\x0cdog\0\r\n".encode("utf-16"))
+    assert sample._lines(tmp_path / "prompts.txt") == ["a\u2028cat", "a\x0cdog"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

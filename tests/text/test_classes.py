@@ -48,6 +48,29 @@ def test_a_name_that_two_classes_have_means_the_first(animals):
     assert animals.number("crane") == 2
 
 
+def test_a_number_is_that_of_the_class_where_names_are_numbers_too():
+    """As of folders called so, which data number in the order of their names: KEY.cls is 1 of what lies in 10."""
+    labels = ClassLabels(["1", "10", "2"])
+    assert [labels.number(prompt) for prompt in ("0", "1", "2", "10")] == [0, 1, 2, 1]
+
+
+def test_blank_lines_at_the_end_are_no_classes(tmp_path):
+    (tmp_path / "names.txt").write_text("cat\ndog\n\n \0\n")
+    assert load_text_encoder(tmp_path / "names.txt").numbers == {"cat": 0, "dog": 1}
+
+
+def test_a_blank_line_between_names_is_refused(tmp_path):
+    (tmp_path / "names.txt").write_text("cat\n\ndog\n")
+    with pytest.raises(ValueError, match=r"names.txt: class 1 of 3 has no name"):
+        load_text_encoder(tmp_path / "names.txt")
+
+
+@pytest.mark.parametrize("within", ["\u2028", "\x85", "\x0b", "\x0c"])
+def test_only_line_breaks_end_a_name(tmp_path, within):
+    (tmp_path / "names.txt").write_text(f"ca{within}t\r\ndog\rcow\n", newline="")
+    assert load_text_encoder(tmp_path / "names.txt").numbers == {f"ca{within}t": 0, "dog": 1, "cow": 2}
+
+
 def test_dtype_is_as_wanted():
     features, _ = ClassLabels(10, dtype=torch.bfloat16)(["1"])
     assert features.dtype == torch.bfloat16

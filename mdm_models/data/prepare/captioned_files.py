@@ -18,7 +18,7 @@ from typing import Any
 from mdm_models.data.media import BadSample
 from mdm_models.data.prepare.tables import rows_of
 from mdm_models.data.prepare.url_list import CAPTION_COLUMNS
-from mdm_models.plain_text import decoded, decoded_table, legible, stripped
+from mdm_models.plain_text import EXCEL, decoded, encoding_of, legible, stripped
 
 # Files taken for pictures; of those that Pillow does not read, as iPhones' HEIC, each is named.
 IMAGES = (
@@ -76,20 +76,28 @@ def contents(file: Path) -> bytes:
 
 
 def caption_in(fields: Any) -> str:
-    """The caption among the fields of a JSON file or of a line of metadata; "" if there is none."""
+    """The caption among the fields of a JSON file or of a line of metadata; "" if there is none. Raises ValueError for
+    one that is no text."""
     return _first_of(CAPTION_COLUMNS, fields)
 
 
 def _first_of(names: tuple[str, ...], fields: Any) -> str:
-    """The first text among the fields of these names, in upper or lower case; "" if there is none."""
+    """The first text among the fields of these names, in upper or lower case; "" if there is none. Raises ValueError if
+    nothing but numbers, lists and the like is there."""
     named = {str(name).strip().lower(): value for name, value in fields.items()} if isinstance(fields, dict) else {}
-    return next((value for name in names if isinstance(value := named.get(name), str) and value.strip()), "")
+    there = {name: named[name] for name in names if named.get(name) not in (None, "")}
+    texts = [value for value in there.values() if isinstance(value, str)]
+    if there and not texts:
+        name, value = next(iter(there.items()))
+        raise ValueError(f"its {name} is {json.dumps(value)[:100]}, which is no text")
+    return next((text for text in texts if text.strip()), "")
 
 
 def walk(root: Path) -> Iterator[Path]:
-    """The files under a folder, in the order of their names, without hidden ones; links are followed, once."""
+    """The files under a folder, in the order of their names, without hidden ones; links are followed, once. Warns of a
+    folder that cannot be read."""
     seen: set[str] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=_warn_unread, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             folders.clear()
@@ -97,6 +105,10 @@ def walk(root: Path) -> Iterator[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
         yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
+
+
+def _warn_unread(error: OSError) -> None:
+    warnings.warn(f"{legible(str(error.filename))} is left out: {error.strerror}", stacklevel=1)
 
 
 def tables(root: Path) -> list[Path]:
@@ -217,15 +229,18 @@ def _metadata(root: Path) -> dict[str, str]:
         if path.name.lower() in METADATA:
             wrong, before = [], len(told)
             for number, fields in enumerate(_records(path), start=1):
-                if isinstance(fields, ValueError):
-                    wrong.append(f"record {number} cannot be read: {fields}")
-                elif name := _first_of(FILE_COLUMNS, fields):
-                    about = _name(path.parent / name)
-                    if about in told:
-                        wrong.append(f"record {number} is about {legible(name)} as an earlier one is, and replaces it")
-                    told[about] = caption_in(fields)
-                else:
+                try:
+                    name, caption = _told(fields)
+                except ValueError as error:
+                    wrong.append(f"record {number} cannot be read: {error}")
+                    continue
+                if not name:
                     wrong.append(f"record {number} has no file_name; each must name a file beside it")
+                    continue
+                about = _name(path.parent / name)
+                if about in told:
+                    wrong.append(f"record {number} is about {legible(name)} as an earlier one is, and replaces it")
+                told[about] = caption
             if wrong and len(told) == before:
                 raise ValueError(f"{path}: {wrong[0]}")
             if wrong:
@@ -234,17 +249,25 @@ def _metadata(root: Path) -> dict[str, str]:
     return told
 
 
+def _told(fields: Any) -> tuple[str, str]:
+    """The file that a record is about, and its caption. Raises ValueError for one that cannot be read."""
+    if isinstance(fields, ValueError):
+        raise fields
+    return _first_of(FILE_COLUMNS, fields), caption_in(fields)
+
+
 def _records(path: Path) -> Iterator[Any]:
     """The records of a metadata file; in place of one that cannot be read, why. Raises ValueError."""
     try:
-        with io.StringIO(decoded_table(path.read_bytes()), newline="") as file:
+        data = path.read_bytes()
+        with io.StringIO(data.decode(encoding_of(data), EXCEL), newline="") as file:
             if path.suffix.lower() == ".csv":
                 rows = rows_of(file, ",", FILE_COLUMNS)
                 columns = next(rows, [])
                 yield from (_fields(columns, row) for row in rows)
             else:
                 yield from (_parsed(line) for line in file if line.strip().strip("\0"))
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
 
 
@@ -257,6 +280,6 @@ def _parsed(line: str) -> Any:
 
 def _fields(columns: list[str], row: list[str]) -> dict[str, str] | ValueError:
     """The fields of a row by their columns, of which the first counts where two have one name."""
-    if len(row) > len(columns):
+    if any(row[len(columns) :]):  # delimiters at the end of a line make empty ones
         return ValueError(f"it has {len(row)} fields, the first line names {len(columns)}; a comma needs quotes around")
     return dict(reversed(list(zip(columns, row, strict=False))))

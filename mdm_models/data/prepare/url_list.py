@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mdm_models.data.prepare.tables import rows_of
-from mdm_models.plain_text import encoding_of, stripped
+from mdm_models.plain_text import EXCEL, encoding_of, stripped
 
 URL_COLUMNS = ("url", "contenturl", "image_url", "video_url")  # lower case
 CAPTION_COLUMNS = ("caption", "text", "name")
@@ -32,6 +32,8 @@ class UrlList:
         names = path.name.lower().removesuffix(".gz")
         if not self._is_parquet and not names.endswith((".tsv", ".csv", ".txt")):
             raise ValueError(f"{path}: a list of URLs is a .tsv, .csv or .parquet file")
+        if path.exists() and not path.is_file():  # it is read more than once
+            raise ValueError(f"{path} is no file but a folder, a pipe or a device; copy the list to a file")
         self._delimiter = "," if names.endswith(".csv") else "\t"
         if self._is_parquet:
             self._columns = self._named(_parquet(path).schema_arrow.names)
@@ -80,9 +82,9 @@ class UrlList:
     @contextmanager
     def _text(self) -> Iterator[io.TextIOWrapper]:
         with self._opened() as file:
-            encoding = encoding_of(file.read(2))
+            encoding = encoding_of(file.read(4))
             file.seek(0)
-            yield io.TextIOWrapper(file, encoding=encoding, errors="replace", newline="")
+            yield io.TextIOWrapper(file, encoding=encoding, errors=EXCEL, newline="")
 
     def _reader(self, file: io.TextIOWrapper) -> Iterator[list[str]]:
         named = [name.strip().lower() for name in self.wanted if name]

@@ -65,6 +65,7 @@ def test_metadata_of_an_imagefolder_are_captions(root, column):
         'FILE_NAME,Text\na.jpg,"a cat, asleep"\n',
         'filename,caption\n./a.jpg,"a cat, asleep"\n',
         'file_name,text,text\na.jpg,"a cat, asleep",other\n',
+        'file_name,text\na.jpg,"a cat, asleep",,\n',
     ],
 )
 def test_metadata_may_be_written_as_spreadsheets_do(root, table):
@@ -74,9 +75,42 @@ def test_metadata_may_be_written_as_spreadsheets_do(root, table):
 
 
 def test_metadata_in_the_encoding_of_excel_are_read(root):
-    (root / "metadata.csv").write_bytes("file_name,text\na.jpg,café “noir”\n".encode("cp1252"))
+    """Of a table to which rows in UTF-8 were added, too."""
+    rows = "file_name,text\na.jpg,café “noir”\n".encode("cp1252"), "sub/b c.jpg,crème\n".encode()
+    (root / "metadata.csv").write_bytes(b"".join(rows))
     assert prepare(root) == 0
-    assert captions(root)["a"] == "café “noir”"
+    assert captions(root) == {"a": "café “noir”", "sub_b_c": "crème"}
+
+
+def test_a_folder_that_cannot_be_read_is_named(root, monkeypatch):
+    for picture in ("a", "sub/b c"):
+        (root / picture).with_suffix(".txt").write_text("a cat")
+    scandir = os.scandir
+
+    def refused(folder):
+        if Path(folder).name == "sub":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.warns(UserWarning, match=r"own/sub is left out: Permission denied"):
+        assert prepare(root) == 0
+    assert list(captions(root)) == ["a"]
+
+
+def test_a_caption_in_json_that_is_no_text_is_named(root):
+    (root / "a.json").write_text('{"text": 3}')
+    (root / "sub" / "b c.txt").write_text("a dog")
+    assert prepare(root) == 0
+    assert captions(root) == {"sub_b_c": "a dog"}
+    reports = [path.read_text() for path in (root.parent / "out" / "reports").iterdir()]
+    assert any("a.json: its text is 3, which is no text" in report for report in reports)
+
+
+def test_a_class_whose_folder_has_a_line_break_in_its_name_is_one_line(tmp_path):
+    root = pictures(tmp_path / "own", "red\napple/1.jpg", "pear/2.jpg")
+    assert prepare(root) == 0
+    assert (tmp_path / "out" / "classes.txt").read_text() == "pear\nred apple\n"
 
 
 @pytest.mark.parametrize("written", ["sub\\\\b c.jpg", "./sub/b c.jpg", "sub//b c.jpg"])
@@ -99,6 +133,10 @@ def test_one_accent_written_in_two_ways_is_one_name(tmp_path):
         ("metadata.jsonl", '{"file_name": "a.jpg", "text": "a c'),
         ("metadata.jsonl", '{"text": "a cat"}'),
         ("metadata.jsonl", "[1]"),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": 3}'),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": NaN}'),
+        ("metadata.jsonl", '{"file_name": "a.jpg", "text": {"en": "a cat"}}'),
+        ("metadata.jsonl", '{"file_name": 1, "text": "a cat"}'),
         ("metadata.csv", "a.jpg,a cat, asleep"),
         ("metadata.csv", ",a cat"),
     ],

@@ -1,4 +1,5 @@
 import gzip
+import os
 import tracemalloc
 
 import pyarrow
@@ -34,6 +35,19 @@ def test_webvid_has_its_urls_in_contentUrl_and_its_captions_in_name(tmp_path):
         ("https://host/b.mp4", "Senior couple, looking through binoculars"),
     ]
     assert UrlList(path).estimated_rows() == 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "cp1252"])
+def test_a_list_may_be_in_any_encoding_of_a_spreadsheet(tmp_path, encoding):
+    path = tmp_path / "a.csv"
+    path.write_bytes("url,caption\r\nhttp://host/a.jpg,crème\r\n".encode(encoding))
+    assert list(UrlList(path)) == [("http://host/a.jpg", "crème")]
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.csv")
+    with pytest.raises(ValueError, match=r"a.csv is no file but a folder, a pipe or a device"):
+        UrlList(tmp_path / "a.csv")
 
 
 def test_a_quoted_caption_may_have_several_lines(tmp_path):
