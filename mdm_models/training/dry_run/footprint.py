@@ -6,7 +6,7 @@ needs neither the device nor the data.
 
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from mdm_models.text import TransformerTextEncoder
 from mdm_models.training.config import ModelConfig, Plan, TrainConfig, level_shares
 from mdm_models.training.denoiser import CaptionedDenoiser
 from mdm_models.training.parallel import BLOCKS
-from mdm_models.unet import empty_model
+from mdm_models.unet import UNet, empty_model
 
 Shapes = tuple[tuple[int, ...], ...]
 """one sample's shape at each level, highest resolution first"""
@@ -46,14 +46,26 @@ def level_flops(architecture: UNetConfig, config: ModelConfig, shapes: Shapes) -
         if isinstance(module, GroupNormSiLU):  # of no matrix product, and most of the time
             vars(module)["forward"] = _unnormalised
 
-    def counted(rows: Sequence[int]) -> int:
-        with FlopCounterMode(display=False) as counter, use_backend("torch"), torch.no_grad():
-            model(*_inputs(architecture, config, shapes, rows, "meta"))
-        return counter.get_total_flops()
+    with_inner: list[int] = []
+    """operations of each level and those inside it, the innermost first, as they end"""
 
-    levels = len(shapes)
-    totals = [counted([1] * level + [2] * (levels - level)) for level in range(levels + 1)]
-    return tuple(more - less for more, less in itertools.pairwise(totals))
+    def counted(denoise: Callable) -> Callable:
+        def denoise_counted(*given):
+            before = counter.get_total_flops()
+            result = denoise(*given)
+            with_inner.append(counter.get_total_flops() - before)
+            return result
+
+        return denoise_counted
+
+    for unet in model.modules():
+        if isinstance(unet, UNet):
+            vars(unet)["denoise"] = counted(unet.denoise)
+    with FlopCounterMode(display=False) as counter, use_backend("torch"), torch.no_grad():
+        model(*_inputs(architecture, config, shapes, [1] * len(shapes), "meta"))
+    *outer, innermost = [more - less for more, less in itertools.pairwise([*reversed(with_inner), 0])]
+    text = counter.get_total_flops() - with_inner[-1]
+    return *outer, innermost + text
 
 
 def _unnormalised(x: Tensor, scale=None, shift=None, skip: Tensor | None = None) -> Tensor:
