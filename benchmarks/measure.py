@@ -125,8 +125,8 @@ def _input_sets(case: Case, backward: bool, device: torch.device) -> list[tuple[
             results = _as_list(case.plain(*inputs))
         return *inputs, *(_gradient(result, inputs[0]) for result in results)
 
-    gc.collect()
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
     first = draw()
     one_set = sum(tensor.numel() * tensor.element_size() for tensor in first)

@@ -60,8 +60,8 @@ def _time_once(call: Callable[[], object], device: torch.device) -> float:
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> int:
     """Measure the bytes that one call allocates at its peak, above what was allocated before it."""
-    gc.collect()
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
