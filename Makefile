@@ -21,7 +21,7 @@ export TOKENIZERS_PARALLELISM := false
 # Threads that wait for each other sleep: see mdm_models/threads.py.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help install check lint types test docs aot aot-check aot-report hub-kernel sanitize gpu gpu-tests gpu-kernels gpu-models \
+.PHONY: help install check lint types test every-test docs aot aot-check aot-report hub-kernel sanitize gpu gpu-tests gpu-kernels gpu-models \
 	gpu-memory gpu-experiments demo clean
 
 help: ## What there is to make
@@ -75,7 +75,10 @@ sanitize: $(STAMP) ## Run every op under a sanitizer: races, accesses outside a 
 
 # Types, and what kernels compile to, are kept in order for the pinned versions: torch 2.11's own types lack some, and by
 # Triton 3.6 a few kernels spill, and for AMD those of GroupNorm with a skip connection do not compile.
-test: $(STAMP) lint $(OF_PINNED) sanitize ## Everything CI runs
+test: $(STAMP) lint ## Everything CI runs: what takes one core beside what takes two
+	$(MAKE) --no-print-directory --jobs=2 every-test $(OF_PINNED) sanitize
+
+every-test: $(STAMP)
 	$(BIN)/python -m pytest -q $(AT_ONCE)
 
 gpu: ## On a machine with a GPU: the five parts of benchmarks/gpu.sh; make gpu-tests, -kernels, -models, -memory, -experiments: one

@@ -19,6 +19,8 @@ import hypothesis
 import pytest
 from torch._subclasses.fake_tensor import FakeTensor
 
+import tests.unsynced  # noqa: F401
+
 hypothesis.settings.register_profile("CI", derandomize=True)  # the same examples in every run
 if "CI" in os.environ:
     hypothesis.settings.load_profile("CI")

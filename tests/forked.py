@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 IMPORTED = [
+    "tests.unsynced",
     "mdm_models.cli",
     "torch._dynamo",  # which DDP, FSDP and fused Adam import
     *(f"tests.training.{name}" for name in ("fault_processes", "remote_run", "ranks")),
