@@ -199,6 +199,10 @@ def file_system(name: str, **options: Any) -> tuple[Any, str]:
         configured = conf.get(protocol, {}).get("client_kwargs", {})
         options["client_kwargs"] = {"timeout": timeout} | configured
     try:
+        if protocol == "hf":
+            from huggingface_hub.utils import disable_progress_bars
+
+            disable_progress_bars()  # one a file, across that of a run; HF_HUB_DISABLE_PROGRESS_BARS=0 keeps them
         return fsspec.url_to_fs(name, **options)
     except (ImportError, ValueError) as error:
         raise DataError(f"data: {name} cannot be opened: {one_line(error)}") from None

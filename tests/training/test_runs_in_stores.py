@@ -20,6 +20,7 @@ from mdm_models.training.checkpoint.store import Store
 from mdm_models.training.config import TrainConfig, changed
 from mdm_models.training.trainer import train
 from tests import forked
+from tests.hub import REPOSITORY, hub
 from tests.made_data import encode_image, write_shard
 from tests.training import remote_run
 from tests.training.models import LEAST_MODEL, settings
@@ -99,16 +100,41 @@ class Elsewhere(MemoryFileSystem):
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
-        return MemoryFileSystem._strip_protocol(re.sub("^(gs|hf)://", "memory://", path))
+        return MemoryFileSystem._strip_protocol(re.sub("^gs://", "memory://", path))
 
 
-@pytest.mark.parametrize("protocol", ["gs", "hf"])
-def test_a_run_under_another_protocol_is_gone_on_with(on, through, protocol, monkeypatch):
-    monkeypatch.setitem(_registry, protocol, Elsewhere)
-    url = f"{protocol}://bucket/run"
+def test_a_run_under_another_protocol_is_gone_on_with(on, through, monkeypatch):
+    monkeypatch.setitem(_registry, "gs", Elsewhere)
+    url = "gs://bucket/run"
     train(on("a", out=url, steps=3), LEAST_MODEL)
     assert steps_in(Store(url)) == ["step-00000003"]
     assert equal_weights(train(on("b", out=url), LEAST_MODEL), through)
+
+
+def test_a_run_and_its_shards_in_a_repository_of_the_hub(shard, through, tmp_path, capfd):
+    """Killed before its second checkpoint counts, it is gone on with from an empty cache."""
+    with hub() as server:
+        server.files["shards/a.tar"] = shard.read_bytes()
+        url = f"hf://{REPOSITORY}"
+        config = changed(settings(shard, f"{url}/run"), shards=(f"{url}/shards/",), split_shards="no", frames=1)
+
+        def train_on(machine: str, kill_at: str = "") -> int | None:
+            environment = server.environment | {"XDG_CACHE_HOME": str(tmp_path / machine)}
+            [code] = remote_run.run(config, tmp_path, [environment], kill_at)
+            return code
+
+        assert train_on("a", kill_at="checkpoints/step-00000006/manifest.json") == -signal.SIGKILL
+        counting = [name for name in server.files if name.endswith("manifest.json")]
+        assert counting == ["run/checkpoints/step-00000003/manifest.json"]
+        assert train_on("b") == 0
+        assert [step for step, _ in logged(server.files["run/log.jsonl"])] == [2, 4, 6]
+        [mirror] = (tmp_path / "b").glob("**/runs/*/")
+        assert equal_weights(mirror, through)
+        for name in ("model/model.safetensors", "checkpoints/step-00000006/manifest.json"):
+            assert server.files[f"run/{name}"] == (mirror / name).read_bytes()
+    said = capfd.readouterr().err
+    assert "hf://buckets/" in said  # what suits a run better
+    assert "hffs-" not in said  # bars of huggingface_hub's, one for each file
 
 
 def test_machines_that_share_no_folder_go_on_from_the_store_and_so_does_one_alone(shard, tmp_path, monkeypatch):

@@ -69,6 +69,12 @@ class Remote:
                     delete(path)
 
     def _begin(self) -> None:
+        if re.match("hf://(?!buckets/)", self.store.url):
+            warnings.warn(
+                f"out: {self.store.url} is in a git repository: each file sent is a commit, of which the Hub takes so "
+                "many an hour, and its history keeps what is deleted; a bucket, hf://buckets/OWNER/NAME/…, does not",
+                stacklevel=2,
+            )
         path = self.mirror / MARK
         there, here = self.store.read(MARK), path.read_bytes() if path.exists() else None
         if here not in (None, there):
