@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,15 @@ class PipelineConfig:
     frame_rate: float = 8.0
     """frames of a clip shown a second"""
 
+    def __post_init__(self):
+        for name in ("size", "max_tokens", "num_steps", "num_inference_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 < self.frame_rate < math.inf:
+            raise ValueError(f"frame_rate is {self.frame_rate}; it must be above 0")
+        if not math.isfinite(self.shift_power):
+            raise ValueError(f"shift_power is {self.shift_power}; it must be finite")
+
     def save(self, directory: Path) -> None:
         """Write pipeline.json in a directory: all of it, or nothing. Raises OSError."""
         values = {"format_version": FORMAT_VERSION} | dataclasses.asdict(self)
@@ -89,7 +99,10 @@ class PipelineConfig:
             right = (int, float) if types[key] is float else types[key]
             if not isinstance(value, right) or isinstance(value, bool):
                 raise ValueError(f"{path}: {key} is {value!r}; it must be of type {types[key].__name__}")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {one_line(error)}") from None
 
 
 class Pipeline:
@@ -236,7 +249,9 @@ class Pipeline:
             raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(OUTPUT_TYPES)}")
         if num_images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; it must be at least 1")
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = _texts("prompt", prompt)
+        if not prompts:
+            raise ValueError("prompt is an empty list; give one prompt or several")
         count = len(prompts) * num_images_per_prompt
         guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
@@ -281,7 +296,9 @@ class Pipeline:
             if any(prompts) or negative:
                 raise ValueError("prompt is given; this model has no text encoder and takes only \"\"")
             return {}
-        negatives = [negative or ""] * len(prompts) if negative is None or isinstance(negative, str) else list(negative)
+        negatives = _texts("negative_prompt", "" if negative is None else negative)
+        if negative is None or isinstance(negative, str):
+            negatives *= len(prompts)
         if len(negatives) != len(prompts):
             raise ValueError(f"negative_prompt has {len(negatives)} entries; there are {len(prompts)} prompts")
         features, mask = self.text_encoder(prompts + negatives)
@@ -312,7 +329,9 @@ class Pipeline:
             raise ValueError(f"strength is {strength}; it must be above 0 and at most 1")
         shape = (count, *self.shapes[0])
         if not isinstance(image, Tensor):
-            pictures = [image] if isinstance(image, Image.Image) else list(image)
+            pictures = [image] if isinstance(image, Image.Image) else image
+            if not isinstance(pictures, list | tuple) or not all(isinstance(one, Image.Image) for one in pictures):
+                raise TypeError(f"image is {image!r}; it must be a picture of PIL, a list of them, or a tensor")
             image = from_pictures(pictures, self.config.size)
             if len(shape) == 5:  # a still clip
                 image = image[:, :, None].expand(-1, -1, shape[2], -1, -1)
@@ -328,6 +347,13 @@ class Pipeline:
         if output_type == "pt":
             return images
         return to_pixels(images) if output_type == "np" else to_pictures(images, self.config.frame_rate)
+
+
+def _texts(name: str, given: str | Sequence[str]) -> list[str]:
+    texts = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{name} is {given!r}; it must be a string or a list of strings")
+    return texts
 
 
 def _computed_in(weight: Tensor) -> torch.dtype:

@@ -3,6 +3,8 @@
 Softmax(q kᵀ) v without the L × S matrix in memory: Dao et al., arXiv 2205.14135, 2307.08691.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -78,8 +80,8 @@ def flash_attention(
     checks.check_flash_attention(q, k, v, key_mask)
     factor: float = q.shape[3] ** -0.5 if scale is None else scale
     arguments.check_numbers(scale=factor)
-    if not factor > 0:
-        raise ValueError(f"scale is {scale}; it must be positive")
+    if not 0 < factor < math.inf:
+        raise ValueError(f"scale is {scale}; it must be positive and finite")
     if q.shape[3] > checks.MAX_HEAD_WIDTH or not backend.runs_triton(q):
         return reference.flash_attention(q, k, v, key_mask, factor)
     out, _ = _flash_forward(q, k, v, key_mask, factor)
@@ -107,7 +109,7 @@ def scaled_dot_product_attention(
     arguments.check_optional_tensors(attn_mask=attn_mask)
     arguments.check_numbers(dropout_p=dropout_p, scale=1.0 if scale is None else scale)
     arguments.check_bools(is_causal=is_causal, enable_gqa=enable_gqa)
-    plain = (scale is None or scale > 0) and not dropout_p and not is_causal
+    plain = (scale is None or 0 < scale < math.inf) and not dropout_p and not is_causal
     if plain and checks.kernel_takes(query, key, value) and checks.is_key_mask(attn_mask, key):
         key_mask = None if attn_mask is None else attn_mask[:, 0, 0].expand(key.shape[0], -1)
         return flash_attention(query, key, value, key_mask=key_mask, scale=scale)

@@ -1,6 +1,7 @@
 """Noise for sampling, reproducible sample by sample."""
 
 import contextlib
+import numbers
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,11 @@ def seeded_generators(seed: int, samples: Iterable[int]) -> list[torch.Generator
     """Make one generator for each sample's number: what a sample is drawn from depends on the seed and its number
     alone.
 
-    They draw on the CPU, so that every device gets the same noise. Raises ValueError for a negative seed.
+    They draw on the CPU, so that every device gets the same noise. Raises ValueError for a negative seed, TypeError for
+    one that is no integer.
     """
+    if not isinstance(seed, numbers.Integral):
+        raise TypeError(f"seed is {seed!r}; it must be an integer")
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be at least 0")
     states = [np.random.SeedSequence((seed, sample)).generate_state(1).item() for sample in samples]

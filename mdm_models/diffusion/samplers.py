@@ -128,6 +128,8 @@ def _check_shapes(shapes: Sequence[Sequence[int]], diffusion: MatryoshkaDiffusio
 
 
 def _level_scales(guidance_scale: float | Sequence[float], levels: int) -> list[float]:
+    if isinstance(guidance_scale, str):
+        raise TypeError(f"guidance_scale is {guidance_scale!r}; it must be one number, or {levels}, one a level")
     scales = [*guidance_scale] if isinstance(guidance_scale, Sequence) else [float(guidance_scale)] * levels
     if len(scales) != levels:
         raise ValueError(f"guidance_scale has {len(scales)} entries; it must be one number, or {levels}, one a level")
@@ -137,7 +139,7 @@ def _level_scales(guidance_scale: float | Sequence[float], levels: int) -> list[
 
 
 def _checked_interval(interval: tuple[float, float]) -> tuple[float, float]:
-    if len(interval) != 2 or not interval[0] <= interval[1]:
+    if not isinstance(interval, Sequence) or len(interval) != 2 or not interval[0] <= interval[1]:
         raise ValueError(f"guidance_interval is {interval}; it must be (low, high), low ≤ high")
     return interval
 

@@ -5,6 +5,7 @@ through t.
 """
 
 import math
+import numbers
 
 import torch
 from torch import Tensor
@@ -56,6 +57,8 @@ def quadratic_times(start: float, num_inference_steps: int) -> list[float]:
 
 
 def check_step_count(num_steps: int, num_inference_steps: int) -> None:
-    """Raise ValueError unless num_inference_steps is in 1…num_steps."""
+    """Raise TypeError unless num_inference_steps is an integer, ValueError unless it is in 1…num_steps."""
+    if not isinstance(num_inference_steps, numbers.Integral):
+        raise TypeError(f"num_inference_steps is {num_inference_steps!r}; it must be an integer")
     if not 1 <= num_inference_steps <= num_steps:
         raise ValueError(f"num_inference_steps is {num_inference_steps}; it must be in 1…{num_steps}")

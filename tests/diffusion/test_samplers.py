@@ -250,6 +250,7 @@ def test_bad_arguments_are_named():
         *((f"guidance_scale is {scale}", lambda scale=scale: run(guidance_scale=scale)) for scale in (-1, nan, inf)),
         ("guidance_scale is .*-2", lambda: run(context=context, negative_context=context, guidance_scale=(4, -2, 1))),
         ("guidance_interval is", lambda: run(guidance_interval=(500, 100))),
+        ("guidance_interval is 500", lambda: run(guidance_interval=500)),
         ("needs both", lambda: run(context=context, guidance_scale=2)),
         ("negative_context has", lambda: run(context=context, negative_context=context[1:], guidance_scale=2)),
         ("start has images", lambda: run(start=(images[:1], 500))),

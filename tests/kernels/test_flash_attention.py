@@ -206,6 +206,7 @@ def changed(**changes):
         (changed(key_mask=torch.ones(2, 5, dtype=torch.bool)), ValueError, r"key_mask has shape \(2, 5\).*\(2, 7\)"),
         (changed(key_mask=torch.ones(2, 7)), TypeError, "key_mask has dtype torch.float32.*torch.bool"),
         (changed(scale=0.0), ValueError, r"scale is 0\.0; it must be positive"),
+        (changed(scale=float("inf")), ValueError, "scale is inf; it must be positive and finite"),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, message):

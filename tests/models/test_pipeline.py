@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 
 import numpy as np
@@ -292,10 +293,30 @@ def test_an_encoder_of_another_width_is_refused(images):
         ({"sampler": "dpmpp"}, "did you mean 'dpmpp_2m'"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"micro": {"scael": 8.0}}, "scael"),
+        ({"prompt": []}, "prompt is an empty list"),
     ],
 )
 def test_what_does_not_fit_is_named(images, options, message):
     with pytest.raises(ValueError, match=message):
+        draw(images, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": None}, "prompt is None; it must be a string or a list of strings"),
+        ({"prompt": ["a", 3]}, r"prompt is \['a', 3\]"),
+        ({"prompt": b"a"}, "prompt is b'a'"),
+        ({"negative_prompt": 3}, "negative_prompt is 3"),
+        ({"image": "photo.png"}, "image is 'photo.png'; it must be a picture of PIL"),
+        ({"image": [np.zeros((SIZE, SIZE, 3))]}, "it must be a picture of PIL"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps is 2.5; it must be an integer"),
+        ({"seed": 1.5, "generator": None}, "seed is 1.5; it must be an integer"),
+        ({"guidance_scale": "3"}, "guidance_scale is '3'"),
+    ],
+)
+def test_what_is_of_another_type_is_named(images, options, message):
+    with pytest.raises(TypeError, match=message):
         draw(images, **options)
 
 
@@ -308,6 +329,10 @@ def test_what_does_not_fit_is_named(images, options, message):
         (lambda text: json.dumps(json.loads(text) | {"sise": 3}), "no keys but .*: see sise"),
         (lambda text: text.replace('"size"', '"prediction"'), "has no size"),
         (lambda text: json.dumps(json.loads(text) | {"size": "16"}), "size is '16'; it must be of type int"),
+        (lambda text: json.dumps(json.loads(text) | {"size": 0}), "size is 0; it must be at least 1"),
+        (lambda text: json.dumps(json.loads(text) | {"max_tokens": 0}), "max_tokens is 0; it must be at least 1"),
+        (lambda text: json.dumps(json.loads(text) | {"shift_power": math.inf}), "shift_power is inf; it must be"),
+        (lambda text: json.dumps(json.loads(text) | {"frame_rate": 0.0}), "frame_rate is 0.0; it must be above 0"),
     ],
 )
 def test_a_damaged_config_is_named(images, tmp_path, damage, message):
