@@ -114,6 +114,8 @@ def init_process_group(device: str) -> Iterator[Processes]:
 
     Raises TrainingError if there is no GPU where one is asked for, or fewer than processes on this machine.
     """
+    if device not in ("auto", "cpu", "cuda"):
+        raise TrainingError(f"device is {device!r}; it must be auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("device is cuda, but there is no GPU here that torch can use")
     on_gpu = device != "cpu" and torch.cuda.is_available()

@@ -9,6 +9,7 @@ import io
 import os
 import queue
 import re
+import socket
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -228,8 +229,15 @@ def build(pipeline: Pipeline, name: str, steps: int | None = None) -> gr.Blocks:
 def serve(blocks: gr.Blocks, host: str, port: int | None, *, wait: bool = True, browser: bool = False) -> str:
     """Serve the page, until Ctrl-C if `wait`; → its address. port: None for a free one from 7860 on.
 
-    Raises OSError if the port is taken.
+    Raises OSError if the port is taken, or the host is none of this machine; ValueError for a port that there is not.
     """
+    if port is not None and not 0 < port < 2**16:
+        raise ValueError(f"port is {port}; it must be in 1…65535")
+    try:
+        family, *_, where = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        socket.create_server(where[:2], family=family).close()
+    except OSError as error:  # which would have gradio try a hundred ports
+        raise OSError(f"nothing can be served at {host}, port {port or 'any'}: {one_line(error)}") from None
     blocks.queue(max_size=64)
     _, address, _ = blocks.launch(
         server_name=host,

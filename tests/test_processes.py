@@ -17,6 +17,11 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
         pass
 
 
+def test_a_device_of_no_kind_is_not_taken_for_the_cpu():
+    with pytest.raises(TrainingError, match="device is 'gpu'; it must be auto, cpu or cuda"), init_process_group("gpu"):
+        pass
+
+
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

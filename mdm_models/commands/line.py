@@ -134,9 +134,11 @@ def device_of(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(name)
-    except RuntimeError as error:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter by a PyTorch that was built for CPUs alone
         raise ValueError(f"--device {name}: {one_line(error)}") from None
+    return device
 
 
 def dtype_of(name: Dtype | None, device: torch.device) -> torch.dtype | None:

@@ -2,11 +2,14 @@
 
 import base64
 import io
+import socket
 import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from mdm_models import web
 
 STEPS = 25  # that the page takes unless told otherwise
 
@@ -146,3 +149,12 @@ def test_nothing_is_asked_of_a_network(browser, address):
     asked = browser.requests()
     assert any(url.startswith(address) for url in asked)
     assert [url for url in asked if not url.startswith((address, "data:", "blob:", "chrome:", "about:"))] == []
+
+
+def test_an_address_that_cannot_be_served_is_named_at_once():
+    with pytest.raises(ValueError, match="port is 99999; it must be in 1…65535"):
+        web.serve(web.gr.Blocks(), "127.0.0.1", 99999, wait=False)
+    with pytest.raises(OSError, match=r"nothing can be served at 198.51.100.1, port any: \[Errno"):
+        web.serve(web.gr.Blocks(), "198.51.100.1", None, wait=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
+        web.serve(web.gr.Blocks(), "127.0.0.1", taken.getsockname()[1], wait=False)
