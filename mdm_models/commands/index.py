@@ -44,7 +44,7 @@ class Options:
 
 
 def index(options: Options) -> None:
-    """Write the index of each shard. Raises DataError."""
+    """Write the index of each shard. Raises DataError, for shards without any sample too."""
     cache = ShardCache.of(options.cache, options.cache_gb)
     names = expand(options.shards)
     samples = 0
@@ -55,6 +55,8 @@ def index(options: Options) -> None:
                 tqdm.write(f"shard {shard.path} {shard.damage}; the {len(shard)} samples before are used")
             bar.update()
     print(f"{samples} samples in {len(names)} shards")
+    if not samples:
+        raise DataError(f"data: no image or clip in any of the {len(names)} shards, {names[0]} the first of them")
 
 
 main = command("index", __doc__, Options, index)

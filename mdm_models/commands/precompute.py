@@ -37,8 +37,8 @@ def precompute(shards: list[str], encoder: FrozenTextEncoder, out: Path, batch_s
     """Write the features of every shard's captions into the folder `out`, which is made if need be.
 
     A sample without a usable caption is named and left out. The features of one shard are held in memory, twice while
-    they are written: 4 · width bytes a token. Raises DataError for a shard that cannot be used, ValueError if `out`
-    holds features of another encoder or if features are not finite.
+    they are written: 4 · width bytes a token. Raises DataError for a shard that cannot be used and for shards without
+    any caption, ValueError if `out` holds features of another encoder or if features are not finite.
     """
     sources: dict[str, str | None] = {UNCONDITIONAL: None}  # file of features → shard
     for path in shards:
@@ -47,9 +47,10 @@ def precompute(shards: list[str], encoder: FrozenTextEncoder, out: Path, batch_s
             raise DataError(f"the features of {path} and of {other} would have the same name; rename the shard")
     out.mkdir(parents=True, exist_ok=True)
     identity = encoder.identity
-    done = 0
+    done = found = 0
     for number, (name, path) in enumerate(sources.items()):
         captions = _captions(path) if path else {"": ""}
+        found += len(captions) if path else 0
         if _is_done(out / name, identity, captions):
             done += path is not None
             continue
@@ -57,6 +58,8 @@ def precompute(shards: list[str], encoder: FrozenTextEncoder, out: Path, batch_s
         write_features(out / name, _encoded(captions, encoder, batch_size, title), identity, captions)
     if done:
         tqdm.write(f"{done} of {len(shards)} shards were done before")
+    if not found:
+        raise DataError(f"data: none of the {len(shards)} shards has a caption, {shards[0]} the first of them")
 
 
 def _is_done(target: Path, identity: EncoderIdentity, captions: dict[str, str]) -> bool:

@@ -186,3 +186,8 @@ def test_mistakes_are_answered_in_one_line(run, tmp_path, capsys, monkeypatch, s
     assert error.startswith("mdm precompute: error: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_shards_without_any_caption_are_no_success(run, tmp_path, capsys):
+    assert run(write_shard(tmp_path / "x.tar", {"a": "", "b": " "})) == 2
+    assert "none of the 1 shards has a caption" in capsys.readouterr().err

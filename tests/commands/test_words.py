@@ -2,6 +2,7 @@
 
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import huggingface_hub
@@ -192,6 +193,11 @@ def test_a_garbled_line_of_a_log_costs_itself(open_book, tmp_path):  # noqa: F81
     assert [record["step"] for record in records_of(tmp_path / "log.jsonl", "step")] == [10, 20, 30]
 
 
+def test_a_log_that_an_editor_saved_keeps_its_records(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 10}\n{"step": 20}\n', encoding="utf-8-sig", newline="\r\n")
+    assert [record["step"] for record in records_of(tmp_path / "log.jsonl", "step")] == [10, 20]
+
+
 @pytest.mark.parametrize("cut", ['{"note": "é'.encode()[:-1], b"\0" * 600, '{"step": 9}'.encode("utf-16")])
 def test_a_log_that_breaks_off_or_has_zeros_after_a_loss_of_power_keeps_its_records(open_book, tmp_path, cut):  # noqa: F811
     records = [json.dumps({"step": step, "kind": "training"}).encode() for step in (10, 20)]
@@ -222,3 +228,10 @@ def test_preparing_nothing_is_no_success(tmp_path, capsys):
     assert "nothing was written" in error_of(
         capsys, "prepare", "captions", tmp_path / "list.tsv", "--out", tmp_path / "out"
     )
+
+
+def test_indexing_nothing_is_no_success(tmp_path, capsys):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("a.txt"))
+    assert cli.main(["index", str(tmp_path / "a.tar")]) == 2
+    assert "no image or clip in any of the 1 shards" in capsys.readouterr().err

@@ -159,7 +159,7 @@ def _parsed(path: Path) -> list:
     for number, line in enumerate(lines, start=1):
         try:
             if line := line.strip(NOTHING):
-                records.append(json.loads(line.decode()))
+                records.append(json.loads(line.decode("utf-8-sig")))
         except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
             if number < len(lines):
                 garbled.append(number)
