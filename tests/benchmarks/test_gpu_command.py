@@ -16,7 +16,8 @@ HAS_GPU = any(Path(f"/dev/{name}").exists() for name in ("nvidia0", "kfd", "dxg"
 @pytest.mark.skipif(HAS_GPU, reason="there is a GPU")
 def test_without_a_gpu_nothing_is_installed_or_run(tmp_path):
     make = ["make", "--directory", str(REPOSITORY), "gpu", f"BIN={tmp_path}/bin"]
-    process = subprocess.run(make, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}  # of make -j test
+    process = subprocess.run(make, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode != 0
     assert process.stderr.startswith("make gpu: this machine has no GPU")
     check = subprocess.run([SCRIPT, "--check"], capture_output=True, text=True, check=False)

@@ -92,8 +92,8 @@ def test_a_folder_that_cannot_be_read_is_named(root, monkeypatch):
             raise PermissionError(13, "Permission denied", str(folder))
         return scandir(folder)
 
-    monkeypatch.setattr(os, "scandir", refused)
-    with pytest.warns(UserWarning, match=r"own/sub is left out: Permission denied"):
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match=r"own/sub is left out: Permission denied"):
+        patch.setattr(os, "scandir", refused)
         assert prepare(root) == 0
     assert list(captions(root)) == ["a"]
 
