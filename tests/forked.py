@@ -49,13 +49,18 @@ def world(size: int) -> list[dict[str, str]]:
     return [joining | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
 
 
+def say_to(file: Path) -> None:
+    """Append this process's output to a file. Else it goes wherever that of the test went which first had one."""
+    with file.open("a") as said:
+        for descriptor in (1, 2):
+            os.dup2(said.fileno(), descriptor)
+
+
 def mdm(arguments: list[str], environment: dict[str, str], said: Path) -> None:
     """Be `mdm ARGUMENTS`, whose output goes to a file."""
     from mdm_models import cli
 
     os.environ |= environment
     torch.set_num_threads(1)
-    with said.open("w") as file:
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(file.fileno(), stream.fileno())
+    say_to(said)
     sys.exit(cli.main(arguments))

@@ -20,9 +20,10 @@ from tests import forked
 from tests.training.models import LEAST_MODEL
 
 
-def train(config: TrainConfig, environment: dict[str, str], sent: Path, kill_at: str) -> None:
+def train(config: TrainConfig, environment: dict[str, str], said: Path, sent: Path, kill_at: str) -> None:
     """A training run as a process of its own, which writes down what it sends, and is killed before it sends a file
     whose name ends so."""
+    forked.say_to(said)
     os.environ |= environment
     torch.set_num_threads(1)
 
@@ -38,8 +39,11 @@ def train(config: TrainConfig, environment: dict[str, str], sent: Path, kill_at:
 
 
 def run(config: TrainConfig, folder: Path, environments: list[dict[str, str]], kill_at: str = "") -> list[int | None]:
-    """Such processes, each with its environment → their exit codes. What process i sent is in FOLDER/sent-i."""
-    arguments = ((config, each, folder / f"sent-{i}", kill_at) for i, each in enumerate(environments))
+    """Such processes, each with its environment → their exit codes. What process i sent is in FOLDER/sent-i, what it
+    said in FOLDER/said-i."""
+    arguments = (
+        (config, each, folder / f"said-{i}", folder / f"sent-{i}", kill_at) for i, each in enumerate(environments)
+    )
     return forked.run_together(train, *arguments, seconds=500)
 
 

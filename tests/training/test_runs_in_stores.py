@@ -111,7 +111,7 @@ def test_a_run_under_another_protocol_is_gone_on_with(on, through, monkeypatch):
     assert equal_weights(train(on("b", out=url), LEAST_MODEL), through)
 
 
-def test_a_run_and_its_shards_in_a_repository_of_the_hub(shard, through, tmp_path, capfd):
+def test_a_run_and_its_shards_in_a_repository_of_the_hub(shard, through, tmp_path):
     """Killed before its second checkpoint counts, it is gone on with from an empty cache."""
     with hub() as server:
         server.files["shards/a.tar"] = shard.read_bytes()
@@ -132,7 +132,7 @@ def test_a_run_and_its_shards_in_a_repository_of_the_hub(shard, through, tmp_pat
         assert equal_weights(mirror, through)
         for name in ("model/model.safetensors", "checkpoints/step-00000006/manifest.json"):
             assert server.files[f"run/{name}"] == (mirror / name).read_bytes()
-    said = capfd.readouterr().err
+    said = (tmp_path / "said-0").read_text()
     assert "hf://buckets/" in said  # what suits a run better
     assert "hffs-" not in said  # bars of huggingface_hub's, one for each file
 
