@@ -46,6 +46,7 @@ def level_flops(architecture: UNetConfig, config: ModelConfig, shapes: Shapes) -
         if isinstance(module, GroupNormSiLU):  # of no matrix product, and most of the time
             vars(module)["forward"] = _unnormalised
 
+    counter = FlopCounterMode(display=False)
     with_inner: list[int] = []
     """operations of each level and those inside it, the innermost first, as they end"""
 
@@ -61,7 +62,7 @@ def level_flops(architecture: UNetConfig, config: ModelConfig, shapes: Shapes) -
     for unet in model.modules():
         if isinstance(unet, UNet):
             vars(unet)["denoise"] = counted(unet.denoise)
-    with FlopCounterMode(display=False) as counter, use_backend("torch"), torch.no_grad():
+    with counter, use_backend("torch"), torch.no_grad():
         model(*_inputs(architecture, config, shapes, [1] * len(shapes), "meta"))
     *outer, innermost = [more - less for more, less in itertools.pairwise([*reversed(with_inner), 0])]
     text = counter.get_total_flops() - with_inner[-1]
