@@ -42,15 +42,16 @@ cores=$(env -u OMP_NUM_THREADS nproc) # which would answer 1, the threads of a p
 processes=${PROCESSES:-$((cores > 3 ? cores - 2 : 1))}
 
 failed=()
-# run SECONDS LOG COMMAND…: at most so long, its output in $out/LOG too, or nowhere else if LOG is -
+# run SECONDS LOG COMMAND…: at most so long, its output in $out/LOG too, or nowhere else if LOG is -. It is interrupted as
+# by Ctrl-C, so that pytest still says what failed.
 run() {
     local limit=$1 log=$2
     shift 2
     echo "== $*"
     if [[ $log == - ]]; then
-        timeout -k 10 "$limit" "$@" || failed+=("$*")
+        timeout -s INT -k 10 "$limit" "$@" || failed+=("$*")
     else
-        timeout -k 10 "$limit" "$@" 2>&1 | tee "$out/$log" || failed+=("$*")
+        timeout -s INT -k 10 "$limit" "$@" 2>&1 | tee "$out/$log" || failed+=("$*")
     fi
 }
 has() { "$python" -c "import $1" 2>/dev/null; }

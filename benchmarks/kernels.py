@@ -24,9 +24,10 @@ if (
 from benchmarks import figures, kernel_report, shapes
 from benchmarks.case import Case, Place
 from benchmarks.contenders import OURS
-from benchmarks.machine import DTYPES, Rates, describe, slug
+from benchmarks.machine import Rates, describe, slug
 from benchmarks.measure import KernelRow, failed, measure, row, steps
 from benchmarks.report import write_json
+from mdm_kernels.tune import DTYPES
 
 RESULTS = Path(__file__).parent / "results"
 

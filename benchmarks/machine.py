@@ -8,8 +8,6 @@ import torch
 
 from benchmarks.timing import time_side_by_side
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
 
 @dataclass(frozen=True)
 class Rates:

@@ -21,8 +21,9 @@ if (
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import models, official
-from benchmarks.machine import DTYPES, Rates, describe
+from benchmarks.machine import Rates, describe
 from benchmarks.report import ModelRow, table, write_json
+from mdm_kernels.tune import DTYPES
 from mdm_models import list_models
 
 

@@ -14,12 +14,12 @@ import torch
 import mdm_kernels as mk
 from benchmarks import shapes
 from benchmarks.case import Case, Place
-from benchmarks.machine import DTYPES
 from benchmarks.models import SIZES, TEXT_TOKENS
 from mdm_kernels import backend
 from mdm_kernels.aot.compiler import Launch, compile_all, jobs
 from mdm_kernels.aot.gpu_layouts import GPULayouts
 from mdm_kernels.aot.machine_code import TARGETS
+from mdm_kernels.tune import DTYPES
 from mdm_models import create_model
 
 META = torch.device("meta")

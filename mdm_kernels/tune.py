@@ -2,12 +2,14 @@
 
 Attention's six kernels run at the widths of heads that models use, with few queries (a sampling step's) and with many;
 GroupNorm at the models' sizes in channels_last, with few bytes and with many; temporal attention at clips of 16 frames:
-each with the tiles of its rule and with every candidate. One is written if it is faster than the rule by more than 2 %.
-The file, mdm_kernels/tuned/<device>.json, is read at the next start; delete it to return to the rules. The multires ops
-have one tile, the largest whose noise fits registers.
+each with the tiles of its rule and with every candidate, as captured graphs. One is written if it is faster than the
+rule by more than 2 %, twice. The file, mdm_kernels/tuned/<device>.json, is read at the next start; delete it to return
+to the rules. The multires ops have one tile, the largest whose noise fits registers.
 """
 
 import argparse
+import contextlib
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, multiprocessing
 
 from . import tiles
 from .attention import launch
@@ -23,15 +25,18 @@ from .group_norm import launch as group_norm_launch
 from .library import ops
 from .temporal import launch as temporal_launch
 
-WIDTHS = (32, 64, 96, 128)
 HEADS = 8
-TOKENS = {"few": (2, 256), "many": (16, 1024)}  # batch and tokens; 2 · 8 · 256 queries are few, 16 · 8 · 1024 many
+TOKENS = {32: 1024, 64: 1024, 96: 256, 128: 256}
+"""width of a head → tokens at which models have it"""
+BATCHES = {1024: (1, 16), 256: (2, 64)}
+"""tokens → batches of few queries, which are less than 16 896 in all heads, and of many"""
 CONTEXT = 128
 IMAGES = {(256, 64): 64, (512, 32): 64, (768, 16): 64, (64, 256): 16, (128, 128): 16, (32, 512): 16, (32, 1024): 8}
 """GroupNorm's channels and size → a batch of many bytes; those of few have 2"""
 GROUPS = 32
 CLIPS = ((16, 32), (16, 64))  # frames, and the width of a head
 POSITIONS = 1024
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 WORTH = 0.98  # of the rule's time: what is less gain is noise
 
 
@@ -84,30 +89,48 @@ def temporal_candidates(frames: int, width: int) -> list[dict[str, int]]:
 
 
 def fastest(key: str, kernel: Kernel, measure: Callable[[Callable], float]) -> dict[str, int] | None:
-    """Give the candidate with which the call is fastest, None if none is worth it. One that cannot run (too much shared
-    memory or too many registers) is passed over."""
-    best, least = None, WORTH * measure(kernel.call)
-    for candidate in kernel.candidates:
+    """Give the candidate with which the call is fastest, None if none is worth it or the best is not so once more. One
+    that cannot run (too much shared memory or too many registers) is passed over."""
+
+    def time_of(candidate: dict[str, int]) -> float:
         with tiles.trying(key, candidate):
-            try:
-                time = measure(kernel.call)
-            except Exception as error:
-                print(f"{key}: {candidate}: {type(error).__name__}", file=sys.stderr)
-                continue
+            return measure(kernel.call)
+
+    best, by_rule = None, measure(kernel.call)
+    least = WORTH * by_rule
+    for candidate in kernel.candidates:
+        try:
+            time = time_of(candidate)
+        except Exception as error:
+            print(f"{key}: {candidate}: {type(error).__name__}", file=sys.stderr)
+            continue
         if time < least:
             best, least = candidate, time
+    if best is None or time_of(best) >= WORTH * measure(kernel.call):
+        best, least = None, by_rule
+    print(f"{key}: {best or 'as by rule'}, {least / by_rule:.2f} of the rule's {by_rule:.4g} ms", flush=True)
     return best
 
 
-def kernels(device: torch.device, dtype: torch.dtype) -> dict[str, Kernel]:
-    """Give the kernels of all ops by their keys in `tiles.tuned`."""
-    return _attention(device, dtype) | _group_norm(device, dtype) | _temporal(device, dtype)
+def compile_share(index: int, processes: int, device: torch.device, dtype: torch.dtype, named: str) -> None:
+    """Run, in one of so many processes, its share of all candidates once, so that Triton's cache holds them."""
+    every = kernels(device, dtype, named).items()
+    tries = ((key, kernel, candidate) for key, kernel in every for candidate in kernel.candidates)
+    for key, kernel, candidate in itertools.islice(tries, index, None, processes):
+        with tiles.trying(key, candidate), contextlib.suppress(Exception):  # which `fastest` says of what cannot run
+            kernel.call()
+
+
+def kernels(device: torch.device, dtype: torch.dtype, named: str = "") -> dict[str, Kernel]:
+    """Give the kernels of all ops by their keys in `tiles.tuned`, those whose key holds `named`."""
+    every = _attention(device, dtype) | _group_norm(device, dtype) | _temporal(device, dtype)
+    return {key: kernel for key, kernel in every.items() if named in key}
 
 
 def _attention(device: torch.device, dtype: torch.dtype) -> dict[str, Kernel]:
     found = {}
-    for width in WIDTHS:
-        for batch, tokens in TOKENS.values():
+    for width, tokens in TOKENS.items():
+        for batch in BATCHES[tokens]:
             qkv = torch.randn(batch, tokens, 3 * HEADS * width, dtype=dtype, device=device)
             context = torch.randn(batch, CONTEXT, 2 * HEADS * width, dtype=dtype, device=device)
             for kernel, call in (_flash_calls(qkv) | _self_cross_calls(qkv, context)).items():
@@ -187,15 +210,13 @@ def _temporal_calls(qkv: Tensor, frames: int) -> dict[str, Callable[[], object]]
     }
 
 
-def tune(device: torch.device, dtype: torch.dtype, measure: Callable[[Callable], float]) -> dict[str, dict]:
-    """Time every kernel with every candidate and give {tile key: the tile that is worth writing down}."""
-    chosen = {}
-    for key, kernel in kernels(device, dtype).items():
-        best = fastest(key, kernel, measure)
-        print(f"{key}: {best or 'as by rule'}", flush=True)
-        if best:
-            chosen[key] = best
-    return chosen
+def tune(
+    device: torch.device, dtype: torch.dtype, measure: Callable[[Callable], float], named: str = ""
+) -> dict[str, dict]:
+    """Time every kernel whose key holds `named` with every candidate and give {tile key: the tile that is worth writing
+    down}."""
+    best = {key: fastest(key, kernel, measure) for key, kernel in kernels(device, dtype, named).items()}
+    return {key: tile for key, tile in best.items() if tile}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -204,6 +225,9 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m mdm_kernels.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: mdm_kernels/tuned/<device>.json")
+    parser.add_argument("--filter", default="", metavar="TEXT", help="only kernels whose key contains TEXT")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="default: %(default)s")
+    parser.add_argument("--processes", type=int, default=1, help="that compile beside each other, before (default: 1)")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("python -m mdm_kernels.tune measures on a GPU, and torch sees none", file=sys.stderr)
@@ -214,14 +238,21 @@ def main(arguments: list[str] | None = None) -> int:
     name = torch.cuda.get_device_name(device)
 
     def median_time(call: Callable) -> float:
-        return cast(float, triton.testing.do_bench(call, return_mode="median"))  # a list only of several quantiles
+        # a list only of several quantiles
+        return cast(float, triton.testing.do_bench_cudagraph(call, rep=4, return_mode="median"))
 
-    chosen = tune(device, torch.bfloat16, median_time)
+    dtype, processes = DTYPES[options.dtype], options.processes
+    if processes > 1:
+        multiprocessing.spawn(compile_share, (processes, device, dtype, options.filter), processes)
+    chosen = tune(device, dtype, median_time, options.filter)
     out = options.out or tiles.file_of(name)
     out.parent.mkdir(parents=True, exist_ok=True)
-    content = {"device": name, "torch": torch.__version__, "triton": triton.__version__, "tiles": chosen}
+    before = json.loads(out.read_text())["tiles"] if out.exists() else {}
+    measured = (f"{8 * dtype.itemsize} bits", options.filter)
+    kept = {key: tile for key, tile in before.items() if not all(text in key for text in measured)}
+    content = {"device": name, "torch": torch.__version__, "triton": triton.__version__, "tiles": kept | chosen}
     out.write_text(json.dumps(content, indent=1) + "\n")
-    print(f"{len(chosen)} tiles in {out}")
+    print(f"{len(chosen)} tiles written to {out}, {len(kept)} left as they were")
     return 0
 
 

@@ -57,8 +57,8 @@ def test_a_device_has_a_file_of_its_name():
 
 @pytest.fixture
 def few_candidates(monkeypatch):
-    monkeypatch.setattr(tune, "WIDTHS", (16,))
-    monkeypatch.setattr(tune, "TOKENS", {"few": (1, 32)})
+    monkeypatch.setattr(tune, "TOKENS", {16: 32})
+    monkeypatch.setattr(tune, "BATCHES", {32: (1,)})
     monkeypatch.setattr(tune, "CANDIDATES", [TILE, TILE | {"BLOCK_M": 32}, TILE | {"BLOCK_M": 128}])
     monkeypatch.setattr(tune, "IMAGES", {})
     monkeypatch.setattr(tune, "CLIPS", ())
@@ -82,6 +82,24 @@ def test_what_is_fastest_is_written_down_and_what_cannot_run_is_passed_over(laun
 
 
 @pytest.mark.usefixtures("few_candidates")
+def test_a_tile_that_is_fast_once_is_not_written_down(launched):
+    times = iter([1.0, 0.5, 1.0, 1.0, 1.0, 1.0])  # by rule, three candidates; the fastest and the rule again
+    (key, kernel), *_ = tune.kernels(META, torch.bfloat16, "flash_forward").items()
+    assert tune.fastest(key, kernel, lambda call: next(times)) is None
+
+
+@pytest.mark.usefixtures("few_candidates")
+def test_processes_share_the_candidates(launched):
+    alone, shared = [], []
+    for processes, tried in ((1, alone), (2, shared)):
+        for index in range(processes):
+            launched.clear()
+            tune.compile_share(index, processes, META, torch.bfloat16, "flash_forward")
+            tried += [given["BLOCK_M"] for name, given in launched if given["num_warps"] == TILE["num_warps"]]
+    assert sorted(alone) == sorted(shared) == [16, 32, 128]
+
+
+@pytest.mark.usefixtures("few_candidates")
 def test_each_of_attentions_six_kernels_is_tried_by_itself(launched):
     for key, kernel in tune.kernels(META, torch.bfloat16).items():
         launched.clear()
@@ -92,7 +110,7 @@ def test_each_of_attentions_six_kernels_is_tried_by_itself(launched):
 
 
 def test_every_candidate_of_the_other_ops_is_launched_as_it_is(launched, monkeypatch):
-    monkeypatch.setattr(tune, "WIDTHS", ())
+    monkeypatch.setattr(tune, "TOKENS", {})
     monkeypatch.setattr(tune, "IMAGES", {(256, 64): 64, (32, 512): 16})
     seen = set()
     for key, kernel in tune.kernels(META, torch.bfloat16).items():
