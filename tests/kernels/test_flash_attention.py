@@ -296,9 +296,10 @@ def test_sdpa_leaves_dropout_to_torch(flash_calls, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_short_half_precision_attention_on_a_cpu_is_that_of_float32_rounded(dtype, autocast):
-    halves = [tensor.detach().requires_grad_() for tensor in make_qkv(dtype=dtype)]
+    with torch.device("cpu"):
+        halves = [tensor.detach().requires_grad_() for tensor in make_qkv(dtype=dtype)]
+        mask = make_mask()
     floats = [tensor.detach().float().requires_grad_() for tensor in halves]
-    mask = make_mask()
     with torch.autocast("cpu", dtype, enabled=autocast):
         out = flash_attention(*halves, key_mask=mask)
     exact = F.scaled_dot_product_attention(*floats, attn_mask=mask[:, None, None])
