@@ -6,29 +6,15 @@ for bit. At such a batch the difference is what Python and the launches cost.
 
 import argparse
 import contextlib
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from benchmarks.models import SIZES, ModelCase
 from benchmarks.plain import plain_pytorch
-from benchmarks.timing import time_side_by_side
+from benchmarks.timing import capture, time_side_by_side
 
 WAYS = {"ours": contextlib.nullcontext, "plain": plain_pytorch}
-
-
-def capture(call: Callable[[], list[Tensor]]) -> tuple[Callable[[], None], list[Tensor]]:
-    """Capture a graph of the call; → what replays it, and the tensors that a replay writes to."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # compiles kernels, and makes first-time allocations
-        call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = call()
-    return graph.replay, results
 
 
 def measure(name: str, device: torch.device, seconds: float) -> None:

@@ -6,11 +6,14 @@ import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+Results = TypeVar("Results")
 
 
 @dataclass(frozen=True)
@@ -123,18 +126,31 @@ class Runner:
             return cls(lambda: [call(*inputs) for inputs in sets], len(sets), "Python")
 
 
-def _captured(sets: list[tuple[Tensor, ...]], call: Callable) -> Callable[[], object]:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # first calls compile, tune and allocate workspaces, which a capture must not
-        for inputs in sets[:2]:
-            call(*inputs)
-    torch.cuda.current_stream().wait_stream(side)
+def capture(
+    call: Callable[[], Results], warm_up: Callable[[], object] | None = None
+) -> tuple[Callable[[], None], Results]:
+    """Capture a graph of the call; → what replays it, and the results that a replay writes to. warm_up, or the call
+    itself, goes before: first calls compile, tune and allocate workspaces, which a capture must not.
+
+    Raises RuntimeError for what no graph can hold.
+    """
+    here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    side.wait_stream(here)
+    with torch.cuda.stream(side):
+        (warm_up or call)()
+    here.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = [call(*inputs) for inputs in sets]  # kept, or all would write to one place, which stays in the cache
-    del kept
-    return graph.replay
+    with torch.cuda.stream(here), torch.cuda.graph(graph):  # a capture that fails leaves its stream current
+        results = call()
+    return graph.replay, results
+
+
+def _captured(sets: list[tuple[Tensor, ...]], call: Callable) -> Callable[[], object]:
+    def call_all() -> list:  # all results are kept, or they would go to one place, which stays in the cache
+        return [call(*inputs) for inputs in sets]
+
+    replay, _ = capture(call_all, warm_up=lambda: [call(*inputs) for inputs in sets[:2]])
+    return replay
 
 
 def _rotating(sets: list[tuple[Tensor, ...]], call: Callable) -> Callable[[], object]:
