@@ -3,7 +3,7 @@
 #
 #   benchmarks/gpu.sh tests   PYTHON    versions, kernels compiled on all cores, a first look, all tests of the kernels
 #   benchmarks/gpu.sh kernels PYTHON    the ops beside PyTorch's and libraries', float32 attention
-#   benchmarks/gpu.sh models  PYTHON    calls captured as graphs, throughput at batches that fill a GPU, > 2³¹ elements
+#   benchmarks/gpu.sh models  PYTHON    calls and steps by Python and as graphs, beside REFERENCE too, > 2³¹ elements
 #   benchmarks/gpu.sh memory  PYTHON    memcheck and racecheck of every op, ncu of the ops' kernels
 #   benchmarks/gpu.sh experiments PYTHON    what is off until measured here: tests of it, and times beside what it would replace
 #   benchmarks/gpu.sh --check           only whether this machine has a GPU
@@ -12,8 +12,8 @@
 # each other, with pytest-timeout none hangs, with matplotlib there are pictures. Each part leaves at most eight small
 # files in the folder OUT (default: benchmarks/results/<device>). What a part runs, it runs whatever became of what came
 # before; the exit status is 1 if something failed. PROCESSES (default: the cores but two) compile and test; each takes a
-# gigabyte or more of the GPU's memory, so that fewer of them leave room for a training beside the tests. REHEARSE=1
-# runs, without a GPU, as much of a part as a processor can.
+# gigabyte or more of the GPU's memory, so that fewer of them leave room for a training beside the tests. REFERENCE: a
+# checkout of apple/ml-mdm, measured beside ours. REHEARSE=1 runs, without a GPU, as much of a part as a processor can.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -111,14 +111,17 @@ models() {
         return
     fi
     warm_up --cases none --models mdm_t2i_64,mdm_t2i_256,mdm_t2i_1024
-    run 130 graphs.log "$python" -m benchmarks.graphs --models mdm_t2i_64,mdm_t2i_256,mdm_t2i_1024
-    run 100 - "$python" benchmarks/throughput.py --models mdm_t2i_64 --batch 32 --json "$out/mdm_t2i_64.json"
-    run 100 - "$python" benchmarks/throughput.py --models mdm_t2i_256 --batch 16 --json "$out/mdm_t2i_256.json"
-    if [[ ${REFERENCE:-} ]]; then # a checkout of apple/ml-mdm
-        run 100 - "$python" benchmarks/throughput.py --models mdm_t2i_64 --batch 8 --reference "$REFERENCE" \
-            --json "$out/official.json"
+    run 70 graphs.log "$python" -m benchmarks.graphs --models mdm_t2i_64,mdm_t2i_256,mdm_t2i_1024
+    run 70 - "$python" benchmarks/throughput.py --cuda-graphs --models mdm_t2i_64 --batch 32 \
+        --json "$out/mdm_t2i_64_graphs.json"
+    run 80 - "$python" benchmarks/throughput.py --cuda-graphs --models mdm_t2i_256 --batch 16 \
+        --json "$out/mdm_t2i_256_graphs.json"
+    if [[ ${REFERENCE:-} ]]; then
+        local beside=(benchmarks/throughput.py --reference "$REFERENCE" --backward --cuda-graphs --batch 8 --seconds 0.5)
+        run 70 official_64.log "$python" "${beside[@]}" --models mdm_t2i_64
+        run 100 official_256.log "$python" "${beside[@]}" --models mdm_t2i_256
     fi
-    run 100 int32.log "$python" -m pytest -q -p no:cacheprovider --device cuda -m gpu tests/kernels/test_beyond_int32.py
+    run 80 int32.log "$python" -m pytest -q -p no:cacheprovider --device cuda -m gpu tests/kernels/test_beyond_int32.py
 }
 
 memory() {

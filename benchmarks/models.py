@@ -2,10 +2,14 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import launches
+from benchmarks.launches import WayRow
+from benchmarks.machine import Rates
 from benchmarks.plain import plain_pytorch
 from benchmarks.report import ModelRow
 from benchmarks.timing import peak_memory, time_side_by_side
@@ -54,7 +58,8 @@ class ModelCase:
         self.strides = config.strides  # (time, space) a level
         self.time = torch.randint(0, 1000, (batch,), device=device)
         self.context = torch.randn(batch, TEXT_TOKENS, config.innermost.context_dim, device=device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-6, fused=True)
+        on_gpu = device.type == "cuda"  # where a graph may hold its step; launched by Python, that changes nothing
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-6, fused=True, capturable=on_gpu)
 
     def training_step(self, seed: int | None) -> None:
         """Make one training step: noise, predictions, loss, gradients, Adam; noise in the kernels from `seed`, or drawn
@@ -91,8 +96,18 @@ class ModelCase:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
-def measure(case: ModelCase, rates, seconds: float) -> Iterator[ModelRow]:
-    """Yield a row for the training step and one for the sampling step."""
+@dataclass(frozen=True)
+class Step:
+    """A step of a model, on our ops and on plain PyTorch."""
+
+    ours: Callable[[], None]
+    plain: Callable[[], None]
+    work: float
+    """floating-point operations, of a sampling step's"""
+
+
+def steps(case: ModelCase) -> Iterator[tuple[str, Step]]:
+    """Yield the training step and the sampling step by name, the model in the mode of each."""
 
     def on_plain(step: Callable[[], None]) -> Callable[[], None]:
         def call():
@@ -101,16 +116,18 @@ def measure(case: ModelCase, rates, seconds: float) -> Iterator[ModelRow]:
 
         return call
 
+    case.model.train()
+    # forward once and backward twice, not doubled for guidance
+    yield "training step", Step(lambda: case.training_step(seed=1), on_plain(lambda: case.training_step(None)), 1.5)
+    case.model.eval()
+    yield "sampling step", Step(case.sampling_step, on_plain(case.sampling_step), 1.0)
+
+
+def measure(case: ModelCase, rates: Rates, seconds: float) -> Iterator[ModelRow]:
+    """Yield a row for the training step and one for the sampling step, as Python launches them."""
     flops = case.sampling_flops()
-    steps = {
-        "training step": (
-            {"ours": lambda: case.training_step(seed=1), "plain": on_plain(lambda: case.training_step(None))},
-            1.5,
-        ),
-        "sampling step": ({"ours": case.sampling_step, "plain": on_plain(case.sampling_step)}, 1.0),
-    }
-    for name, (calls, work) in steps.items():
-        case.model.train(name == "training step")
+    for name, step in steps(case):
+        calls = {"ours": step.ours, "plain": step.plain}
         yield ModelRow(
             name=case.name,
             shape=case.shape,
@@ -118,5 +135,15 @@ def measure(case: ModelCase, rates, seconds: float) -> Iterator[ModelRow]:
             samples=case.batch,
             timings=time_side_by_side(calls, case.device, seconds=seconds),
             peaks={who: peak_memory(call, case.device) for who, call in calls.items()},
-            floor=work * flops / rates.matrix,  # training: forward once and backward twice, not doubled for guidance
+            floor=step.work * flops / rates.matrix,
         )
+
+
+def measure_graphs(case: ModelCase, rates: Rates, seconds: float) -> Iterator[WayRow]:
+    """Yield a row for ours and for plain PyTorch, as Python launches them and as captured graphs, in either step."""
+    flops = case.sampling_flops()
+    for name, step in steps(case):
+        calls = {"ours": step.ours, "plain": step.plain}
+        found = launches.outcomes(calls, case.device, seconds=seconds, graphed=calls)
+        for who, outcome in found.items():
+            yield WayRow(case.name, case.shape, name, who, outcome, step.work * flops / rates.matrix)

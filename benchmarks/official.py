@@ -4,11 +4,11 @@ Only its model files are run. What they import for other purposes (reading data,
 replaced by empty modules, so that the checkout's own requirements, an old PyTorch among them, need not be installed.
 """
 
+import contextlib
 import copy
 import importlib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -16,9 +16,9 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from benchmarks import launches
+from benchmarks.launches import WayRow
 from benchmarks.models import SIZES, TEXT_TOKENS
-from benchmarks.report import markdown_table
-from benchmarks.timing import Timing, time_side_by_side
 from mdm_models import UNet, create_model, official
 
 CONFIGS = {
@@ -26,6 +26,8 @@ CONFIGS = {
     "mdm_t2i_256": "cc12m_256x256.yaml",
     "mdm_t2i_1024": "cc12m_1024x1024.yaml",
 }
+FLOAT32, AUTOCAST = "official, float32", "official, bf16 autocast"
+"""the official code in either precision"""
 _UNUSED = (
     "boto3",
     "simple_parsing",
@@ -75,25 +77,22 @@ def pair(name: str, checkout: Path) -> tuple[OfficialModel, UNet]:
     return OfficialModel(theirs).eval(), ours.eval()
 
 
-@dataclass(frozen=True)
-class OfficialRow:
-    """One way of computing one step of a model."""
-
-    name: str
-    step: str
-    who: str
-    timing: Timing
-    error: float | None
-    """of the highest resolution's prediction: its distance from the official float32 one over that one's norm"""
-
-
 def measure(
-    name: str, checkout: Path, batch: int, device: torch.device, seconds: float, backward: bool
-) -> Iterator[OfficialRow]:
+    name: str,
+    checkout: Path,
+    batch: int,
+    device: torch.device,
+    seconds: float,
+    *,
+    backward: bool = False,
+    graphs: bool = False,
+) -> Iterator[WayRow]:
     """Measure a forward pass, and if asked for one with its backward, of the official model and ours, in float32 and
-    bfloat16.
+    bfloat16; with `graphs` what computes in bfloat16 as captured graphs too.
 
-    The official code computes in bfloat16 under autocast; our weights are bfloat16 themselves.
+    The official code computes in bfloat16 under autocast, and so do we in training; when we sample, our weights are
+    bfloat16 themselves. The error is of the highest resolution's prediction, or of the gradient of the first weight,
+    which backward reaches last: its distance from the official float32 one over that one's norm.
     """
     theirs, ours = pair(name, checkout)
     theirs, ours = theirs.to(device), ours.to(device)
@@ -103,52 +102,50 @@ def measure(
     x = [torch.randn(batch, 3, size // space, size // space, device=device) for _, space in ours.config.strides]
     time = torch.randint(0, 1000, (batch,), device=device)
     context = torch.randn(batch, TEXT_TOKENS, ours.config.innermost.context_dim, device=device)
-
-    def under_autocast(*inputs):
-        with torch.autocast(device.type, torch.bfloat16):
-            return theirs(*inputs)
-
+    everywhere, autocast = contextlib.nullcontext(), torch.autocast(device.type, torch.bfloat16)
     ways = {
-        "official, float32": theirs,
-        "official, bf16 autocast": under_autocast,
-        "ours, float32": ours,
-        "ours, bf16": rounded,
+        FLOAT32: (theirs, everywhere),
+        AUTOCAST: (theirs, autocast),
+        "ours, float32": (ours, everywhere),
+        "ours, bf16": (rounded, everywhere),
+        "ours, bf16 autocast": (ours, autocast),
     }
+    in_bf16 = [who for who in ways if "bf16" in who]
 
     @torch.inference_mode()
-    def forward(model: Callable) -> Tensor:
-        return model(x, time, context)[0]
+    def forward(who: str) -> Tensor:
+        model, precision = ways[who]
+        with precision:
+            return model(x, time, context)[0]
 
-    def forward_and_backward(model: Callable) -> None:
-        torch.stack([level.float().square().mean() for level in model(x, time, context)]).sum().backward()
-        for network in (theirs, ours, rounded):
-            network.zero_grad()
+    def forward_and_backward(who: str) -> Tensor:
+        model, precision = ways[who]
+        try:
+            with precision:
+                predictions = model(x, time, context)
+            torch.stack([level.float().square().mean() for level in predictions]).sum().backward()
+            return (model.network if model is theirs else model).conv_in.weight.grad
+        finally:  # where memory ran out, too
+            model.zero_grad()
 
-    expected = forward(theirs)
     steps = {"forward": forward} | ({"forward + backward": forward_and_backward} if backward else {})
     for step, run in steps.items():
-        calls = {who: (lambda run=run, model=model: run(model)) for who, model in ways.items()}
-        for who, timing in time_side_by_side(calls, device, seconds=seconds).items():
-            error = None
-            if step == "forward":
-                error = ((forward(ways[who]).float() - expected).norm() / expected.norm()).item()
-            yield OfficialRow(name, step, who, timing, error)
+        expected = _unless_too_large(lambda run=run: run(FLOAT32))
+
+        def error(results: Tensor, expected=expected) -> float | None:
+            return None if expected is None else ((results.float() - expected).norm() / expected.norm()).item()
+
+        calls = {who: (lambda run=run, who=who: run(who)) for who in ways}
+        found = launches.outcomes(calls, device, seconds=seconds, graphed=in_bf16 if graphs else (), error=error)
+        for who, outcome in found.items():
+            yield WayRow(name, f"{batch}×{size}²", step, who, outcome)
 
 
-def table(rows: list[OfficialRow]) -> str:
-    """Write a Markdown table: times, and how many times faster each is than the official code in both precisions."""
-    baseline = {(row.name, row.step, row.who): row.timing.median for row in rows}
-    lines = []
-    for row in rows:
-        ratios = [
-            f"{baseline[row.name, row.step, f'official, {how}'] / row.timing.median:.2f}×"
-            for how in ("float32", "bf16 autocast")
-        ]
-        spread = f"{1000 * row.timing.fastest:.0f} to {1000 * row.timing.slowest:.0f}"
-        error = "" if row.error is None else f"{row.error:.1g}"
-        lines.append((row.name, row.step, row.who, f"{1000 * row.timing.median:.0f}", spread, *ratios, error))
-    columns = ("model", "step", "code", "ms", "ms, min to max", "of official float32", "of official bf16", "error")
-    return markdown_table(columns, lines)
+def _unless_too_large(run: Callable[[], Tensor]) -> Tensor | None:
+    try:
+        return run()
+    except torch.OutOfMemoryError:
+        return None
 
 
 def _official(name: str, folder: Path) -> nn.Module:

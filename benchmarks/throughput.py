@@ -3,10 +3,12 @@
     python benchmarks/throughput.py --quick
     python benchmarks/throughput.py --models mdm_t2i_64,mdm_t2v_64 --batch 8 --json results.json
     python benchmarks/throughput.py --models mdm_t2i_64,mdm_t2i_1024 --reference ml-mdm    # beside the official code
+    python benchmarks/throughput.py --models mdm_t2i_64 --batch 32 --cuda-graphs           # without what Python costs
 
 On a GPU "ours" are the Triton kernels; on a CPU they are the references of `mdm_kernels`. Times are medians of calls
 made in turn. The floor is the time that the arithmetic would take at the rate of a large matrix product, measured
-first. benchmarks/kernels.py measures the ops by themselves.
+first. Memory is what a step allocates at its peak above weights and Adam's averages; a graph's, what its pool reserves.
+benchmarks/kernels.py measures the ops by themselves.
 """
 
 import argparse
@@ -20,7 +22,8 @@ if (
 ):  # run as a file: find the packages beside benchmarks/, not its files (kernels is a package too)
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks import models, official
+from benchmarks import launches, models, official
+from benchmarks.launches import WayRow
 from benchmarks.machine import Rates, describe
 from benchmarks.report import ModelRow, table, write_json
 from mdm_kernels.tune import DTYPES
@@ -40,10 +43,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--reference", type=Path, metavar="CHECKOUT", help="of apple/ml-mdm: compare with it, on the same weights"
     )
     parser.add_argument("--backward", action="store_true", help="with --reference: measure the backward pass too")
+    parser.add_argument(
+        "--cuda-graphs", action="store_true", help="measure each step as a captured graph too; needs a GPU"
+    )
     parser.add_argument("--seconds", type=float, default=1.0, help="how long to repeat each call")
     options = parser.parse_args(arguments)
     if options.batch < 1:
         parser.error(f"--batch {options.batch}: must be at least 1")
+    if options.cuda_graphs and not (options.device.startswith("cuda") and torch.cuda.is_available()):
+        parser.error(f"--cuda-graphs: needs a GPU; --device is {options.device}")
     if options.models is not None:
         for name in options.models.split(","):
             if name not in models.SIZES:
@@ -72,18 +80,24 @@ def main(options: argparse.Namespace) -> None:
     print(facts, end="\n\n")
     seconds = min(options.seconds, 0.3) if options.quick else options.seconds
     rows: list[ModelRow] = []
-    compared: list[official.OfficialRow] = []
+    ways: list[WayRow] = []
     for name in _model_names(options, device):
         _progress(name)
         if options.reference:
-            compared += official.measure(name, options.reference, options.batch, device, seconds, options.backward)
+            which = {"backward": options.backward, "graphs": options.cuda_graphs}
+            ways += official.measure(name, options.reference, options.batch, device, seconds, **which)
+            continue
+        case = models.ModelCase(name, options.batch, dtype, device)
+        if options.cuda_graphs:
+            ways += models.measure_graphs(case, rates, seconds)
         else:
-            rows += models.measure(models.ModelCase(name, options.batch, dtype, device), rates, seconds)
+            rows += models.measure(case, rates, seconds)
     _progress("")
-    shown = official.table(compared) if options.reference else table(rows)
+    rivals = (official.FLOAT32, official.AUTOCAST) if options.reference else ("plain",)
+    shown = launches.table(ways, rivals) if ways else table(rows)
     print(shown)
     if options.json:
-        write_json(options.json, machine, compared or rows)
+        write_json(options.json, machine, ways or rows)
         options.json.with_suffix(".md").write_text(f"{facts}\n\n{shown}\n")
 
 

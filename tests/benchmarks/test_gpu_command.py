@@ -40,7 +40,8 @@ def run(folder: Path, part: str, failing: str = "nothing that fails") -> tuple[s
     for tool in ("compute-sanitizer", "ncu", "nvidia-smi"):
         (folder / tool).write_text("#!/bin/sh\nfor last; do :; done\n")
         (folder / tool).chmod(0o755)
-    environment = os.environ | {"OUT": str(folder / "out"), "PATH": f"{folder}:{os.environ['PATH']}"}
+    places = {"OUT": str(folder / "out"), "PATH": f"{folder}:{os.environ['PATH']}", "REFERENCE": "ml-mdm"}
+    environment = os.environ | places
     command = [SCRIPT, part, stand_in(folder, failing)]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     return process, (folder / "calls.txt").read_text().splitlines()
@@ -60,7 +61,8 @@ def test_each_part_runs_what_it_says(tmp_path):
     assert f"kernels.py --quick --plot --out {tmp_path}/kernels/out" in ran["kernels"]
     assert "--dtype fp32 --filter attention" in ran["kernels"]
     assert "benchmarks.graphs --models mdm_t2i_64,mdm_t2i_256,mdm_t2i_1024" in ran["models"]
-    assert "--models mdm_t2i_64 --batch 32" in ran["models"]
+    assert "throughput.py --cuda-graphs --models mdm_t2i_256 --batch 16" in ran["models"]
+    assert "--reference ml-mdm --backward --cuda-graphs --batch 8 --seconds 0.5 --models mdm_t2i_256" in ran["models"]
     assert "test_beyond_int32.py" in ran["models"]
     assert f"kernels.py --experiments --out {tmp_path}/experiments/out/experiments" in ran["experiments"]
     assert "-x -k by_tma tests/kernels/test_on_gpu.py tests/kernels/test_out_of_bounds.py" in ran["experiments"]

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import machine, models, official, plain, throughput
+from benchmarks import machine, models, plain, throughput
 from benchmarks.report import ModelRow, table
 from benchmarks.timing import Timing, peak_memory
 
@@ -79,11 +79,7 @@ def test_a_model_that_the_official_code_lacks_is_refused(tmp_path, capsys):
     assert "the official code has mdm_t2i_64" in capsys.readouterr().err
 
 
-def test_table_shows_how_much_faster_than_the_official_code():
-    def row(who: str, median: float, error: float | None) -> official.OfficialRow:
-        return official.OfficialRow("mdm_t2i_64", "forward", who, Timing(median, median / 2, 2 * median), error)
-
-    rows = [row("official, float32", 2.0, 0.0), row("official, bf16 autocast", 1.0, 0.01), row("ours, bf16", 0.5, 0.02)]
-    line = official.table(rows).splitlines()[-1]
-    cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells == ["mdm_t2i_64", "forward", "ours, bf16", "500", "250 to 1000", "4.00×", "2.00×", "0.02"]
+def test_graphs_without_a_gpu_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        run("--cuda-graphs")
+    assert capsys.readouterr().err.endswith("error: --cuda-graphs: needs a GPU; --device is cpu\n")

@@ -29,6 +29,7 @@ class RecordedGraph(TorchDispatchMode):
         self.calls.append((operation, args, kwargs or {}, result))
         return result
 
+    @torch.inference_mode()  # where tensors of either mode may be written to
     def replay(self) -> None:
         self.replays += 1
         for operation, args, kwargs, kept in self.calls:
