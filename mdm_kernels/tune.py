@@ -60,7 +60,7 @@ CANDIDATES = [
 
 def group_norm_candidates(channels: int, positions: int, itemsize: int) -> list[dict[str, int]]:
     """Give candidates that go by tiles and, where a group is small enough, ones that take a program a group; a thread
-    holds 8, 16 or 32 elements."""
+    holds 8, 16 or 32 elements, or up to 64 where a group is held in registers."""
     found = []
     for width in (32, 64, 128):
         block_c = min(tiles.next_power_of_2(channels), width)
@@ -69,11 +69,14 @@ def group_norm_candidates(channels: int, positions: int, itemsize: int) -> list[
             found.append({"whole": 0, "BLOCK_C": block_c, "BLOCK_S": block_s, "num_warps": warps})
     block_c, block_s = tiles.next_power_of_2(channels // GROUPS), tiles.next_power_of_2(positions)
     fits = channels // GROUPS * positions * itemsize <= group_norm_launch.WHOLE_GROUP_BYTES
-    for elements in (8, 16) if fits else ():
-        for most_warps in (8, 16):
+    if fits:
+        for elements, most_warps in itertools.product((8, 16), (8, 16)):
             warps = min(max(block_c * block_s // (32 * elements), 1), most_warps)
             tile = min(block_s, warps * 32 * elements // block_c)
             found.append({"whole": 1, "BLOCK_C": block_c, "BLOCK_S": tile, "num_warps": warps})
+    if block_c * block_s <= group_norm_launch.HELD_GROUP:
+        held = (warps for warps in (1, 2, 4, 8, 16) if 8 <= block_c * block_s // (32 * warps) <= 64)
+        found += ({"whole": 1, "BLOCK_C": block_c, "BLOCK_S": block_s, "num_warps": warps} for warps in held)
     return [dict(candidate) for candidate in dict.fromkeys(tuple(candidate.items()) for candidate in found)]
 
 

@@ -16,6 +16,7 @@ from .kernels import (
     load_tile,
     place,
     store_tile,
+    sum_of_products,
     zero_tile,
 )
 
@@ -72,9 +73,9 @@ def flash_query_gradient(
         mask += b * mask_batch
     out_a, out_b = load_tile(out, out_row, out_column, left, D, DA, DB, BLOCK_M, False)
     grad_a, grad_b = load_tile(grad, grad_row, grad_column, left, D, DA, DB, BLOCK_M, False)
-    delta = tl.sum(out_a.to(tl.float32) * grad_a.to(tl.float32), 1)
+    delta = sum_of_products(out_a, grad_a)
     if DB > 0:
-        delta += tl.sum(out_b.to(tl.float32) * grad_b.to(tl.float32), 1)
+        delta += sum_of_products(out_b, grad_b)
     query = tl.arange(0, BLOCK_M)
     position = row * L + first + query
     tl.store(delta_ptr + position, delta, query < left)

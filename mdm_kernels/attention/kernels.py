@@ -110,6 +110,13 @@ def dot_rows(x_a, x_b, y_a, y_b, DB: tl.constexpr):
 
 
 @triton.jit
+def sum_of_products(x, y):
+    """Σ x·y of each row, float32 (rows,). Each product is rounded before it is added: if the compiler made one of the
+    two, then threads that hold the same row would differ in its last bit, and chance say which of them is read."""
+    return tl.sum(tl.fma(x.to(tl.float32), y.to(tl.float32), tl.zeros(x.shape, tl.float32)), 1)
+
+
+@triton.jit
 def multiply_add(out, x, y):
     """out + x y. Without matrix units float32 products would be added to `out` one after another, each rounded to its
     unit: thousands of queries or keys would add up to several times the error of PyTorch. They get a sum of their own,
@@ -262,7 +269,7 @@ def output_dot_grad(
         k_a, k_b = load_tokens(k, start, keys, D, DA, DB, BLOCK_N, EVEN)
         v_a, v_b = load_tokens(v, start, keys, D, DA, DB, BLOCK_N, EVEN)
         p = probabilities(q_a, q_b, k_a, k_b, lse, mask_ptr, mask_stride, start, keys, scale, DB, BLOCK_N, EVEN, MASKED)
-        delta += tl.sum(p * dot_rows(grad_a, grad_b, v_a, v_b, DB), 1)
+        delta += sum_of_products(p, dot_rows(grad_a, grad_b, v_a, v_b, DB))
         total += tl.sum(p, 1)
     return delta / tl.where(total > 0, total, 1.0)
 

@@ -21,6 +21,7 @@ from .kernels import (
     output_dot_grad,
     place,
     store_tile,
+    sum_of_products,
     zero_tile,
 )
 
@@ -96,9 +97,9 @@ def self_cross_query_gradient(
     grad = grad_ptr + b * grad_batch + head * grad_column + first * grad_row
     out_a, out_b = load_tile(out, out_row, out_column, left, D, DA, DB, BLOCK_M, False)
     grad_a, grad_b = load_tile(grad, grad_row, grad_column, left, D, DA, DB, BLOCK_M, False)
-    delta = tl.sum(out_a.to(tl.float32) * grad_a.to(tl.float32), 1)  # of both softmaxes together
+    delta = sum_of_products(out_a, grad_a)  # of both softmaxes together
     if DB > 0:
-        delta += tl.sum(out_b.to(tl.float32) * grad_b.to(tl.float32), 1)
+        delta += sum_of_products(out_b, grad_b)
 
     q = qkv_ptr + b * qkv_batch + head * qkv_column
     q_a, q_b = load_tile(q + first * qkv_row, qkv_row, qkv_column, left, D, DA, DB, BLOCK_M, False)

@@ -1,6 +1,7 @@
 """Which kernels of group_norm_silu run for which shapes, with which tiles and warps.
 
-A group that fits is one program's work (kernels.py). Larger ones, and channels-last calls on much memory, go by tiles
+A group that fits is one program's work: held in registers if it is one tile (register_kernels.py), else walked tile by
+tile (kernels.py). Larger ones, and channels-last calls on much memory, go by tiles
 in three launches (tile_kernels.py), or in one (one_pass_kernels.py), an experiment that the environment variable
 MDM_KERNELS_ONE_PASS=1 turns on.
 
@@ -23,7 +24,9 @@ from ..layouts import is_channels_last
 from ..tiles import next_power_of_2
 
 WHOLE_GROUP_BYTES = 128 * 1024  # of x; all groups in flight then fit a cache of 40 MB, in backward with those of dy
-CHANNELS_LAST_BYTES = 16 * 2**20  # of x and the skip; tiles win at 25 MB and more, less was not measured: a guess
+HELD_GROUP = 16384  # elements of a channels-last group's tile that registers hold without spilling, in backward too
+CHANNELS_LAST_BYTES = 4 * 2**20  # of x and the skip; tiles win there over groups that registers do not hold
+MANY_BYTES = 16 * 2**20  # a training step's; `tiles.tuned` tells calls of fewer apart
 SMALL_GROUP = 8192  # elements for which one launch beats three, however few bytes of a group lie side by side
 TILE = 8192  # elements of a contiguous tile
 CHANNELS_LAST_TILE = 4096  # of a channels-last one, in 4 warps
@@ -96,15 +99,31 @@ def whole_group(problem: Problem, tensors: int) -> dict | None:
     elements = channels * positions
     call_bytes = problem.groups * elements * problem.itemsize
     narrow = channels * problem.itemsize < 16 and elements > SMALL_GROUP
-    tiles_win = channels_last and (narrow or call_bytes >= CHANNELS_LAST_BYTES)
+    held = channels_last and next_power_of_2(channels) * next_power_of_2(positions) <= HELD_GROUP
+    tiles_win = channels_last and (narrow or (call_bytes >= CHANNELS_LAST_BYTES and not held))
     too_large = elements * problem.itemsize > WHOLE_GROUP_BYTES or _passes_int32(problem)
     if tiles_win or too_large or channels > 1024:
         return None
-    return _whole_group_tile(channels, positions, channels_last, tensors)
+    return _held_group_tile(channels, positions, tensors) if held else _walked_group_tile(
+        channels, positions, channels_last, tensors
+    )
 
 
 @functools.cache
-def _whole_group_tile(channels: int, positions: int, channels_last: bool, tensors: int) -> dict:
+def _held_group_tile(channels: int, positions: int, tensors: int) -> dict:
+    """A thread holds 32 elements, of x alone 64 where that saves more than 8 warps."""
+    block_c, block_s = next_power_of_2(channels), next_power_of_2(positions)
+    num_warps = min(max(block_c * block_s // 1024, 1), 8 if tensors == 1 else 16)
+    return {"BLOCK_C": block_c, "BLOCK_S": block_s, "num_warps": num_warps}
+
+
+def _is_held(problem: Problem, tile: dict) -> bool:
+    """Whether a program's tile is its whole group, and registers hold it."""
+    return tile["BLOCK_S"] >= problem.arguments["S"] and tile["BLOCK_C"] * tile["BLOCK_S"] <= HELD_GROUP
+
+
+@functools.cache
+def _walked_group_tile(channels: int, positions: int, channels_last: bool, tensors: int) -> dict:
     """A thread holds 8 elements, a 16-byte load in half precision; of x alone in channels_last two such loads."""
     block_c, block_s = next_power_of_2(channels), next_power_of_2(positions)
     warp_tile = 32 * (16 if channels_last and tensors == 1 else 8)
@@ -137,7 +156,7 @@ def tile_key(direction: str, problem: Problem) -> str:
     """Give the key by which `tiles.tuned` tells the tiles of a "forward" or "backward" call apart."""
     channels, groups, positions = problem.channels, problem.arguments["G"], problem.arguments["S"]
     layout = "channels last" if problem.arguments["CHANNELS_LAST"] else "contiguous"
-    many = problem.rows * channels * positions * problem.itemsize >= CHANNELS_LAST_BYTES
+    many = problem.rows * channels * positions * problem.itemsize >= MANY_BYTES
     return (
         f"group_norm_{direction}, {8 * problem.itemsize} bits, {channels} channels in {groups} groups, "
         f"{positions} positions, {layout}, {'many' if many else 'few'} bytes"
@@ -208,16 +227,16 @@ def forward(
 ) -> None:  # fmt: skip
     """Write the result to `y`, and each group's mean, shifted as kernels.py says, and reciprocal deviation, float32 (N,
     G), to `mean` and `rstd`."""
-    from . import kernels, one_pass_kernels, tile_kernels
+    from . import kernels, one_pass_kernels, register_kernels, tile_kernels
 
     problem = Problem.of(x, skip, num_groups, weight, bias, scale, shift)
     tensors = {"x_ptr": x, "skip_ptr": skip}
     everything = problem.arguments | {"SILU": silu}
     whole, tile = choice("forward", problem, x)
     if whole:
+        kernel = register_kernels.held_group_forward if _is_held(problem, tile) else kernels.group_forward
         backend.launch(
-            kernels.group_forward, (problem.groups,), **tensors, y_ptr=y, mean_ptr=mean, rstd_ptr=rstd, eps=eps,
-            **everything, **tile,
+            kernel, (problem.groups,), **tensors, y_ptr=y, mean_ptr=mean, rstd_ptr=rstd, eps=eps, **everything, **tile,
         )  # fmt: skip
         return
     row, column = _tiles_of_a_row(problem, tile)
@@ -266,14 +285,15 @@ def _input_gradients(
     problem: Problem, dy: Tensor, x: Tensor, skip: Tensor | None, dx, dskip, mean, rstd, totals: dict, silu: bool
 ) -> None:
     """Write dx and dskip, and the sums (N, C) of du and du·x̂ over positions that the other gradients follow from."""
-    from . import kernels, one_pass_kernels, tile_kernels
+    from . import kernels, one_pass_kernels, register_kernels, tile_kernels
 
     tensors = {"dy_ptr": dy, "x_ptr": x, "skip_ptr": skip, "mean_ptr": mean, "rstd_ptr": rstd}
     results = {"dx_ptr": dx, "dskip_ptr": dskip}
     everything = problem.arguments | {"SILU": silu}
     whole, tile = choice("backward", problem, x)
     if whole:
-        backend.launch(kernels.group_backward, (problem.groups,), **tensors, **results, **totals, **everything, **tile)
+        kernel = register_kernels.held_group_backward if _is_held(problem, tile) else kernels.group_backward
+        backend.launch(kernel, (problem.groups,), **tensors, **results, **totals, **everything, **tile)
         return
     row, column = _tiles_of_a_row(problem, tile)
     grid = (problem.rows * row * column,)

@@ -10,18 +10,20 @@ from mdm_kernels.backend import use_backend
 from mdm_kernels.group_norm import launch
 from tests.kernels.accuracy import nearby
 
-PATHS = ("whole group", "tiles", "one pass")
+PATHS = ("held group", "walked group", "tiles", "one pass")
 
 
 @contextlib.contextmanager
-def triton(path="whole group"):
-    """Run the Triton kernels, for groups of any size along one path."""
-    limit, launch.WHOLE_GROUP_BYTES = launch.WHOLE_GROUP_BYTES, 2**20 if path == "whole group" else 0
+def triton(path="walked group"):
+    """Run the Triton kernels, for groups of any size along one path. Contiguous ones of several tiles are not held."""
+    limits = launch.WHOLE_GROUP_BYTES, launch.HELD_GROUP
+    launch.WHOLE_GROUP_BYTES = 2**20 if path in ("held group", "walked group") else 0
+    launch.HELD_GROUP = 2**20 if path == "held group" else 0
     try:
         with use_backend("triton"), launch.one_pass("1" if path == "one pass" else "0"):
             yield
     finally:
-        launch.WHOLE_GROUP_BYTES = limit
+        launch.WHOLE_GROUP_BYTES, launch.HELD_GROUP = limits
 
 
 def definition(x, num_groups, weight, bias, scale, shift, activation="silu", eps=1e-5, skip=None):

@@ -94,11 +94,11 @@ def test_a_kernel_compiles_for_nvidia_and_amd(tmp_path):
     _, rows = read_json(report)
     assert {(row.kernel, row.target) for row in rows} == {
         (kernel, target)
-        for kernel in ("group_forward", "group_backward", "affine_gradients")
+        for kernel in ("held_group_forward", "held_group_backward", "affine_gradients")
         for target in ("sm_80", "gfx942")
     }
     assert all(row.registers > 0 and row.spills == row.stack == 0 and row.loads > 0 for row in rows)
-    assert all(row.wide_loads > 0 for row in rows if row.kernel == "group_forward")
+    assert all(row.wide_loads > 0 for row in rows if row.kernel == "held_group_forward")
     assert all(f"| {row.kernel} |" in page.read_text() for row in rows)
     assert process.stdout.count("\n") == len(rows) + 1
 

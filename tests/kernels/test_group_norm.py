@@ -43,7 +43,8 @@ def test_each_path_runs_kernels_of_its_own():
         names = launched[path] = set()
         with triton(path), recording(lambda kernel, *_, names=names: names.add(kernel.fn.__name__)):
             result_and_gradients(lambda x: group_norm_silu(x, 4), [torch.ones(2, 8, 4, 4)], torch.ones(2, 8, 4, 4))
-    assert launched["whole group"] == {"group_forward", "group_backward"}
+    assert launched["held group"] == {"held_group_forward", "held_group_backward"}
+    assert launched["walked group"] == {"group_forward", "group_backward"}
     assert launched["tiles"] == {
         *("tile_statistics", "combine_statistics", "apply_forward"),
         *("tile_gradient_sums", "combine_gradient_sums", "apply_backward"),

@@ -6,7 +6,8 @@ import torch
 from mdm_kernels import backend
 from mdm_kernels.library import ops
 
-WHOLE_GROUP = ["group_forward", "group_backward"]
+HELD_GROUP = ["held_group_forward", "held_group_backward"]
+WALKED_GROUP = ["group_forward", "group_backward"]
 TILES = [
     *("tile_statistics", "combine_statistics", "apply_forward"),
     *("tile_gradient_sums", "combine_gradient_sums", "apply_backward"),
@@ -28,18 +29,27 @@ def launched(*shape: int, skip=0, channels_last=True, groups=32) -> dict[str, di
     return found
 
 
-@pytest.mark.parametrize(("rows", "kernels"), [(7, WHOLE_GROUP), (8, TILES)], ids=["14 MB", "16 MB"])
-def test_channels_last_calls_go_by_tiles_from_16_mb_on(rows, kernels):
+@pytest.mark.parametrize(("rows", "kernels"), [(1, WALKED_GROUP), (2, TILES)], ids=["2 MB", "4 MB"])
+def test_channels_last_calls_go_by_tiles_from_4_mb_on(rows, kernels):
     assert list(launched(rows, 256, 64, 64)) == kernels
 
 
-@pytest.mark.parametrize(("rows", "kernels"), [(5, WHOLE_GROUP), (6, TILES)], ids=["15 MB", "18 MB"])
+@pytest.mark.parametrize(("rows", "kernels"), [(1, WALKED_GROUP), (2, TILES)], ids=["3 MB", "6 MB"])
 def test_the_skip_counts_as_much_as_x(rows, kernels):
     assert list(launched(rows, 512, 32, 32, skip=1024)) == kernels
 
 
+@pytest.mark.parametrize("rows", [2, 64])
+def test_channels_last_groups_that_registers_hold_are_held_however_large_the_call(rows):
+    assert list(launched(rows, 512, 32, 32)) == list(launched(rows, 768, 16, 16)) == HELD_GROUP
+
+
 def test_contiguous_groups_that_fit_are_whole_however_large_the_call():
-    assert list(launched(64, 512, 32, 32, channels_last=False)) == WHOLE_GROUP
+    assert list(launched(64, 512, 32, 32, channels_last=False)) == WALKED_GROUP
+
+
+def test_contiguous_groups_of_one_tile_are_held():
+    assert list(launched(2, 64, 8, 8, channels_last=False)) == HELD_GROUP
 
 
 @pytest.mark.parametrize(
@@ -57,7 +67,16 @@ def elements_a_thread(arguments: dict) -> float:
 
 
 @pytest.mark.parametrize(("channels_last", "forward", "warps"), [(True, 16, 8), (False, 8, 16)])
-def test_a_thread_of_a_whole_group_holds_more_where_it_reads_one_tensor(channels_last, forward, warps):
-    found = launched(2, 512, 32, 32, channels_last=channels_last)
-    assert [found[kernel]["num_warps"] for kernel in WHOLE_GROUP] == [warps] * 2
-    assert [elements_a_thread(found[kernel]) for kernel in WHOLE_GROUP] == [forward, 8]
+def test_a_thread_of_a_walked_group_holds_more_where_it_reads_one_tensor(channels_last, forward, warps):
+    found = launched(1, 1024, 32, 32, channels_last=channels_last)
+    assert [found[kernel]["num_warps"] for kernel in WALKED_GROUP] == [warps] * 2
+    assert [elements_a_thread(found[kernel]) for kernel in WALKED_GROUP] == [forward, 8]
+
+
+@pytest.mark.parametrize(("channels", "size", "warps"), [(512, 32, (8, 16)), (768, 16, (8, 8)), (64, 16, (1, 1))])
+def test_a_thread_of_a_held_group_has_32_elements_and_forward_twice_as_many_where_the_group_is_large(
+    channels, size, warps
+):
+    found = launched(2, channels, size, size)
+    assert tuple(found[kernel]["num_warps"] for kernel in HELD_GROUP) == warps
+    assert all(given["BLOCK_S"] == size**2 for given in (found[kernel] for kernel in HELD_GROUP))
