@@ -103,9 +103,10 @@ def temporal_class(frames, positions, heads, width, *, rotary=False, dtype=torch
 
 
 SHAPE_CLASSES: dict[str, Callable[[], None]] = {
-    "group_norm 256×64² FiLM": functools.partial(group_norm_class, 2, 256, 64, 64, film=True),
+    "group_norm 1×256×64² FiLM": functools.partial(group_norm_class, 1, 256, 64, 64, film=True),
     "group_norm 768×16²": functools.partial(group_norm_class, 2, 768, 16, 16, silu=False),
-    "group_norm 128×768×16²": functools.partial(group_norm_class, 128, 768, 16, 16, silu=False),
+    "group_norm 512×32² FiLM": functools.partial(group_norm_class, 64, 512, 32, 32, film=True),
+    "group_norm 16×768×32²": functools.partial(group_norm_class, 16, 768, 32, 32, silu=False),
     "group_norm 16×256×64² FiLM": functools.partial(group_norm_class, 16, 256, 64, 64, film=True),
     "group_norm 64×256² FiLM": functools.partial(group_norm_class, 2, 64, 256, 256, film=True),
     "group_norm 512×32² fp32 NCHW": functools.partial(
@@ -114,7 +115,8 @@ SHAPE_CLASSES: dict[str, Callable[[], None]] = {
     "group_norm 128×128² fp16, 16 frames": functools.partial(
         group_norm_class, 16, 128, 128, 128, dtype=torch.float16, film=True, frames=16
     ),
-    "group_norm of a skip, 768 + 512, 32²": functools.partial(group_norm_class, 2, 768, 32, 32, skip_channels=512),
+    "group_norm of a skip, 768 + 512, 16²": functools.partial(group_norm_class, 2, 768, 16, 16, skip_channels=512),
+    "group_norm of a skip, 768 + 512, 32²": functools.partial(group_norm_class, 1, 768, 32, 32, skip_channels=512),
     "group_norm of a skip, 256 + 128, 128²": functools.partial(group_norm_class, 2, 256, 128, 128, skip_channels=128),
     "group_norm of a skip, 512 + 256, 64² FiLM fp32 NCHW": functools.partial(
         group_norm_class, 2, 512, 64, 64, skip_channels=256, dtype=torch.float32, channels_last=False, film=True

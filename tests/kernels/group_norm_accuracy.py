@@ -7,23 +7,15 @@ import torch.nn.functional as F
 
 from mdm_kernels import group_norm_silu
 from mdm_kernels.backend import use_backend
-from mdm_kernels.group_norm import launch
 from tests.kernels.accuracy import nearby
-
-PATHS = ("held group", "walked group", "tiles", "one pass")
+from tests.kernels.group_norm_paths import along
 
 
 @contextlib.contextmanager
 def triton(path="walked group"):
-    """Run the Triton kernels, for groups of any size along one path. Contiguous ones of several tiles are not held."""
-    limits = launch.WHOLE_GROUP_BYTES, launch.HELD_GROUP
-    launch.WHOLE_GROUP_BYTES = 2**20 if path in ("held group", "walked group") else 0
-    launch.HELD_GROUP = 2**20 if path == "held group" else 0
-    try:
-        with use_backend("triton"), launch.one_pass("1" if path == "one pass" else "0"):
-            yield
-    finally:
-        launch.WHOLE_GROUP_BYTES, launch.HELD_GROUP = limits
+    """Run the Triton kernels, for groups of any size along one path."""
+    with use_backend("triton"), along(path):
+        yield
 
 
 def definition(x, num_groups, weight, bias, scale, shift, activation="silu", eps=1e-5, skip=None):

@@ -2,9 +2,8 @@
 
 ttsem runs what Triton's own front end compiles, bfloat16 included, and stops at an access outside a tensor, at a value
 without meaning, and at two programs of one launch that touch an element which one of them writes. Every op runs forward
-and backward, in float32 and bfloat16, group_norm along both its paths and in one pass, attention by TMA too (in
-bfloat16), every kernel with at least two programs. Exit status: 0 if nothing was found or ttsem cannot run here, 1
-otherwise.
+and backward, in float32 and bfloat16, group_norm along each of its paths, attention by TMA too (in bfloat16), every
+kernel with at least two programs. Exit status: 0 if nothing was found or ttsem cannot run here, 1 otherwise.
 """
 
 import collections
@@ -21,6 +20,7 @@ from mdm_kernels import backend
 from mdm_kernels.group_norm import launch as group_norm_launch
 from tests.kernels import calls
 from tests.kernels.calls import EVERY_OP, Call, by_tma
+from tests.kernels.group_norm_paths import along
 
 DTYPES = (torch.float32, torch.bfloat16)
 CALLS: dict[str, Callable[[], Call]] = EVERY_OP | {
@@ -32,27 +32,23 @@ CALLS: dict[str, Callable[[], Call]] = EVERY_OP | {
 
 
 @contextlib.contextmanager
-def groups_by_tiles() -> Iterator[None]:
-    limit, group_norm_launch.WHOLE_GROUP_BYTES = group_norm_launch.WHOLE_GROUP_BYTES, 0
-    try:
-        yield
-    finally:
-        group_norm_launch.WHOLE_GROUP_BYTES = limit
-
-
-@contextlib.contextmanager
 def groups_in_one_pass() -> Iterator[None]:
     """With small tiles, so that programs wait for each other and leave each other tiles."""
     group_norm_launch.row_tiles.cache_clear()
     small = mock.patch.multiple(group_norm_launch, TILE=64, CHANNELS_LAST_TILE=64)
     try:
-        with small, groups_by_tiles(), group_norm_launch.one_pass():
+        with small, along("one pass"):
             yield
     finally:
         group_norm_launch.row_tiles.cache_clear()
 
 
-PATHS = {"": contextlib.nullcontext, " by tiles": groups_by_tiles, " in one pass": groups_in_one_pass}
+PATHS = {
+    "": contextlib.nullcontext,
+    " walked": lambda: along("walked group"),
+    " by tiles": lambda: along("tiles"),
+    " in one pass": groups_in_one_pass,
+}
 EXCHANGED = {
     "one_pass_forward": ("means_ptr", "deviations_ptr", "mean_ptr", "rstd_ptr", "counters_ptr", "left_ptr"),
     "one_pass_backward": (

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from mdm_kernels import use_backend
-from mdm_kernels.group_norm import launch as group_norm_launch
 from tests.kernels import calls
 from tests.kernels.calls import Call, mapped, tensors_in
+from tests.kernels.group_norm_paths import along
 
 TINY_CALLS = {
     "group_norm": lambda: calls.group_norm(2, 2, 3, 1, groups=1, film_rows=1),
@@ -50,6 +50,7 @@ def test_gradients_are_the_differences_of_results(name):
     check(TINY_CALLS[name]())
 
 
-def test_gradients_of_tiled_groups_are_the_differences_of_results(monkeypatch):
-    monkeypatch.setattr(group_norm_launch, "WHOLE_GROUP_BYTES", 0)
-    check(TINY_CALLS["group_norm"]())
+@pytest.mark.parametrize("path", ["walked group", "tiles"])
+def test_gradients_of_groups_that_are_not_held_are_the_differences_of_results(path):
+    with along(path):
+        check(TINY_CALLS["group_norm"]())

@@ -10,7 +10,8 @@ from torch import nn
 from mdm_kernels import GroupNormSiLU, group_norm_silu
 from mdm_kernels.accelerate.fused import norm_silu
 from mdm_kernels.backend import recording, use_backend
-from tests.kernels.group_norm_accuracy import PATHS, check, definition, inputs, result_and_gradients, triton
+from tests.kernels.group_norm_accuracy import check, definition, inputs, result_and_gradients, triton
+from tests.kernels.group_norm_paths import PATHS
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from mdm_kernels import GroupNormSiLU, group_norm_silu
 from mdm_kernels.backend import recording, use_backend
-from tests.kernels.group_norm_accuracy import PATHS, check, inputs, result_and_gradients, triton
+from tests.kernels.group_norm_accuracy import check, inputs, result_and_gradients, triton
+from tests.kernels.group_norm_paths import PATHS
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 

@@ -10,9 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from mdm_kernels import backend
-from mdm_kernels.group_norm import launch as group_norm_launch
 from tests.kernels import calls
 from tests.kernels.calls import EVERY_OP, by_tma
+from tests.kernels.group_norm_paths import PATHS, along
 from tests.kernels.watch import span
 
 GUARD = 2**15  # elements on each side of a tensor: more than a tile
@@ -55,11 +55,9 @@ class Guards:
             assert (memory.view(len(outside), -1)[outside] == NAN).all()
 
 
-@pytest.fixture(params=["whole group", "tiles", "one pass"])
-def path_of_group_norm(request, monkeypatch):
-    if request.param != "whole group":
-        monkeypatch.setattr(group_norm_launch, "WHOLE_GROUP_BYTES", 0)
-    with group_norm_launch.one_pass("1" if request.param == "one pass" else "0"):
+@pytest.fixture(params=PATHS)
+def path_of_group_norm(request):
+    with along(request.param):
         yield
 
 
