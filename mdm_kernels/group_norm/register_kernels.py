@@ -30,13 +30,13 @@ def held_group_forward(
     C = G * CHANNELS
     group, n, first_c, c, mine, s = group_position(skip_ptr, G, CHANNELS, BLOCK_C, BLOCK_S)
     inside = mine & (s < S)
+    gain, offset = channel_transform(
+        weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride, n // frames, c, mine
+    )  # [BLOCK_C, 1]
     x_at = elements(x_ptr, skip_ptr, n, c, 0, s, C, C_SKIP, S, CHANNELS_LAST)
     x = tl.load(x_at, inside, other=0.0)
     pilot_at = elements(x_ptr, skip_ptr, n, first_c, 0, 0, C, C_SKIP, S, CHANNELS_LAST)
     x = x.to(tl.float32) - tl.load(pilot_at).to(tl.float32)
-    gain, offset = channel_transform(
-        weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride, n // frames, c, mine
-    )  # [BLOCK_C, 1]
 
     count = tl.cast(S, tl.float32) * CHANNELS
     mean = tl.div_rn(tl.sum(tl.sum(tl.where(inside, x, 0.0), 1), 0), count)
@@ -63,6 +63,9 @@ def held_group_backward(
     C = G * CHANNELS
     group, n, first_c, c, mine, s = group_position(skip_ptr, G, CHANNELS, BLOCK_C, BLOCK_S)
     inside = mine & (s < S)
+    gain, offset = channel_transform(
+        weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride, n // frames, c, mine
+    )  # [BLOCK_C, 1]
     x_at = elements(x_ptr, skip_ptr, n, c, 0, s, C, C_SKIP, S, CHANNELS_LAST)
     x = tl.load(x_at, inside, other=0.0)
     dy = tl.load(dy_ptr + offsets(n, c, 0, s, C, S, CHANNELS_LAST), inside, other=0.0)
@@ -70,9 +73,6 @@ def held_group_backward(
     pilot = tl.load(pilot_at).to(tl.float32)
     mean = tl.load(mean_ptr + group)
     rstd = tl.load(rstd_ptr + group)
-    gain, offset = channel_transform(
-        weight_ptr, bias_ptr, scale_ptr, shift_ptr, scale_stride, shift_stride, n // frames, c, mine
-    )  # [BLOCK_C, 1]
 
     xhat = (x.to(tl.float32) - pilot - mean) * rstd
     du = activation_gradient(dy.to(tl.float32), xhat * gain + offset, SILU)  # 0 outside, where dy is 0

@@ -12,7 +12,7 @@ from tests.kernels.group_norm_paths import along
 
 
 @contextlib.contextmanager
-def triton(path="walked group"):
+def triton(path="held group"):
     """Run the Triton kernels, for groups of any size along one path."""
     with use_backend("triton"), along(path):
         yield
@@ -55,7 +55,7 @@ def result_and_gradients(function, tensors, dy, dtype=None):
     return [y, *torch.autograd.grad(y, [t for t in leaves if t is not None], dy.to(y.dtype))]
 
 
-def check(tensors, num_groups, activation="silu", path="whole group", skip=None):
+def check(tensors, num_groups, activation="silu", path="held group", skip=None):
     """y and all gradients, the skip's among them, err at most twice as much as the definition in the same dtype, the
     rounding of float32 sums and of the result, and twice what `nearby` inputs change."""
     x = tensors[0]
