@@ -76,7 +76,9 @@ def summary(machine: dict, rows: list[KernelRow]) -> str:
             "this shows that the benchmark works, and says nothing of the kernels. Targets are for a GPU."
         )
     judged = [verdict for row in rows for verdict in verdicts(row)]
-    return f"Targets met: {sum(verdict.met for verdict in judged)} of {len(judged)}."
+    measured = [verdict for verdict in judged if verdict.reached is not None]
+    rest = f"; {len(judged) - len(measured)} were not measured" if len(measured) < len(judged) else ""
+    return f"Targets met: {sum(verdict.met for verdict in measured)} of {len(measured)}{rest}."
 
 
 OURS_COLUMNS = (
