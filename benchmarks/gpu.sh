@@ -132,7 +132,7 @@ import torch
 torch.set_default_device('$device')
 from tests.kernels.calls import EVERY_OP
 for name, make in EVERY_OP.items():
-    make().run('auto')
+    make().run('triton' if '$device' == 'cuda' else 'auto')
     if '$device' == 'cuda':
         torch.cuda.synchronize()
     print(name, flush=True)

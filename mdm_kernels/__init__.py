@@ -1,6 +1,7 @@
 """Fused ops for diffusion UNets: drop-in PyTorch functions and modules on Triton kernels.
 
-On CUDA and ROCm tensors they run the kernels, on CPU tensors their PyTorch references; `set_backend` chooses otherwise.
+On CUDA and ROCm tensors they run the kernels where these are faster, on CPU tensors their PyTorch references;
+`set_backend` chooses otherwise.
 """
 
 from . import layers

@@ -1,6 +1,7 @@
 """Which implementation of an op runs, and how a Triton kernel is launched.
 
-`auto` runs the Triton kernels on CUDA and ROCm tensors and the PyTorch reference on CPU tensors. `triton` on CPU
+`auto` runs the Triton kernels on CUDA and ROCm tensors, but for those that PyTorch is known to be faster than, and the
+PyTorch reference on CPU tensors. `triton` on CPU
 tensors works under TRITON_INTERPRET=1 only; `torch` is the reference everywhere. The environment variable
 MDM_KERNELS_BACKEND says which one a process starts with; `set_backend` and `use_backend` change it.
 """
@@ -50,17 +51,19 @@ def use_backend(name: str) -> Iterator[None]:
         set_backend(before)
 
 
-def runs_triton(x: Tensor) -> bool:
-    """Whether an op called on `x` runs its Triton kernels (True) or its PyTorch reference (False)."""
-    runs = _runs_triton(x)
+def runs_triton(x: Tensor, *, fits: bool = True, faster: bool = True) -> bool:
+    """Say, once a call, whether an op called on `x` runs its Triton kernels (True) or its PyTorch reference (False). It
+    runs them only if the call `fits` them, and by "auto" only if they are `faster` on a GPU."""
+    runs = fits and chooses_triton(x, faster)
     if _ran is not None and not runs:
         _ran.references[str(x.device)] += 1
     return runs
 
 
-def _runs_triton(x: Tensor) -> bool:
+def chooses_triton(x: Tensor, faster: bool = True) -> bool:
+    """Say which an op that has kernels for the call would run, without `what_ran` counting one."""
     if _backend == "auto":
-        return x.device.type == "cuda"  # ROCm devices are "cuda" in torch too
+        return x.device.type == "cuda" and faster  # ROCm devices are "cuda" in torch too
     if _backend == "triton" and x.device.type == "cpu" and _recorder is None and not _launches_on_cpu:
         raise RuntimeError("backend 'triton' on a CPU tensor needs TRITON_INTERPRET=1 set before triton is imported")
     return _backend == "triton"

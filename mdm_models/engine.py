@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mdm_kernels.backend import runs_triton
+from mdm_kernels.backend import chooses_triton
 from mdm_models.errors import one_line
 from mdm_models.unet import PreparedCondition, UNet
 
@@ -185,4 +185,4 @@ def window_starts(count: int, length: int) -> list[int]:
 def _key(x: list[Tensor], time: Tensor, condition: PreparedCondition) -> tuple:
     """What a capture depends on: which inputs there are, their shapes and dtypes, and whose kernels run."""
     inputs = {**dict(enumerate(x)), "time": time} | condition.tensors()
-    return runs_triton(x[0]), *((name, tuple(y.shape), y.dtype, y.device) for name, y in inputs.items())
+    return chooses_triton(x[0]), *((name, tuple(y.shape), y.dtype, y.device) for name, y in inputs.items())

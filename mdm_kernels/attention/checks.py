@@ -13,7 +13,7 @@ def check_alike(**tensors: Tensor) -> None:
     """Check that all tensors have the first one's dtype (else TypeError) and device (else ValueError), and a dtype that
     the chosen backend computes in (else TypeError)."""
     (first_name, first), *others = tensors.items()
-    on_triton = backend.runs_triton(first)
+    on_triton = backend.chooses_triton(first)
     if first.dtype not in DTYPES and (on_triton or first.dtype != torch.float64):
         allowed = "float16, bfloat16 or float32" + ("" if on_triton else ", or float64")
         raise TypeError(f"{first_name} has dtype {first.dtype}; it must be {allowed}")

@@ -63,6 +63,13 @@ class _FlashAttention(Derivative):
 register_derivative(_flash_forward, _FlashAttention.apply)
 
 
+def _runs_kernel(x: Tensor, head_width: int) -> bool:
+    """Whether the kernel runs. In float32 it cannot use an H100's matrix units, and takes 5 to 7 times as long there as
+    torch's own attention (benchmarks/NOTES.md)."""
+    faster = x.dtype != torch.float32 or torch.version.hip is not None
+    return backend.runs_triton(x, fits=head_width <= checks.MAX_HEAD_WIDTH, faster=faster)
+
+
 def flash_attention(
     q: Tensor, k: Tensor, v: Tensor, *, key_mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
@@ -71,8 +78,9 @@ def flash_attention(
     q (B, H, L, D), k and v (B, H, S, D), any strides, float16, bfloat16 or float32 (float64 on the "torch" backend);
     key_mask (B, S) bool, True = attend; scale > 0, 1/√D unless given. → (B, H, L, D) in q's dtype and memory order. A
     row that may attend to no key gives 0 and passes no gradient on. Under autocast the inputs are cast. Heads more than
-    128 wide run the reference on every device. Raises ValueError or TypeError naming the argument whose shape, dtype or
-    device does not fit; second derivatives raise RuntimeError where the kernel runs.
+    128 wide run the reference on every device; so does float32 on NVIDIA's, unless the backend is "triton". Raises
+    ValueError or TypeError naming the argument whose shape, dtype or device does not fit; second derivatives raise
+    RuntimeError where the kernel runs.
     """
     arguments.check_tensors(q=q, k=k, v=v)
     arguments.check_optional_tensors(key_mask=key_mask)
@@ -82,7 +90,7 @@ def flash_attention(
     arguments.check_numbers(scale=factor)
     if not 0 < factor < math.inf:
         raise ValueError(f"scale is {scale}; it must be positive and finite")
-    if q.shape[3] > checks.MAX_HEAD_WIDTH or not backend.runs_triton(q):
+    if not _runs_kernel(q, q.shape[3]):
         return reference.flash_attention(q, k, v, key_mask, factor)
     out, _ = _flash_forward(q, k, v, key_mask, factor)
     return out
@@ -179,14 +187,15 @@ def self_cross_attention(
     the result of a 1×1 convolution in either memory format needs no copy; float16, bfloat16 or float32 (float64 on
     the "torch" backend); key_mask (B, S) bool, True = attend, for the context alone: a row of it without any True makes
     the second term 0. → (B, L, C) in qkv's dtype and memory order. Under autocast the inputs are cast. Heads more than
-    128 wide run the reference on every device. Raises ValueError or TypeError naming the argument whose shape, dtype or
-    device does not fit; second derivatives raise RuntimeError where the kernel runs.
+    128 wide run the reference on every device; so does float32 on NVIDIA's, unless the backend is "triton". Raises
+    ValueError or TypeError naming the argument whose shape, dtype or device does not fit; second derivatives raise
+    RuntimeError where the kernel runs.
     """
     arguments.check_tensors(qkv=qkv)
     arguments.check_optional_tensors(context_kv=context_kv, key_mask=key_mask)
     qkv, context_kv = backend.autocast(qkv, context_kv)
     checks.check_self_cross_attention(qkv, context_kv, num_heads, key_mask)
-    if qkv.shape[2] // (3 * num_heads) > checks.MAX_HEAD_WIDTH or not backend.runs_triton(qkv):
+    if not _runs_kernel(qkv, qkv.shape[2] // (3 * num_heads)):
         return reference.self_cross_attention(qkv, context_kv, num_heads, key_mask)
     if context_kv is None:
         context_kv = qkv.new_zeros(qkv.shape[0], 0, 2 * qkv.shape[2] // 3)  # a context of no tokens adds nothing

@@ -116,7 +116,7 @@ def group_norm_silu(
         TypeError: a tensor of another dtype. ValueError: shapes that do not fit, several devices, another activation.
     """
     check_arguments(x, skip, num_groups, weight, bias, eps, scale, shift, activation)
-    if x.dtype == torch.float64 or not backend.runs_triton(x):
+    if not backend.runs_triton(x, fits=x.dtype != torch.float64):
         way = cpu if cpu.pays(x, skip, weight, bias, scale, shift) else reference
         return reference.group_norm_silu(
             x, num_groups, weight, bias, eps, skip, scale, shift, activation, way.normalised

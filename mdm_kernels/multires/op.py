@@ -73,7 +73,7 @@ def multires_noise(
     check_alpha_bars(images, alpha_bars, len(strides))
     check_noise(images, strides, noise, seed)
     check_no_gradient(images=images, alpha_bars=alpha_bars, noise=noise)
-    if launch.fits(images) and backend.runs_triton(images):
+    if backend.runs_triton(images, fits=launch.fits(images)):
         times, spaces = map(list, zip(*strides, strict=True))
         return _noise(images, alpha_bars, times, spaces, list(noise or []), *launch.split_seed(seed))
     given = list(noise or []) if seed is None else reference.seeded_noise(images, strides, seed)
@@ -210,7 +210,7 @@ def multires_loss(
     rows = checked_rows(images, strides, preds, rows)
     weights = checked_weights(weights, len(strides))
     check_no_gradient(images=images, alpha_bars=alpha_bars, noise=noise)
-    if launch.fits(images, *preds) and backend.runs_triton(images):
+    if backend.runs_triton(images, fits=launch.fits(images, *preds)):
         times, spaces = map(list, zip(*strides, strict=True))
         loss, _ = _loss_forward(
             list(preds), images, alpha_bars, times, spaces, list(noise or []), *launch.split_seed(seed),

@@ -59,7 +59,7 @@ def temporal_attention(qkv: Tensor, *, num_heads: int, frames: int, rotary: Tens
     checks.check_arguments(qkv, num_heads, frames, rotary)
     rotary = None if rotary is None else rotary.detach()
     head_width = qkv.shape[2] // (3 * num_heads)
-    if not backend.runs_triton(qkv) or not launch.fits(frames, head_width, qkv.element_size()):
+    if not backend.runs_triton(qkv, fits=launch.fits(frames, head_width, qkv.element_size())):
         return reference.temporal_attention(qkv, num_heads, frames, rotary)
     angles = None if rotary is None else rotary.to(torch.float32).contiguous()
     cos, sin = (None, None) if angles is None else (angles.cos(), angles.sin())

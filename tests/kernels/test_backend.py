@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mdm_kernels import backend, group_norm_silu
+from mdm_kernels import backend, flash_attention, group_norm_silu, self_cross_attention, temporal_attention
 from mdm_kernels.backend import launch, recording, runs_triton, set_backend, shapes_only, use_backend, what_ran
 
 
@@ -49,6 +49,35 @@ def test_use_backend_overrides_set_backend():
     assert runs_triton(torch.ones(1))
     with use_backend("torch"):
         assert not runs_triton(torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "dtype", "references"),
+    [
+        *(("auto", torch.float32, 2), ("auto", torch.bfloat16, 0)),
+        *(("triton", torch.float32, 0), ("torch", torch.float32, 2)),
+    ],
+)
+def test_auto_leaves_attention_in_float32_on_nvidia_to_torch(chosen, dtype, references):
+    with FakeTensorMode(), use_backend(chosen), what_ran() as ran:
+        q, qkv = (torch.empty(shape, dtype=dtype, device="cuda") for shape in ((1, 2, 8, 16), (1, 8, 96)))
+        assert flash_attention(q, q, q).device.type == self_cross_attention(qkv, num_heads=2).device.type == "cuda"
+    assert ran.references.total() == references
+
+
+def test_every_reference_that_runs_is_counted_once():
+    wide, exact = torch.zeros(1, 1, 4, 160), torch.zeros(1, 4, 2, 2, dtype=torch.float64)
+    for call, how in (
+        (lambda: flash_attention(wide[..., :16], wide[..., :16], wide[..., :16]), "torch"),
+        (lambda: flash_attention(wide, wide, wide), "triton"),
+        (lambda: group_norm_silu(exact, 2), "triton"),
+        (lambda: temporal_attention(torch.zeros(4, 3, 48), num_heads=1, frames=2), "torch"),
+        (lambda: temporal_attention(torch.zeros(128, 1, 384), num_heads=1, frames=64), "triton"),
+    ):
+        with use_backend(how), what_ran() as ran:
+            call()
+        assert ran.references.total() == 1
+        assert not ran.kernels
 
 
 def test_an_unknown_backend_is_named():

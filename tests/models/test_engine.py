@@ -80,7 +80,7 @@ def test_other_shapes_and_other_inputs_have_graphs_of_their_own(model, graphs, o
 def test_a_switch_of_the_kernels_is_followed(model, graphs, monkeypatch):
     graphed = GraphedModel(model)
     for on_triton in (False, True, False):
-        monkeypatch.setattr(engine, "runs_triton", lambda x, on_triton=on_triton: on_triton)
+        monkeypatch.setattr(engine, "chooses_triton", lambda x, on_triton=on_triton: on_triton)
         draw(graphed)
     assert len(graphs) == 2
 

@@ -106,12 +106,13 @@ def test_low_memory_gives_the_same_pictures_a_row_at_a_time(images, monkeypatch)
 
 
 def test_a_graph_draws_the_same_pictures_and_goes_when_the_pipeline_moves(images, monkeypatch):
+    options = [{}, {"prompt": "an apple"}, {"prompt": ["a", "b"], "low_memory": True}]
+    expected = [draw(images, **each) for each in options]  # before there are graphs
     graphs, _ = recorded_graph.install(monkeypatch)
     monkeypatch.setattr(engine, "_device_type", lambda model: "cuda")
     pipeline = Pipeline(images.model, images.text_encoder, images.config)
-    options = [{}, {"prompt": "an apple"}, {"prompt": ["a", "b"], "low_memory": True}]
-    for each in options:
-        torch.testing.assert_close(draw(pipeline, **each), draw(images, **each), rtol=0, atol=0)
+    for each, pictures in zip(options, expected, strict=True):
+        torch.testing.assert_close(draw(pipeline, **each), pictures, rtol=0, atol=0)
     assert len(graphs) == 2  # a batch of two, and one row
     pipeline.to("cpu")
     draw(pipeline)
