@@ -1,5 +1,7 @@
 """group_norm_silu: the Triton kernels, interpreted, and the CPU path against the definition in float64."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mdm_kernels import GroupNormSiLU, group_norm_silu
+from mdm_kernels import GroupNormSiLU, group_norm_silu, tiles, tune
 from mdm_kernels.accelerate.fused import norm_silu
 from mdm_kernels.backend import recording, use_backend
+from mdm_kernels.group_norm import launch
 from tests.kernels.group_norm_accuracy import check, definition, inputs, result_and_gradients, triton
 from tests.kernels.group_norm_paths import PATHS
 
@@ -51,6 +54,20 @@ def test_each_path_runs_kernels_of_its_own():
         *("tile_gradient_sums", "combine_gradient_sums", "apply_backward"),
     }
     assert launched["one pass"] == {"one_pass_forward", "one_pass_backward"}
+
+
+@pytest.mark.parametrize("path", ["held group", "walked group"])
+@pytest.mark.parametrize(("channels", "size"), [(256, 12), (96, 5)])
+def test_whatever_tile_the_tuner_may_choose_computes_the_definition(channels, size, path):
+    x, *parameters = inputs((1, channels, size, size), film_rows=1)
+    x = x.contiguous(memory_format=torch.channels_last)
+    problem = launch.Problem.of(x, None, tune.GROUPS, *parameters)
+    for candidate in tune.group_norm_candidates(channels, size**2, x.itemsize):
+        keys = (launch.tile_key(direction, problem) for direction in ("forward", "backward"))
+        with contextlib.ExitStack() as tuned:
+            for key in keys:
+                tuned.enter_context(tiles.trying(key, candidate))
+            check((x, *parameters), tune.GROUPS, path=path)
 
 
 @pytest.mark.parametrize("path", PATHS)
