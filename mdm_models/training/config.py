@@ -137,7 +137,8 @@ class SystemConfig:
     checkpoint_activations: bool = False
     """compute residual and attention blocks again in the backward pass instead of keeping their insides"""
     compile: bool = False
-    """torch.compile each residual and attention block"""
+    """torch.compile the UNet, for minutes as training starts; each of its blocks by itself with FSDP or
+    checkpoint_activations"""
     cuda_graphs: bool = False
     """capture the network's passes once, as CUDA graphs, and replay them at each step: for a small network on one GPU,
     which otherwise waits for Python; with one process and the whole batch at once, and not on a CPU"""

@@ -36,14 +36,15 @@ def set_determinism(on: bool) -> None:
 def parallelise(model: CaptionedDenoiser, config: SystemConfig, processes: Processes) -> nn.Module:
     """Give what to call in place of `model`, which is changed as the settings say; its parameters keep their names."""
     blocks = [module for module in model.modules() if isinstance(module, BLOCKS)]
+    shards = config.parallel == "fsdp" and processes.world_size > 1
     if config.compile:
         allow_recompilations(RECOMPILATIONS)
-        for block in blocks:
-            vars(block)["forward"] = torch.compile(block.forward)
+        block_by_block = shards or config.checkpoint_activations
+        for module in blocks if block_by_block else [model.unet]:
+            vars(module)["forward"] = torch.compile(module.forward)
     if config.checkpoint_activations:
         for block in blocks:
             vars(block)["forward"] = functools.partial(checkpoint, block.forward, use_reentrant=False)
-    shards = config.parallel == "fsdp" and processes.world_size > 1
     if shards or not config.channels_last:
         model.to(memory_format=torch.contiguous_format)  # fully_shard takes no other; see `Learner` for the images
     if shards:

@@ -1,4 +1,3 @@
-import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -285,10 +284,26 @@ def test_an_optimizer_setting_can_change_between_runs(config, learner_of):
     assert other.learn([clips()]).loss == learner.learn([clips()]).loss
 
 
-@pytest.mark.parametrize("option", ["checkpoint_activations", "compile"])
-def test_how_it_is_computed_does_not_change_the_gradients(learner_of, monkeypatch, option):
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))  # others take minutes
-    plain, other = learner_of(NESTED_MODEL, frames=1), learner_of(NESTED_MODEL, frames=1, **{option: True})
+@pytest.mark.parametrize(
+    ("options", "compiled_modules"),
+    [
+        (("checkpoint_activations",), set()),
+        (("compile",), {"NestedUNet"}),
+        (("checkpoint_activations", "compile"), {"ResidualBlock", "AttentionBlock", "TextSelfAttention"}),
+    ],
+)
+def test_how_it_is_computed_does_not_change_the_gradients(learner_of, monkeypatch, options, compiled_modules):
+    compiled = []
+
+    def compile(forward):
+        compiled.append(type(forward.__self__).__name__)
+        return torch_compile(forward, backend="eager")  # others take minutes
+
+    torch_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", compile)
+    plain = learner_of(NESTED_MODEL, frames=1)
+    other = learner_of(NESTED_MODEL, frames=1, **dict.fromkeys(options, True))
+    assert set(compiled) == compiled_modules
     for learner in (plain, other):
         torch.nn.init.normal_(learner.model.unet.conv_out.weight, generator=torch.Generator().manual_seed(3))
         learner.learn([clips(frames=1)])
