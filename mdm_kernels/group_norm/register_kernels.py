@@ -1,7 +1,8 @@
 """GroupNormSiLU where one program holds a whole group of one row in registers.
 
 The group is one tile: all its loads are on their way at once, and memory is read once, not a second time from the cache
-as by kernels.py, whose conventions these are. A group that its warps' registers cannot hold spills to memory.
+as by kernels.py, whose conventions these are. A group that its warps' registers cannot hold spills to memory: the sums
+of backward are written out here as they are there, since shared by a function they cost two registers too many.
 """
 
 import triton
