@@ -16,6 +16,7 @@ import torch
 from mdm_models.training import trainer
 from mdm_models.training.checkpoint.store import Store
 from mdm_models.training.config import TrainConfig
+from mdm_models.training.monitor import run_lock
 from tests import forked
 from tests.training.models import LEAST_MODEL
 
@@ -35,6 +36,7 @@ def train(config: TrainConfig, environment: dict[str, str], said: Path, sent: Pa
             lines.write(f"{name}\n")
 
     Store.put = put
+    run_lock.PATIENCE = 0.5  # on one machine
     trainer.train(config, LEAST_MODEL)
 
 

@@ -19,6 +19,7 @@ from mdm_models.errors import COME_AGAIN, TrainingError
 from mdm_models.processes import Processes
 
 CONNECTING = 60.0  # seconds, at most
+LOOKING_AGAIN = 0.2  # seconds from one look to the next where a process is likely to have gone
 BEAT, FAREWELL, LINE_END = b".", b"!", b"\n"
 
 
@@ -57,23 +58,31 @@ class Watchdog:
     def __init__(self, own: str, peers: list["Peer"], patience: float):
         self.own, self.peers, self.patience = own, peers, patience
         self.interval = min(patience / 10, 5.0)
-        self._resting = threading.Event()
+        self._pause = self.interval
+        self._woken, self._resting = threading.Event(), False
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
     def rest(self) -> None:
         """Stop, and have the others not miss this process."""
-        self._resting.set()
+        self._resting = True
+        self._woken.set()
         self._thread.join()
         for peer in self.peers:
             peer.send(FAREWELL)
 
     def look_again(self) -> None:
         """Wait for as long as it takes to find out that a process has gone, which ends this one."""
+        self._pause = LOOKING_AGAIN
+        self._woken.set()
         self._thread.join(2 * self.interval)
 
     def _watch(self) -> None:
-        while not self._resting.wait(self.interval):
+        while True:
+            self._woken.wait(self._pause)
+            self._woken.clear()
+            if self._resting:
+                return
             for peer in self.peers:
                 peer.send(BEAT)
                 peer.listen()
