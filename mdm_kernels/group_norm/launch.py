@@ -1,9 +1,8 @@
 """Which kernels of group_norm_silu run for which shapes, with which tiles and warps.
 
 A group that fits is one program's work: held in registers if it is one tile (register_kernels.py), else walked tile by
-tile (kernels.py). Larger ones, and channels-last calls on much memory, go by tiles
-in three launches (tile_kernels.py), or in one (one_pass_kernels.py), an experiment that the environment variable
-MDM_KERNELS_ONE_PASS=1 turns on.
+tile (kernels.py). Larger ones, and channels-last calls on much memory, go by tiles in three launches (tile_kernels.py),
+or in one (one_pass_kernels.py), an experiment that the environment variable MDM_KERNELS_ONE_PASS=1 turns on.
 
 What `tiles.tuned` knows of a size on the GPU that is there comes before these rules. Theirs for channels_last were
 measured on an H100 in bfloat16 (benchmarks/NOTES.md), those for contiguous were not.
@@ -104,14 +103,14 @@ def whole_group(problem: Problem, tensors: int) -> dict | None:
     too_large = elements * problem.itemsize > WHOLE_GROUP_BYTES or _passes_int32(problem)
     if tiles_win or too_large or channels > 1024:
         return None
-    return _held_group_tile(channels, positions, tensors) if held else _walked_group_tile(
-        channels, positions, channels_last, tensors
-    )
+    if held:
+        return _held_group_tile(channels, positions, tensors)
+    return _walked_group_tile(channels, positions, channels_last, tensors)
 
 
 @functools.cache
 def _held_group_tile(channels: int, positions: int, tensors: int) -> dict:
-    """A thread holds 32 elements, of x alone 64 where that saves more than 8 warps."""
+    """The whole group, 32 elements a thread; forward, which reads x alone, at most 8 warps hold it, in up to 64."""
     block_c, block_s = next_power_of_2(channels), next_power_of_2(positions)
     num_warps = min(max(block_c * block_s // 1024, 1), 8 if tensors == 1 else 16)
     return {"BLOCK_C": block_c, "BLOCK_S": block_s, "num_warps": num_warps}
