@@ -19,6 +19,8 @@ TESTS := tests/test_floors.py tests/test_errors.py tests/test_private_torch.py t
 # Two processes, each with a run of neighbouring tests, which share what their module makes once.
 AT_ONCE := -n 2 --dist worksteal
 export TOKENIZERS_PARALLELISM := false
+# Else each process of the tests compiles torch's modules anew: a seventh of the time where the environment forbids to keep them.
+export PYTHONDONTWRITEBYTECODE :=
 # Threads that wait for each other sleep: see mdm_models/threads.py.
 export OMP_WAIT_POLICY := passive
 
