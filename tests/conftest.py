@@ -1,6 +1,7 @@
 """Kernels run through Triton's interpreter, or on a GPU if told by --device; fresh memory is poisoned with NaN, so that
 an element that no kernel writes fails the test that reads it."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -61,6 +62,17 @@ def pytest_collection_modifyitems(config, items):
     there = {item: KERNEL_TESTS in item.path.parents or item.get_closest_marker("gpu") is not None for item in items}
     config.hook.pytest_deselected(items=[item for item in items if not there[item]])
     items[:] = [item for item in items if there[item]]
+
+
+def pytest_collection_finish():
+    """What has been imported stays: the collector of garbage need not go through it again, up to a second each time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 10)
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # so that nothing is reported as leaked
 
 
 @pytest.fixture(autouse=True)

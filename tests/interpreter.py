@@ -20,6 +20,7 @@ def shorten() -> None:
     """Leave out of the interpreter what changes no result."""
     _patch_once()
     _remember_types()
+    _remember_operands()
     options = interpreter.interpreter_builder.options
     assert not options.debug  # without which the check of overflow is not made
     interpreter.interpreter_builder.options = dataclasses.replace(options, sanitize_overflow=False)
@@ -80,3 +81,27 @@ def _remember_types() -> None:
     interpreter._get_np_dtype = remembered_numpy_type
     core.dtype.__eq__ = lambda self, other: self is other or is_equal(self, other)
     core._unwrap_if_constexpr = unwrapped
+
+
+def _remember_operands() -> None:
+    """Have operands that needed no conversion and no broadcast pass as they are where others of their types follow."""
+    semantic, tensor = interpreter.interpreter_semantic.__class__, tl.core.tensor
+    for name in ("binary_op_type_checking_impl", "broadcast_impl_value"):
+        setattr(semantic, name, _remembered_where_unchanged(getattr(semantic, name), tensor))
+
+
+def _remembered_where_unchanged(convert, tensor):
+    unchanged = set()  # a conversion depends on the types and on how it is asked for, not on the values
+
+    def remembered(self, lhs, rhs, *how, **named):
+        if not (isinstance(lhs, tensor) and isinstance(rhs, tensor)):
+            return convert(self, lhs, rhs, *how, **named)
+        key = lhs.type.name, rhs.type.name, how, tuple(named.items())
+        if key in unchanged:
+            return lhs, rhs
+        converted = convert(self, lhs, rhs, *how, **named)
+        if converted[0] is lhs and converted[1] is rhs:
+            unchanged.add(key)
+        return converted
+
+    return remembered
