@@ -1,6 +1,7 @@
 """Kernels run through Triton's interpreter, or on a GPU if told by --device; fresh memory is poisoned with NaN, so that
 an element that no kernel writes fails the test that reads it."""
 
+import atexit
 import gc
 import os
 import sys
@@ -69,10 +70,7 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 10)
-
-
-def pytest_unconfigure():
-    gc.unfreeze()  # so that nothing is reported as leaked
+    atexit.register(gc.unfreeze)  # so that Triton finds nothing leaked
 
 
 @pytest.fixture(autouse=True)
