@@ -27,6 +27,11 @@ def slept(monkeypatch) -> list[float]:
     return waits
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr("mdm_models.data.shards.WAITS_AT_START", (0, 0))
+
+
 class StoreError(Exception):
     def __init__(self, status: int = 0, response: object = None):
         super().__init__(f"status {status}")
@@ -150,8 +155,8 @@ def server():
         ("stalled", "there is no answer"),
     ],
 )
-def test_why_a_url_cannot_be_reached_is_said_soon(place, said, server, tmp_path, monkeypatch):
-    monkeypatch.setattr(locations, "ANSWER", 2)
+def test_why_a_url_cannot_be_reached_is_said_soon(place, said, server, tmp_path, monkeypatch, impatient):
+    monkeypatch.setattr(locations, "ANSWER", 1)
     monkeypatch.setattr(locations, "SILENCE", 0.5)
     config = DataConfig((f"{server}/{place}/{{00..23}}.tar",), cache=str(tmp_path / "cache"))
     begun = time.monotonic()
@@ -168,7 +173,7 @@ def test_why_a_url_cannot_be_reached_is_said_soon(place, said, server, tmp_path,
         ("https://{server}/b.tar", "1 of 1 shards, among them https://127.*, cannot be reached: ClientConnector.*SSL"),
     ],
 )
-def test_a_store_that_takes_no_connection_is_named(name, said, server, tmp_path):
+def test_a_store_that_takes_no_connection_is_named(name, said, server, tmp_path, impatient):
     name = name.format(server=server.removeprefix("http://"))
     with pytest.raises(DataError, match=said):
         open_shards(DataConfig((name,), cache=str(tmp_path / "cache")))

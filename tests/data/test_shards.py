@@ -26,6 +26,7 @@ SAMPLE = Path(__file__).parents[2] / "recipes" / "data"
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setattr(locations, "WAITS", (0, 0))
+    monkeypatch.setattr("mdm_models.data.shards.WAITS_AT_START", (0, 0))
 
 
 @pytest.fixture
