@@ -1,10 +1,11 @@
 """Triton's interpreter without its repetitions, which were two thirds of the time of the tests that run kernels: before
 each call of a function inside a kernel it goes through its whole language to replace what it has replaced already; with
-each tensor it works out anew what follows from the tensor's type; each sum of integers it makes again in 64 bits, for a
-check of overflow that it then leaves out."""
+each tensor and each pair of operands it works out anew what follows from their types; each sum of integers it makes
+again in 64 bits, for a check of overflow that it then leaves out."""
 
 import dataclasses
 
+import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
 
@@ -21,6 +22,7 @@ def shorten() -> None:
     _patch_once()
     _remember_types()
     _remember_operands()
+    _shorten_arithmetic()
     options = interpreter.interpreter_builder.options
     assert not options.debug  # without which the check of overflow is not made
     interpreter.interpreter_builder.options = dataclasses.replace(options, sanitize_overflow=False)
@@ -105,3 +107,33 @@ def _remembered_where_unchanged(convert, tensor):
         return converted
 
     return remembered
+
+
+def _shorten_arithmetic() -> None:
+    """Have sums, differences and products of plain numbers left to NumPy, broadcasts included, where the long way has
+    once led from operands of such types to a result, whose type is then known, and is what NumPy makes of them."""
+    semantic, tensor, handle = interpreter.interpreter_semantic.__class__, tl.core.tensor, interpreter.TensorHandle
+    plain = {"fp32": np.float32, "fp64": np.float64, "int32": np.int32, "int64": np.int64}
+
+    def shortened(long_way, function):
+        results = {}
+
+        def short_way(self, x, y, sanitize_overflow):
+            number = type(y)
+            if not isinstance(x, tensor) or not (isinstance(y, tensor) or number is float or number is int):
+                return long_way(self, x, y, sanitize_overflow)
+            key = x.type.name, y.type.name if isinstance(y, tensor) else number
+            known = results.get(key)
+            if known is not None and (number is not int or -(2**31) <= y < 2**31):
+                operand = y.handle.data if isinstance(y, tensor) else plain[known.scalar.name](y)
+                return tensor(handle(function(x.handle.data, operand), known.scalar), known)
+            result = long_way(self, x, y, sanitize_overflow)
+            types = [plain.get(operand.dtype.name) for operand in (result, x, y) if isinstance(operand, tensor)]
+            if None not in types and np.result_type(*types[1:]) == types[0]:
+                results[key] = result.type
+            return result
+
+        return short_way
+
+    for name, function in {"add": np.add, "sub": np.subtract, "mul": np.multiply}.items():
+        setattr(semantic, name, shortened(getattr(semantic, name), function))

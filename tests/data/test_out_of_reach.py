@@ -156,7 +156,7 @@ def server():
     ],
 )
 def test_why_a_url_cannot_be_reached_is_said_soon(place, said, server, tmp_path, monkeypatch, impatient):
-    monkeypatch.setattr(locations, "ANSWER", 1)
+    monkeypatch.setattr(locations, "ANSWER", 2)
     monkeypatch.setattr(locations, "SILENCE", 0.5)
     config = DataConfig((f"{server}/{place}/{{00..23}}.tar",), cache=str(tmp_path / "cache"))
     begun = time.monotonic()
