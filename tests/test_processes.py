@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing import spawn
 
 import mdm_models
 from mdm_models.errors import DataError, TrainingError
 from mdm_models.processes import ALONE, RESTARTS, Processes, init_process_group
+from tests import forked
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
@@ -56,7 +56,7 @@ def _agree(rank: int, folder: str) -> None:
 
 
 def test_processes_agree_on_results_and_on_errors(tmp_path):
-    spawn(_agree, (str(tmp_path),), nprocs=2)
+    assert forked.run_together(_agree, (0, str(tmp_path)), (1, str(tmp_path))) == [0, 0]
     assert [(tmp_path / rank).read_text() for rank in "01"] == [repr([[0, 1], [1], [0, -1], "no shard"])] * 2
 
 

@@ -12,9 +12,10 @@ from benchmarks.machine import Rates
 from benchmarks.measure import Outcome
 from benchmarks.timing import Timing
 from mdm_kernels.group_norm import cpu
-from mdm_models import create_model
+from mdm_models import create_model, zoo
 from mdm_models.diffusion.schedule import NoiseSchedule
 from tests.models import recorded_graph
+from tests.models.small_pipelines import NESTED_MODEL
 
 CPU = torch.device("cpu")
 
@@ -25,6 +26,7 @@ def graphs(monkeypatch) -> list[recorded_graph.RecordedGraph]:
     captured, _ = recorded_graph.install(monkeypatch)
     monkeypatch.setattr(NoiseSchedule, "_check", lambda self, t: None)  # as on a GPU, where no value is looked at
     monkeypatch.setattr(cpu, "pays", lambda *tensors: False)
+    monkeypatch.setitem(zoo._CONFIGS, "mdm_t2i_tiny", lambda: NESTED_MODEL)
     return captured
 
 

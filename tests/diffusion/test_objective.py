@@ -76,10 +76,12 @@ def test_noising_and_loss_compile_in_one_graph_for_any_batch_size():
         return diffusion.per_sample_loss([*preds, x_t[1]], images, time, seed=5)
 
     compiled = torch.compile(loss, fullgraph=True, backend="eager", dynamic=True)
-    for batch in (2, 3):
+    for batch, stance in ((6, "default"), (7, "fail_on_recompile")):
         images, time = torch.randn(batch, 3, 8, 8), torch.randint(1000, (batch,))
         preds = [torch.randn(batch - 1, 3, 8, 8)]
-        torch.testing.assert_close(compiled(preds, images, time), loss(preds, images, time))
+        with torch.compiler.set_stance(stance):
+            found = compiled(preds, images, time)
+        torch.testing.assert_close(found, loss(preds, images, time))
 
 
 # Every prediction, loss target and time, at two levels

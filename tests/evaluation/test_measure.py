@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing import spawn
 
 from mdm_models.data.held_out import HeldOutBatch
 from mdm_models.errors import DataError
 from mdm_models.evaluation import measure as measuring
 from mdm_models.processes import Processes
+from tests import forked
 
 
 def _batches(rank: int):
@@ -38,7 +38,7 @@ def _measure(rank: int, folder: str) -> None:
 
 
 def test_what_one_rank_cannot_read_ends_the_evaluation_on_all(tmp_path):
-    spawn(_measure, (str(tmp_path),), nprocs=2)
+    assert forked.run_together(_measure, (0, str(tmp_path)), (1, str(tmp_path))) == [0, 0]
     assert [(tmp_path / rank).read_text() for rank in "01"] == [
         "2: data: DataLoader worker (pid 7) is killed by signal: Killed"
     ] * 2

@@ -83,8 +83,9 @@ def test_the_same_command_again_teaches_on(demo, weights, clips, tmp_path, monke
 
 
 def test_without_shipped_models_one_is_taught_from_nothing(demo, weights, clips, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "PROMPTS", demo.PROMPTS[:1])
-    monkeypatch.setattr(demo, "tiny", lambda *given: changed(tiny(*given), batch_size=1))
+    monkeypatch.setitem(zoo._CONFIGS, "mdm_t2v_tiny", lambda: CLIP_MODEL)
+    small = {"batch_size": 1, "frames": 4, "size": 16, "text_width": 32}
+    monkeypatch.setattr(demo, "tiny", lambda *given: changed(tiny(*given), **small))
     assert run(demo, tmp_path / "out", clips) == 0
     assert "teaching mdm_t2v_tiny 2 clips" in capsys.readouterr().out
     assert (tmp_path / "out" / "taught.webp").exists()
