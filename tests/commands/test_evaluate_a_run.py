@@ -143,7 +143,8 @@ def test_settings_come_back_as_they_were_written(tmp_path):
     assert read_settings(tmp_path / "elsewhere") is None
 
 
-def test_a_run_that_may_lose_shards_is_evaluated_without_them(tmp_path):
+def test_a_run_that_may_lose_shards_is_evaluated_without_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("mdm_models.data.shards.WAITS_AT_START", ())
     config = changed(settings(pictures(tmp_path), tmp_path / "run"), frames=1, max_bad_share=0.6)
     shards = (*config.data.shards, "pipe:exit 1")
     run = trained(changed(config, shards=shards, cache=f"{tmp_path}/cache"), IMAGE_MODEL)
