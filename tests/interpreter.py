@@ -1,7 +1,7 @@
 """Triton's interpreter without its repetitions, which were two thirds of the time of the tests that run kernels: before
 each call of a function inside a kernel it goes through its whole language to replace what it has replaced already; with
-each tensor and each pair of operands it works out anew what follows from their types; each sum of integers it makes
-again in 64 bits, for a check of overflow that it then leaves out."""
+each tensor and each sum it works out anew what follows from the types; each sum of integers it makes again in 64 bits,
+for a check of overflow that it then leaves out."""
 
 import dataclasses
 
@@ -21,7 +21,6 @@ def shorten() -> None:
     """Leave out of the interpreter what changes no result."""
     _patch_once()
     _remember_types()
-    _remember_operands()
     _shorten_arithmetic()
     options = interpreter.interpreter_builder.options
     assert not options.debug  # without which the check of overflow is not made
@@ -83,30 +82,6 @@ def _remember_types() -> None:
     interpreter._get_np_dtype = remembered_numpy_type
     core.dtype.__eq__ = lambda self, other: self is other or is_equal(self, other)
     core._unwrap_if_constexpr = unwrapped
-
-
-def _remember_operands() -> None:
-    """Have operands that needed no conversion and no broadcast pass as they are where others of their types follow."""
-    semantic, tensor = interpreter.interpreter_semantic.__class__, tl.core.tensor
-    for name in ("binary_op_type_checking_impl", "broadcast_impl_value"):
-        setattr(semantic, name, _remembered_where_unchanged(getattr(semantic, name), tensor))
-
-
-def _remembered_where_unchanged(convert, tensor):
-    unchanged = set()  # a conversion depends on the types and on how it is asked for, not on the values
-
-    def remembered(self, lhs, rhs, *how, **named):
-        if not (isinstance(lhs, tensor) and isinstance(rhs, tensor)):
-            return convert(self, lhs, rhs, *how, **named)
-        key = lhs.type.name, rhs.type.name, how, tuple(named.items())
-        if key in unchanged:
-            return lhs, rhs
-        converted = convert(self, lhs, rhs, *how, **named)
-        if converted[0] is lhs and converted[1] is rhs:
-            unchanged.add(key)
-        return converted
-
-    return remembered
 
 
 def _shorten_arithmetic() -> None:
