@@ -87,7 +87,7 @@ class _Rows:
     @classmethod
     def of(cls, x: Tensor, channels_last: bool) -> "_Rows":
         x = dense(x, channels_last)
-        return cls(x.movedim(1, -1).flatten(1, -2), 1) if channels_last else cls(x.flatten(2), 2)
+        return cls(x.movedim(1, -1).flatten(1, -2), 1) if channels_last else cls(x.view(*x.shape[:2], -1), 2)
 
     def chunks(self) -> Iterator[slice]:
         size = max(1, CHUNK // self.values[0].numel())
@@ -140,6 +140,8 @@ class _Normalised(torch.autograd.Function):
         x, gain, offset = ctx.saved_tensors
         num_groups, eps, activation = ctx.options
         if torch.is_grad_enabled():  # of this derivative another is wanted
+            # Views: where gain or offset was computed from x, the way from it back to x is not this function's.
+            x, gain, offset = (tensor.view_as(tensor) for tensor in (x, gain, offset))
             y = reference.normalised(x, num_groups, gain, offset, eps, activation)
             wanted = [tensor for tensor in (x, gain, offset) if tensor.requires_grad]
             found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))

@@ -109,6 +109,31 @@ def test_second_derivatives(monkeypatch, small):
     assert torch.autograd.gradgradcheck(lambda x: call(x, None, None, None, None), tensors[:1])
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_gradient_to_be_differentiated_is_the_same_where_scale_and_shift_follow_from_x(channels_last):
+    (x, *_), seen = inputs((2, 4, 3, 2), dtype=torch.float64), []
+    x = formatted(x, channels_last).requires_grad_()
+    x.register_hook(lambda gradient: seen.append(gradient))
+    loss = group_norm_silu(x, 2, scale=x.mean((2, 3)), shift=x.amax((2, 3))).square().sum()
+    (expected,) = torch.autograd.grad(loss, x, retain_graph=True)
+    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+    torch.testing.assert_close(gradient, expected)
+    assert len(seen) == 2  # one hook call a gradient, none of what the derivative does inside
+
+
+def test_rows_without_positions():
+    """(N, C), a vector for each sample, as of one position."""
+    (x, *parameters), dy = inputs((6, 8, 1), film_rows=2), torch.randn(6, 8)
+
+    def call(x, weight, bias, scale, shift):
+        return group_norm_silu(x, 2, weight, bias, scale=scale, shift=shift)
+
+    found = result_and_gradients(call, (x[..., 0], *parameters), dy)
+    expected = result_and_gradients(call, (x, *parameters), dy[..., None])
+    for value, wanted in zip(found, expected, strict=True):
+        assert torch.equal(value, wanted.view_as(value))
+
+
 def test_what_it_is_for():
     def pays(channels_last, shape, requires_grad=True, **options):
         weight = torch.zeros(shape[1], requires_grad=requires_grad)
