@@ -29,10 +29,11 @@ def level_image(images: Tensor, stride: tuple[int, int]) -> Tensor:
     `space`×`space` pixels. In the working dtype."""
     time, space = stride
     images = images.to(working_dtype(images))
-    if images.dim() == 4:
-        return images if space == 1 else F.avg_pool2d(images, space)
-    images = images[:, :, ::time]
-    return images if space == 1 else F.avg_pool3d(images, (1, space, space))
+    if images.dim() == 5:
+        images = images[:, :, ::time]
+    if space == 1 or images.numel() == 0:  # torch pools no image without pixels
+        return images[..., ::space, ::space]
+    return F.avg_pool2d(images, space) if images.dim() == 4 else F.avg_pool3d(images, (1, space, space))
 
 
 def target_coefficients(alpha_bar: Tensor, prediction: str) -> tuple[Tensor, Tensor]:
@@ -86,7 +87,8 @@ def loss_terms(
         alpha_bar = alpha_bar[:rows].to(x.dtype)
         c_x, c_n = target_coefficients(alpha_bar, prediction)
         target = _per_sample(c_x, x) * x + _per_sample(c_n, x) * eps[:rows].to(x.dtype)
-        squared_error = (pred.to(x.dtype) - target).square().flatten(1).mean(1)
+        squared_error = (pred.to(x.dtype) - target).square().flatten(1)
+        squared_error = squared_error.sum(1) / max(squared_error.shape[1], 1)
         term = weight * loss_factor(alpha_bar, prediction, loss_target) * squared_error
         terms.append(F.pad(term, (0, batch - rows)))
     return torch.stack(terms)

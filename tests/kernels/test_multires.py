@@ -201,6 +201,19 @@ def test_an_empty_batch_gives_empty_results(name):
 
 
 @pytest.mark.parametrize("name", ["triton", "torch"])
+@pytest.mark.parametrize("shape", [(2, 0, 8, 8), (2, 3, 0, 8), (2, 0, 2, 8, 8), (2, 3, 0, 8, 8), (2, 3, 2, 8, 0)])
+def test_images_without_pixels_have_no_loss(name, shape):
+    images, alpha_bars, strides, _, preds = make_batch(shape)
+    with backend.use_backend(name):
+        x_t = multires_noise(images, alpha_bars, strides, seed=0)
+        loss = multires_loss(preds, images, alpha_bars, strides, seed=0)
+        loss.sum().backward()
+    assert [x.shape for x in x_t] == [pred.shape for pred in preds]
+    assert torch.equal(loss, torch.zeros(2))
+    assert all(pred.grad.shape == pred.shape for pred in preds)
+
+
+@pytest.mark.parametrize("name", ["triton", "torch"])
 @pytest.mark.parametrize("prediction", SPACES)
 def test_loss_stays_finite_without_signal_and_without_noise(name, prediction):
     images, _, strides, noise, preds = make_batch((2, 3, 8, 8))
