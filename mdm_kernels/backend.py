@@ -91,13 +91,18 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]: ...
 @overload
 def autocast(first: Tensor, second: Tensor | None, /) -> tuple[Tensor, Tensor | None]: ...
 def autocast(*tensors: Tensor | None) -> Any:
-    """Give the tensors in the autocast dtype where autocast is on for their device; float64 and None stay as they
-    are."""
+    """Give the tensors in the autocast dtype where autocast is on for their device; float64, what is no floating-point
+    number, and None stay as they are."""
     device = next(t.device.type for t in tensors if t is not None)
     if device == "meta" or not torch.is_autocast_enabled(device):  # a meta device has no autocast
         return tensors
     dtype = torch.get_autocast_dtype(device)
-    return tuple([t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors])
+    return tuple([t.to(dtype) if t is not None and _is_cast(t) else t for t in tensors])
+
+
+def _is_cast(x: Tensor) -> bool:
+    """Whether autocast converts such a tensor."""
+    return x.is_floating_point() and x.dtype != torch.float64
 
 
 def launch(kernel, grid: tuple[int, ...], /, **arguments) -> None:

@@ -190,6 +190,17 @@ def test_any_one_wrong_argument_is_named(name, backend):
     assert not any(faults), "\n".join(["", *filter(None, faults)])
 
 
+@pytest.mark.parametrize("name", OPS)
+def test_autocast_makes_no_wrong_dtype_right(name):
+    op = OPS[name]
+    with torch.autocast("cpu"):
+        for argument, value in op.valid().items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                for dtype in (torch.int64, torch.bool, torch.complex64):
+                    with pytest.raises(TypeError, match=argument):
+                        op.function(**op.valid() | {argument: value.to(dtype)})
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", OPS)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
