@@ -85,9 +85,9 @@ def planned(launching: Callable) -> Callable:
         ]
         plan = plans.get(key, _UNKNOWN)
         if plan is _UNKNOWN:
-            if len(plans) == MOST:
-                del plans[next(iter(plans))]
             plans[key] = _noting(launching, args)
+            if len(plans) > MOST:
+                plans.pop(next(iter(plans)), None)
         elif plan is None:
             launching(*args)
         else:

@@ -1,5 +1,7 @@
 """Launches worked out once: what later calls with their plan compute, and which calls share one."""
 
+import threading
+
 import pytest
 import torch
 
@@ -120,6 +122,19 @@ def test_there_are_at_most_so_many_plans_of_a_function(monkeypatch, launches):
     assert max(map(len, plans._plans)) == 3
     group_norm(xs[0])  # the oldest went
     assert len(launches) == 5
+
+
+def test_threads_that_make_plans_at_once_keep_to_that(monkeypatch):
+    monkeypatch.setattr(plans, "_plans", [])
+    monkeypatch.setattr(plans, "MOST", 1)
+    both = threading.Barrier(2, timeout=60)
+    launching = plans.planned(lambda x: both.wait())
+    threads = [threading.Thread(target=launching, args=(torch.ones(size),)) for size in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(plans._plans[0]) == 1
 
 
 def test_a_launch_by_plan_is_counted_and_recorded():
