@@ -9,7 +9,7 @@ from .group_norm import group_norm_silu
 
 
 class GroupNorm(nn.Module):
-    """The forward of an nn.GroupNorm on the fused op.  x (N, C, *spatial) → the same shape, dtype and memory format."""
+    """The forward of an nn.GroupNorm on the fused op.  input (N, C, *spatial) → its shape, dtype and memory format."""
 
     has_backward = True
     can_torch_compile = True
@@ -26,8 +26,8 @@ class GroupNorm(nn.Module):
 class GroupNormSiLU(nn.Module):
     """The forward of a `mdm_kernels.GroupNormSiLU` on the fused op.
 
-    x (N, C, *spatial), skip (N, C', *spatial), scale and shift (N / T, C + C') → (N, C + C', *spatial) in x's dtype and
-    memory format.
+    input (N, C, *spatial), skip (N, C', *spatial), scale and shift (N / T, C + C') → (N, C + C', *spatial) in the
+    input's dtype and memory format.
     """
 
     has_backward = True
@@ -40,9 +40,9 @@ class GroupNormSiLU(nn.Module):
     activation: str | None
 
     def forward(
-        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, skip: Tensor | None = None
+        self, input: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, skip: Tensor | None = None
     ) -> Tensor:
         return group_norm_silu(
-            x, self.num_groups, self.weight, self.bias, self.eps,
+            input, self.num_groups, self.weight, self.bias, self.eps,
             skip=skip, scale=scale, shift=shift, activation=self.activation,
         )  # fmt: skip

@@ -46,7 +46,11 @@ def is_fake(x: Tensor) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of `module` runs a hook that was registered on it."""
+    """Whether a call of `module` runs a hook that was registered on it, or on all modules."""
     return bool(
-        module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
+        or nn.modules.module._has_any_global_hook()
     )

@@ -42,13 +42,13 @@ class FusedSequential(nn.Sequential):
     The modules themselves stay two, so that code which calls one of them alone gets what it always got.
     """
 
-    def forward(self, x):
+    def forward(self, input):
         layers = list(self)
         while layers:
             layer = layers.pop(0)
             if layers and runs_as_one(layer, layers[0]):
                 layers.pop(0)
-                x = norm_silu(layer, x)
+                input = norm_silu(layer, input)
             else:
-                x = layer(x)
-        return x
+                input = layer(input)
+        return input

@@ -130,8 +130,8 @@ def group_norm_silu(
 class GroupNormSiLU(nn.GroupNorm):
     """`group_norm_silu` as an nn.GroupNorm: its parameters, its state dict. `num_channels` counts those of a skip.
 
-    x (N, C, *spatial), scale and shift (N / T, num_channels), skip (N, num_channels − C, *spatial) → (N, num_channels,
-    *spatial) in x's dtype and memory format. Errors as for the function.
+    input (N, C, *spatial), scale and shift (N / T, num_channels), skip (N, num_channels − C, *spatial) → (N,
+    num_channels, *spatial) in the input's dtype and memory format. Errors as for the function, whose x it is.
     """
 
     def __init__(
@@ -153,11 +153,11 @@ class GroupNormSiLU(nn.GroupNorm):
         self.activation = activation
 
     def forward(
-        self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, skip: Tensor | None = None
+        self, input: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, skip: Tensor | None = None
     ) -> Tensor:
-        check_channels(x, skip, self.num_channels)
+        check_channels(input, skip, self.num_channels)
         return group_norm_silu(
-            x, self.num_groups, self.weight, self.bias, self.eps,
+            input, self.num_groups, self.weight, self.bias, self.eps,
             skip=skip, scale=scale, shift=shift, activation=self.activation,
         )  # fmt: skip
 

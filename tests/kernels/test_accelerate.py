@@ -107,6 +107,24 @@ def test_hooks_see_what_they_saw(position, registered):
     torch.testing.assert_close(seen[0], expected)
 
 
+def test_hooks_of_all_modules_see_what_they_saw():
+    model, x, seen = block(), torch.randn(2, 8, 5, 4), []
+    mk.accelerate(model)
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, output: seen.append(module))
+    try:
+        model(x)
+    finally:
+        handle.remove()
+    assert seen == [*model, model]
+
+
+def test_arguments_keep_their_names():
+    model, x = block(), torch.randn(2, 8, 5, 4)
+    before = model(input=x), model[1](input=x)
+    mk.accelerate(model)
+    torch.testing.assert_close((model(input=x), model[1](input=x)), before)
+
+
 class Doubled(nn.Module):
     def forward(self, weight):
         return 2 * weight

@@ -146,11 +146,17 @@ def test_a_dispatch_mode_sees_every_operator():
         lambda module: module.register_forward_hook(lambda *_: None),
         lambda module: module.register_full_backward_pre_hook(lambda *_: None),
         lambda module: module.register_full_backward_hook(lambda *_: None),
+        lambda _: nn.modules.module.register_module_forward_pre_hook(lambda *_: None),
+        lambda _: nn.modules.module.register_module_forward_hook(lambda *_: None),
+        lambda _: nn.modules.module.register_module_full_backward_pre_hook(lambda *_: None),
+        lambda _: nn.modules.module.register_module_full_backward_hook(lambda *_: None),
     ],
 )
 def test_every_kind_of_hook_is_seen(register):
     """If this fails, accelerate runs a norm and its SiLU as one although a hook waits for one of them."""
     module = nn.SiLU()
     assert not private_torch.has_hooks(module)
-    register(module)
+    handle = register(module)
     assert private_torch.has_hooks(module)
+    handle.remove()
+    assert not private_torch.has_hooks(module)
