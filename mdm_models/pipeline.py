@@ -183,6 +183,9 @@ class Pipeline:
                 config = dataclasses.replace(config, text_encoder=TEXT_FOLDER)
             config.save(directory)
 
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_running": None}  # graphs and compiled code stay with this process
+
     @property
     def device(self) -> torch.device:
         return self.model.conv_in.weight.device
@@ -256,7 +259,8 @@ class Pipeline:
         guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         interval: dict[str, Any] = {} if guidance_interval is None else {"guidance_interval": guidance_interval}
-        self._running = self._running or engine_for(self.model, self.engine)
+        if self._running is None:  # not `or`: a compiled model has no truth value
+            self._running = engine_for(self.model, self.engine)
         model = RowByRow(self._running) if low_memory else self._running
         shapes = self.shapes
         if frames is not None and (longer := self._longer(model, frames, image)):

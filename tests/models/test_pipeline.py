@@ -1,8 +1,11 @@
 """Prompts → pictures: what a pipeline makes, saves, loads and refuses."""
 
+import copy
 import dataclasses
+import functools
 import json
 import math
+import pickle
 import sys
 
 import numpy as np
@@ -124,6 +127,26 @@ def test_an_eager_pipeline_captures_nothing(images, monkeypatch):
     monkeypatch.setattr(engine, "_device_type", lambda model: "cuda")
     draw(Pipeline(images.model, images.text_encoder, images.config, engine="eager"))
     assert not graphs
+
+
+def test_a_compiled_pipeline_draws_again_and_is_copied_without_its_engine(images, monkeypatch):
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    pipeline = Pipeline(images.model, images.text_encoder, images.config, engine="compile")
+    first, again = draw(pipeline), draw(pipeline)
+    assert torch.equal(first, again)
+    for copied in (copy.deepcopy(pipeline), pickle.loads(pickle.dumps(pipeline))):
+        assert torch.equal(draw(copied), first)
+
+
+def test_a_graph_stays_where_it_was_captured_when_its_pipeline_is_copied(images, monkeypatch):
+    graphs, _ = recorded_graph.install(monkeypatch)
+    monkeypatch.setattr(engine, "_device_type", lambda model: "cuda")
+    pipeline = Pipeline(images.model, images.text_encoder, images.config)
+    first = draw(pipeline)
+    for copied in (copy.deepcopy(pipeline), pickle.loads(pickle.dumps(pipeline))):
+        assert torch.equal(draw(copied), first)
+    assert len(graphs) == 3
 
 
 def test_an_engine_that_there_is_not_is_named(images, tmp_path):
