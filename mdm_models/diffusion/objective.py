@@ -131,8 +131,8 @@ class MatryoshkaDiffusion(nn.Module):
         for i, (x, pred, at) in enumerate(zip(x_t, preds, at_t, strict=True)):
             if x.shape != pred.shape:
                 raise ValueError(f"preds[{i}] has shape {tuple(pred.shape)} and x_t[{i}] {tuple(x.shape)}")
-            x, pred = at_least_float32(x), at_least_float32(pred)
-            x_0.append(thresholded(self._meaning(x, pred, at), threshold))
+            x = at_least_float32(x)
+            x_0.append(thresholded(self._meaning(x, pred.to(x.dtype), at), threshold))
         return x_0
 
     def _meaning(self, x: Tensor, pred: Tensor, at_t: NoiseLevel) -> Tensor:

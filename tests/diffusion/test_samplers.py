@@ -223,6 +223,18 @@ def test_a_nested_model_of_clips_in_bf16_is_sampled_at_real_times(sampler):
         assert clip.isfinite().all()
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_model_in_float64_sees_and_gives_samples_in_float32(sampler):
+    seen = set()
+
+    def model(x, time, *condition):
+        seen.update(level.dtype for level in x)
+        return [level.double() for level in x]
+
+    drawn = sample(model, mixture().diffusion, batched(2), sampler=sampler, num_inference_steps=3, return_levels=True)
+    assert {level.dtype for level in drawn} == seen == {torch.float32}
+
+
 # What is refused
 
 
