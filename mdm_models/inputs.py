@@ -22,6 +22,8 @@ def check_inputs(config: UNetConfig, x: list[Tensor], time: Tensor) -> None:
             raise ValueError(f"x[{i}] has shape {shape}; it must be {layout}")
         if shape[1] != config.image_channels:
             raise ValueError(f"x[{i}] has shape {shape}; this model takes {config.image_channels} channels")
+        if not shape[0]:
+            raise ValueError(f"x[{i}] has shape {shape}; every level needs a row, that of the first sample")
         if i + 1 < len(x) and shape[0] > x[i + 1].shape[0]:
             raise ValueError(f"x[{i}] has {shape[0]} rows, more than the {x[i + 1].shape[0]} of the level inside it")
         _check_size(i, level, shape)

@@ -167,6 +167,7 @@ def test_bfloat16_stays_near_float32(tiny):
         ({"x": [torch.zeros(2, 3, 6, 16, 16), torch.zeros(2, 3, 1, 16, 16)]}, r"x\[0\].*multiple of 8"),
         ({"x": [torch.zeros(2, 3, 8, 16, 16), torch.zeros(2, 3, 1, 8, 16)]}, r"x\[1\].*must be \(1, 16, 16\)"),
         ({"x": [torch.zeros(2, 3, 8, 16, 16), torch.zeros(1, 3, 1, 16, 16)]}, r"x\[0\] has 2 rows, more than the 1"),
+        ({"x": [torch.zeros(0, 3, 8, 16, 16), torch.zeros(2, 3, 1, 16, 16)]}, r"x\[0\].*needs a row"),
         ({"time": torch.zeros(3)}, r"time has shape \(3,\)"),
         ({"context": None}, "context is missing"),
         ({"context": torch.zeros(2, 5, 63)}, r"context has shape \(2, 5, 63\)"),
