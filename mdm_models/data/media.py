@@ -107,12 +107,7 @@ def _pictures(
     stream.codec_context.thread_count = 1  # parallelism comes from the loader's workers
     rate = rate_of(stream)
     origin = start_of(stream)
-    if stream.duration:
-        seconds = stream.duration * stream.time_base
-    elif container.duration:  # of Matroska, which counts from 0
-        seconds = Fraction(container.duration, av.time_base) - origin
-    else:  # as recorders and streams leave it
-        _, seconds = measure(container, stream)
+    seconds = seconds_of(container, stream)
     apart = 1 / Fraction(frame_rate)
     room = seconds - (frames - 1) * apart
     if room <= 0:
@@ -163,13 +158,31 @@ def _deinterlaced(frames: Iterator[av.VideoFrame], stream) -> Iterator[av.VideoF
                 yield cast(av.VideoFrame, graph.pull())
 
 
+def seconds_of(container, stream) -> Fraction:
+    """How many seconds a clip lasts, as its file says or, where that says nothing or too little, as `measure` finds;
+    leaves it at its start.
+
+    An mp4 says how far apart frames are in the order of decoding, where B-frames come late: of frames at uneven
+    distances it leaves the last ones out.
+    """
+    if told := (stream.duration or 0) * stream.time_base:
+        if not stream.codec_context.has_b_frames or "mp4" not in container.format.name:
+            return told
+        container.seek((stream.start_time or 0) + stream.duration, stream=stream)  # to a key frame near the end
+        return max(told, measure(container, stream)[1])
+    if container.duration:  # of Matroska, which counts from 0
+        return Fraction(container.duration, av.time_base) - start_of(stream)
+    return measure(container, stream)[1]  # as recorders and streams leave it
+
+
 def measure(container, stream) -> tuple[int, Fraction]:
-    """How many frames a clip has and how many seconds they last, without decoding; leaves it at its start."""
+    """How many frames a clip has from where it was left, and the second at which the last one shown ends, without
+    decoding; leaves it at its start."""
     count, last = 0, Fraction(0)
     for packet in container.demux(stream):
         if packet.size:
             count += 1
-            if packet.pts is not None:
+            if packet.pts is not None and not packet.is_discard:  # as an edit list has those that it cuts off
                 start = stream.start_time or 0
                 last = max(last, (packet.pts - start + (packet.duration or 0)) * packet.time_base)
     container.seek(stream.start_time or 0, stream=stream)

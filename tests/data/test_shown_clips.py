@@ -165,6 +165,33 @@ def test_frames_at_changing_distances_keep_their_times():
         assert greys(decode_clip(clip, 12, 4, 32)) == pytest.approx(expected, abs=8)
 
 
+def uneven_with_b_frames() -> bytes:
+    """An mp4 of frame t grey of 10 · t at uneven distances, by an encoder that puts B-frames between others."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "5", "g": "5"})
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for i, millisecond in enumerate([0, 40, 80, 500, 540, 580, 1000, 1040, 1500, 1600]):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 10 * i, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = millisecond, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def test_uneven_frames_behind_b_frames_are_shown_to_the_last():
+    data = uneven_with_b_frames()
+    assert greys(decode_clip(data, 3, 2, 32, start=0.999)) == pytest.approx([50, 70, 80], abs=2)
+    assert greys(decode_clip(data, 3, 1.4, 32)) == pytest.approx([0, 50, 70], abs=2)  # 1.43 s, of 1.64
+
+
+def test_uneven_frames_behind_b_frames_are_shown_no_longer_than_their_edit_list():
+    data = bytearray(uneven_with_b_frames())
+    struct.pack_into(">I", data, data.index(b"elst") + 12, 1200)  # milliseconds of its one entry
+    assert max(greys(decode_clip(bytes(data), 3, 2, 32, start=0.999))) < 75
+
+
 @pytest.mark.parametrize("form", ["as it is", "prepared"])
 def test_pixels_twice_as_wide_as_high_are_shown_so(form):
     data = contents("anamorphic.mp4")
