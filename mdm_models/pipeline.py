@@ -229,7 +229,8 @@ class Pipeline:
         prompt: one or several. negative_prompt: what to steer away from, one for all or one a prompt; "" by default.
         num_inference_steps, guidance_scale, guidance_interval, sampler, eta, threshold, generator, seed, callback: as
             for `mdm_models.diffusion.sample`; steps, guidance and sampler are the pipeline's own where they are None.
-            With a seed, an image is the same whatever batch it is in.
+            With a seed, an image is the same whatever batch it is in; a model that looks at the padding of shorter
+            prompts (`masked_context` off, as the official ones) sees by it how long the batch's longest one is.
         image, strength: begin from a picture, one for all or one a prompt, or from a tensor (B, 3, H, W) or
             (B, 3, T, H, W) in −1…1, with the noise of time strength · num_steps: near 0 it hardly changes, at 1 little
             of it is left.

@@ -23,7 +23,8 @@ from mdm_models.processes import Processes
 
 @dataclass(frozen=True)
 class Sampling:
-    """How samples are drawn; a sample follows from the seed and its number, whatever the batch around it."""
+    """How samples are drawn; a sample follows from the seed and its number, whatever the batch around it; but a
+    model that looks at the padding of shorter prompts, as the official ones, sees how long its longest prompt is."""
 
     seed: int
     num_inference_steps: int
