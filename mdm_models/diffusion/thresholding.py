@@ -22,6 +22,17 @@ def thresholded(x_0: Tensor, threshold: str) -> Tensor:
     if threshold not in BOUNDS:
         raise ValueError(f"threshold is {threshold!r}; it must be one of clip, {', '.join(BOUNDS)}, none")
     quantile, largest = BOUNDS[threshold]
-    bound = torch.stack([torch.quantile(sample.abs().flatten(), quantile) for sample in x_0]).clamp(1, largest)
+    bound = _quantile(x_0.abs().flatten(1), quantile).clamp(1, largest)
     bound = bound.view(-1, *[1] * (x_0.dim() - 1))
     return x_0.clamp(-bound, bound) / bound
+
+
+def _quantile(x: Tensor, q: float) -> Tensor:
+    """The high quantile q < 1 of each row, linear between neighbours: (B, n) → (B,).
+
+    torch.quantile sorts all of a row and, in torch 2.11, takes none of more than 2²⁴ numbers, 85 frames of 256².
+    """
+    place = q * (x.shape[1] - 1)
+    tail = x.topk(x.shape[1] - int(place)).values  # falling, to the number below the quantile
+    below, above = tail[:, -1], tail[:, -2:][:, 0]  # the same number if there is no other
+    return torch.lerp(below, above, place % 1)

@@ -16,6 +16,7 @@ from mdm_models.diffusion import (
     time_grid,
 )
 from mdm_models.diffusion.schedule import SCHEDULES
+from mdm_models.diffusion.thresholding import thresholded
 from mdm_models.diffusion.times import quadratic_times
 from tests.models import golden
 
@@ -205,6 +206,11 @@ def test_times_may_differ_between_samples():
         alone = diffusion.step(x_i, preds_i, t, s, noise=noise_i)
         for a, b in zip([*together[0], *together[1]], [*alone[0], *alone[1]], strict=True):
             torch.testing.assert_close(a[i : i + 1], b)
+
+
+def test_a_dynamic_threshold_takes_a_clip_of_any_length():
+    clip = torch.linspace(0, 2, 2**24 + 8).view(1, 1, -1, 2, 2)  # torch.quantile of torch 2.11 refuses as many numbers
+    assert thresholded(clip, "dynamic").flatten()[2**23].item() == pytest.approx(1 / 1.99, rel=1e-6)
 
 
 def test_dynamic_threshold_takes_its_quantile_over_a_whole_clip():
