@@ -2,12 +2,15 @@
 
 from torch import Tensor
 
+from mdm_kernels.arguments import check_optional_tensors, check_tensor_lists, check_tensors
 from mdm_models.config import UNetConfig
 
 
 def check_inputs(config: UNetConfig, x: list[Tensor], time: Tensor) -> None:
     """Raises ValueError that names the first of the noisy inputs and their time that does not fit the model, TypeError
-    for a time whose dtype rounds it."""
+    for what are no tensors, and for a time whose dtype rounds it."""
+    check_tensor_lists(x=x)
+    check_tensors(time=time)
     levels = config.levels
     if len(x) != len(levels):
         raise ValueError(
@@ -41,8 +44,12 @@ def check_inputs(config: UNetConfig, x: list[Tensor], time: Tensor) -> None:
 def check_condition(
     config: UNetConfig, batch: int, context: Tensor | None, context_mask: Tensor | None, micro: dict[str, Tensor]
 ) -> None:
-    """Raises ValueError that names the first condition that does not fit the model or the batch, TypeError for a
-    micro-condition whose dtype rounds it."""
+    """Raises ValueError that names the first condition that does not fit the model or the batch, TypeError for what
+    are no tensors, and for a micro-condition whose dtype rounds it."""
+    check_optional_tensors(context=context, context_mask=context_mask)
+    if not isinstance(micro, dict):
+        raise TypeError(f"micro is {type(micro).__name__}; it must be a dict of tensors, by name")
+    check_tensors(**{f"micro[{name!r}]": value for name, value in micro.items()})
     _check_context(config.innermost, batch, context, context_mask)
     known = {name for level in config.levels for name, _ in level.micro}
     for name, value in micro.items():

@@ -181,6 +181,23 @@ def test_an_input_that_does_not_fit_is_named(tiny, change, message):
         tiny(**{**tiny_inputs(), **change})
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(2, 3, 16, 16)}, "x is Tensor; it must be a list of tensors"),
+        ({"x": [torch.zeros(2, 3, 8, 16, 16).numpy(), torch.zeros(2, 3, 1, 16, 16)]}, r"x\[0\] is ndarray"),
+        ({"time": 500}, "time is int; it must be a tensor"),
+        ({"context": [[0.0]]}, "context is list; it must be a tensor"),
+        ({"context_mask": [True]}, "context_mask is list; it must be a tensor"),
+        ({"micro": 3}, "micro is int; it must be a dict of tensors, by name"),
+        ({"micro": {"scale": 3}}, r"micro\['scale'\] is int; it must be a tensor"),
+    ],
+)
+def test_an_input_of_another_type_is_named(tiny, change, message):
+    with pytest.raises(TypeError, match=message):
+        tiny(**{**tiny_inputs(), **change})
+
+
 def test_a_condition_prepared_for_another_batch_is_named(tiny):
     with torch.no_grad(), pytest.raises(ValueError, match="context was prepared for 1 samples; x has 2"):
         tiny(**{**tiny_inputs(), "context": tiny.prepare(torch.zeros(1, 5, 64))})
