@@ -54,6 +54,21 @@ def write_whole(path: Path, write_to: Callable[[Path], object]) -> None:
         _write_whole(path, write_to)
 
 
+def check_file_to_be(path: Path, name: str) -> None:
+    """Make the folder of a file that is written after long work, by `write_whole`. Raises at once what that would
+    raise in the end: ValueError for a folder in its place, OSError for one that cannot be written to.
+
+    name: of the option that gave it.
+    """
+    if path.is_dir():
+        raise ValueError(f"{name} {path} is a folder; name a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming(path):
+        partial = _partial(path)
+        partial.touch()
+        partial.unlink()
+
+
 @contextlib.contextmanager
 def naming(path: str | Path) -> Iterator[None]:
     """Names the path in errors of the system that do not, such as that of a full disk, or that name the file which

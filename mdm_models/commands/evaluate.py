@@ -47,7 +47,7 @@ from mdm_models.evaluation.kept import KeptSamples
 from mdm_models.evaluation.measure import Sampling, measure
 from mdm_models.pipeline import Pipeline, model_directory
 from mdm_models.processes import Processes, init_process_group
-from mdm_models.storage import WEIGHTS_FILE, fingerprint
+from mdm_models.storage import WEIGHTS_FILE, check_file_to_be, fingerprint
 from mdm_models.text.precomputed import UNCONDITIONAL
 from mdm_models.training.config import EvaluationConfig, OutputConfig, SystemConfig, TrainConfig
 from mdm_models.training.ema.power_functions import exponent
@@ -150,6 +150,7 @@ def evaluate(options: Options) -> None:
 
 
 def _evaluate(options: Options, processes: Processes) -> None:
+    processes.agree(lambda: _check_files(options) if processes.is_main else None)
     model = on_this_machine(options.model, averages=bool(options.ema_stds))
     told = _told(model)
     options = _completed(dataclasses.replace(options, model=model), told)
@@ -200,6 +201,14 @@ def _evaluate(options: Options, processes: Processes) -> None:
     if processes.is_main:
         protocol = protocol_line(rows, _drawn(options, pipeline), _networks(options, comparison))
         report(rows, protocol, vars(options), options.json)
+
+
+def _check_files(options: Options) -> None:
+    """Raises at once what writing the results would raise after all that measuring."""
+    if options.json:
+        check_file_to_be(options.json, "--json")
+    if options.reference and not options.reference.is_file():
+        check_file_to_be(options.reference, "--reference")
 
 
 def _told(model: Path) -> TrainConfig | None:

@@ -215,6 +215,17 @@ def test_what_the_user_can_mend_is_one_line(folder, capsys, change, message):
     assert message in error
 
 
+@pytest.mark.parametrize("option", ["--json", "--reference"])
+def test_a_file_that_cannot_be_written_is_named_before_anything_is_measured(folder, tmp_path, capsys, option):
+    assert main(arguments(folder, option, str(tmp_path))) == 2
+    [error] = capsys.readouterr().err.splitlines()
+    assert error == f"mdm evaluate: error: {option} {tmp_path} is a folder; name a file"
+    (tmp_path / "file").touch()
+    assert main(arguments(folder, option, f"{tmp_path}/file/found")) == 2
+    [error] = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path}/file" in error
+
+
 def test_a_share_that_holds_nothing_out_is_refused(folder, capsys):
     given = [argument for argument in arguments(folder) if argument != "--all"]
     assert main(given) == 2
