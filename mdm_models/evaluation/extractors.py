@@ -5,6 +5,7 @@ that network's name.
 """
 
 import contextlib
+import pickle
 import re
 import textwrap
 import warnings
@@ -126,6 +127,9 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"feature extractor {path}: {one_line(error)}") from None
+    except pickle.UnpicklingError:  # whose message tells how to run what the file holds
+        reason = "it is no file of torch, not all of one, or holds more than tensors; download the weights anew"
+        raise ValueError(f"feature extractor {path}: {reason}") from None
     except Exception as error:  # torch's loaders raise anything for a file that is damaged or none of theirs
         reason = textwrap.shorten(one_line(error), 200, placeholder="…")
         raise ValueError(f"feature extractor {path}: {reason}") from error

@@ -108,6 +108,13 @@ def test_a_path_that_does_not_exist_is_refused():
         load_extractor("nowhere.pth", image_size=16)
 
 
+@pytest.mark.parametrize("content", [b"\xff\xd8\xff\xe0 a photograph", b"<html>not found</html>"])
+def test_what_is_no_file_of_torch_is_refused_without_advice_to_run_it(content, tmp_path):
+    (tmp_path / "weights.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=r"weights.pth: it is no file of torch.*; download the weights anew$"):
+        load_extractor(str(tmp_path / "weights.pth"), image_size=16)
+
+
 def test_weights_of_another_network_are_refused(tmp_path):
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "linear.pth")
     with pytest.raises(ValueError, match=r"linear.pth: it holds no InceptionV3 weights"):
