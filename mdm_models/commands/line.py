@@ -7,6 +7,8 @@
 import contextlib
 import dataclasses
 import io
+import os
+import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -51,7 +53,7 @@ def command(
 ) -> Main:
     """Make the main function of `mdm NAME`: arguments, those of the process if None → exit code.
 
-    description: its help text, line by line. options: a dataclass whose fields' docstrings are the rest of it. urls:
+    description: its help text. options: a dataclass whose fields' docstrings are the rest of it. urls:
     names of the paths that may be URLs.
     """
 
@@ -66,11 +68,14 @@ def command(
 def parse(
     program: str, description: str | None, options: type[Options], arguments: list[str], config=MARKERS, **more
 ) -> Options:
-    """Read the options that a command line gives, as `tyro.cli` reads it; --help ends the process. Raises ValueError in
-    one line for a wrong one."""
+    """Read the options that a command line gives, as `tyro.cli` reads it; --help ends the process. "~/" that the shell
+    left, as in --out=~/pictures, is the user's home. Raises ValueError in one line for a wrong option."""
+    home = os.path.expanduser("~/")
+    arguments = [re.sub(r"^(--[\w-]+=)?~/", lambda begin: (begin[1] or "") + home, argument) for argument in arguments]
 
     def read(arguments: list[str]) -> Options:
-        return tyro.cli(options, prog=program, description=description, args=arguments, config=config, **more)
+        shown = paragraphs(description)
+        return tyro.cli(options, prog=program, description=shown, args=arguments, config=config, **more)
 
     said = io.StringIO()
     try:
@@ -82,6 +87,15 @@ def parse(
         raise ValueError(refusal(read, program, arguments)) from None
     sys.stderr.write(said.getvalue())
     return found
+
+
+def paragraphs(description: str | None) -> str | None:
+    """A help text as tyro shows it right: a paragraph in one line, and an empty line after a block that is indented.
+
+    tyro itself breaks a paragraph before a line that begins with no letter, and joins one that follows a block to it.
+    """
+    joined = re.sub(r"(?m)^(\S.*)\n(?=\S)", r"\1 ", description or "")
+    return re.sub(r"(?m)^( .*)\n(?=\S)", r"\1\n\n", joined) or None
 
 
 def checked(options: Options, urls: Sequence[str] = ()) -> Options:

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from PIL import Image
 from tyro.conf import Positional, arg, subcommand
 
-from mdm_models.commands.line import command
+from mdm_models.commands.line import command, paragraphs
 from mdm_models.data.prepare import captioned_folder, captions, emoji, fluent_emoji, imagenet
 from mdm_models.data.prepare.folder import ShardFolder
 
@@ -54,11 +54,11 @@ class FluentEmoji(fluent_emoji.Options):
 
 
 Options = (
-    Annotated[Folder, subcommand("folder", description=captioned_folder.__doc__)]
-    | Annotated[Captions, subcommand("captions", description=captions.__doc__)]
-    | Annotated[ImageNet, subcommand("imagenet", description=imagenet.__doc__)]
-    | Annotated[Emoji, subcommand("emoji", description=emoji.__doc__)]
-    | Annotated[FluentEmoji, subcommand("fluent-emoji", description=fluent_emoji.__doc__)]
+    Annotated[Folder, subcommand("folder", description=paragraphs(captioned_folder.__doc__))]
+    | Annotated[Captions, subcommand("captions", description=paragraphs(captions.__doc__))]
+    | Annotated[ImageNet, subcommand("imagenet", description=paragraphs(imagenet.__doc__))]
+    | Annotated[Emoji, subcommand("emoji", description=paragraphs(emoji.__doc__))]
+    | Annotated[FluentEmoji, subcommand("fluent-emoji", description=paragraphs(fluent_emoji.__doc__))]
 )
 
 

@@ -16,11 +16,15 @@ ONE_COLUMN, UNWRAPPED = "129", "10000"  # a terminal's width; in a wider one tyr
 
 
 def refusal(parse: Parse, program: str, arguments: list[str]) -> str:
-    """What is wrong with arguments that `parse` refuses: the first option that does not exist, else what tyro says."""
+    """What is wrong with arguments that `parse` refuses: a subcommand that does not exist, the first option that does
+    not, else what tyro says."""
     subcommand = [argument for argument in arguments[:1] if not argument.startswith("-")]
     shown = _printed(parse, [*subcommand, "--help"], ONE_COLUMN)
     usage = re.match(r"usage: (.*?) \[-h\]", shown)
     see = f"see {usage[1] if usage else program} --help"
+    subcommands = re.match(r"usage: .*? \[-h\] \{([\w,-]+)\}\n", shown)
+    if subcommands and subcommand:
+        return _unlike(subcommand[0], subcommands[1].split(","), see)
     known = [name for line in re.findall(r"(?m)^(?:│ | {2})(-.*)", shown) for name in _options(line)]
     for argument in arguments if known else []:
         name = argument.partition("=")[0].replace("_", "-")
@@ -35,8 +39,14 @@ def refusal(parse: Parse, program: str, arguments: list[str]) -> str:
     if value := re.match(r"Error parsing (\S+): ([^\n]*)", reason):
         expected = re.search(r"(?m)^Argument helptext:\n *(.*)", "\n".join(advice))
         return f"{value[1]}: {value[2].rstrip('.')}; expected {expected[1]}; {see}" if expected else value[2]
-    choices = [part for part in advice if part.startswith("Available subcommands")]
-    return "; ".join([*(part.rstrip(".") for part in [reason, *choices]), see])
+    return f"{reason.rstrip('.')}; {see}"
+
+
+def _unlike(name: str, choices: list[str], see: str) -> str:
+    """That `name` is none of the subcommands."""
+    near = difflib.get_close_matches(name, choices, n=1)
+    advice = f"did you mean {near[0]}?" if near else f"known are {', '.join(choices)};"
+    return f"{name}: no such subcommand; {advice} {see}"
 
 
 def _options(line: str) -> list[str]:

@@ -39,6 +39,11 @@ def test_a_recipe_that_is_run_as_a_file_names_an_option_that_it_has_not(name, pr
     assert capsys.readouterr().err == f"{program}: error: --zz: no such option; see {program} --help\n"
 
 
+def test_a_subcommand_that_is_misspelt_is_named_whatever_follows_it(capsys):
+    message = "mdm prepare: error: foldr: no such subcommand; did you mean folder? see mdm prepare --help"
+    assert refused(capsys, "prepare", "foldr", "pictures", "--out", "shards") == message
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -78,7 +83,8 @@ def test_what_is_missing_is_named(capsys, arguments, message):
         ([*TRAIN, "--lr", "x"], "--lr: could not convert string to float: 'x'; expected --lr FLOAT; see mdm train t2v"),
         (["sample", "MODEL", "a cat", "--threshold", "d"], "invalid choice 'd' for argument '--threshold'. Expected"),
         ([*TRAIN, "--preset", "huge"], "invalid choice 'huge' for argument '--preset'. Expected one of ('tiny', '64'"),
-        (["prepare", "capts"], "Unrecognized options: capts; Available subcommands: folder, captions, imagenet, emoji"),
+        (["prepare", "capts"], "capts: no such subcommand; did you mean captions? see mdm prepare --help"),
+        (["prepare", "zz"], "zz: no such subcommand; known are folder, captions, imagenet, emoji, fluent-emoji; see"),
         (["models", "*", "b"], "Unrecognized options: b; see mdm models --help"),
         (["sample", "MODEL"], "mdm sample: error: give prompts, one or several, or a file of them by --prompts"),
         ([*TRAIN, "--batch-size", "0"], "error: batch_size is 0; it must be above 0"),
