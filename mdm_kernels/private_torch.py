@@ -5,6 +5,7 @@ tests/kernels/test_private_torch.py has a test for each name, which says what br
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_legacy_batchedtensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
@@ -43,6 +44,10 @@ def forward_mode_is_active() -> bool:
 def is_fake(x: Tensor) -> bool:
     """Whether x has a shape and no values, as when torch.compile or torch.export traces."""
     return isinstance(x, FakeTensor)
+
+
+is_batched = is_legacy_batchedtensor
+"""(tensor) → whether it stands for several, as where torch.autograd.grad(is_grads_batched=True) calls a backward."""
 
 
 def has_hooks(module: nn.Module) -> bool:

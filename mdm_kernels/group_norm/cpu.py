@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..layouts import dense, is_channels_last
-from ..private_torch import is_fake, torch_func_is_active
+from ..private_torch import is_batched, is_fake, torch_func_is_active
 from . import reference
 
 CHUNK = 2**19
@@ -117,6 +117,18 @@ def _for_each_row(parameter: Tensor, count: int) -> Tensor:
     return parameter.repeat_interleave(count // len(parameter), 0)
 
 
+def _reference_gradients(dy: Tensor, x: Tensor, num_groups: int, gain: Tensor, offset: Tensor, eps: float, activation):
+    """Of x, gain and offset, by operations whose derivatives and batches PyTorch knows; None of what needs none."""
+    differentiated = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views: where gain or offset was computed from x, the way from it back to x is not this function's.
+        x, gain, offset = inputs = [tensor.view_as(tensor) for tensor in (x, gain, offset)]
+        y = reference.normalised(x, num_groups, gain, offset, eps, activation)
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=differentiated))
+    return [next(found) if tensor.requires_grad else None for tensor in inputs]
+
+
 class _Normalised(torch.autograd.Function):
     """As `normalised`, of a dense x."""
 
@@ -139,13 +151,8 @@ class _Normalised(torch.autograd.Function):
     def backward(ctx, dy):
         x, gain, offset = ctx.saved_tensors
         num_groups, eps, activation = ctx.options
-        if torch.is_grad_enabled():  # of this derivative another is wanted
-            # Views: where gain or offset was computed from x, the way from it back to x is not this function's.
-            x, gain, offset = (tensor.view_as(tensor) for tensor in (x, gain, offset))
-            y = reference.normalised(x, num_groups, gain, offset, eps, activation)
-            wanted = [tensor for tensor in (x, gain, offset) if tensor.requires_grad]
-            found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
-            dx, dgain, doffset = (next(found) if tensor.requires_grad else None for tensor in (x, gain, offset))
+        if torch.is_grad_enabled() or is_batched(dy):  # its derivative is wanted too, or it is for several dy
+            dx, dgain, doffset = _reference_gradients(dy, x, num_groups, gain, offset, eps, activation)
             return dx, None, dgain, doffset, None, None
         dx, last = torch.empty_like(x), is_channels_last(x)
         rows, given, results = (_Rows.of(tensor, last) for tensor in (x, dy, dx))

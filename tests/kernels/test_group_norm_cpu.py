@@ -121,6 +121,17 @@ def test_a_gradient_to_be_differentiated_is_the_same_where_scale_and_shift_follo
     assert len(seen) == 2  # one hook call a gradient, none of what the derivative does inside
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gradients_of_several_results_in_one_call(channels_last):
+    x, weight, *_ = inputs((2, 4, 3, 2), dtype=torch.float64)
+
+    def call(x, weight):
+        return group_norm_silu(formatted(x, channels_last), 2, weight).sum((2, 3))
+
+    jacobian = torch.autograd.functional.jacobian
+    torch.testing.assert_close(jacobian(call, (x, weight), vectorize=True), jacobian(call, (x, weight)))
+
+
 def test_rows_without_positions():
     """(N, C), a vector for each sample, as of one position."""
     (x, *parameters), dy = inputs((6, 8, 1), film_rows=2), torch.randn(6, 8)

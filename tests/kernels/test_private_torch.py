@@ -125,6 +125,17 @@ def test_fake_tensors_are_told_from_real_ones():
     assert not private_torch.is_fake(torch.ones(1))
 
 
+def test_gradients_that_are_batched_are_told_from_others():
+    """If this fails, the CPU's group norm has no vectorised Jacobian."""
+    seen = []
+    x = torch.ones(2, requires_grad=True)
+    y = x * 2
+    y.register_hook(lambda gradient: seen.append(private_torch.is_batched(gradient)))
+    torch.autograd.grad(y, x, torch.ones(3, 2), is_grads_batched=True, retain_graph=True)
+    torch.autograd.grad(y, x, torch.ones(2))
+    assert seen == [True, False]
+
+
 def test_a_dispatch_mode_sees_every_operator():
     """If this fails, aot.gpu_layouts does not see convolutions, and what it is for reports other launches."""
     seen = []
