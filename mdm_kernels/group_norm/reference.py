@@ -112,11 +112,14 @@ def _group_norm(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor 
     x = x.to(dtype)
     if long_sums:
         centred = x - _group_means(x, num_groups)
-        rstd = torch.rsqrt(_group_means(centred.square(), num_groups) + eps)
+        left = _group_means(centred, num_groups)  # by the rounding of a mean far from zero
+        variance = _group_means(centred.square(), num_groups) - left.square()
+        rstd = torch.rsqrt(variance.clamp_min(0) + eps)
         if weight is None or bias is None:
-            return centred * rstd
+            return (centred - left) * rstd
         ones = [1] * (x.dim() - 2)
-        return torch.addcmul(bias.view(-1, *ones), centred, rstd * weight.view(-1, *ones))
+        slope = rstd * weight.view(-1, *ones)
+        return torch.addcmul(bias.view(-1, *ones) - left * slope, centred, slope)
     with torch.no_grad():
         mean = _group_means(x, num_groups)
     return torch.group_norm(x - mean, num_groups, weight, bias, eps)  # F.group_norm refuses one value a group
