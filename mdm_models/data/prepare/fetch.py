@@ -9,6 +9,7 @@ from urllib3.exceptions import (
     HTTPError,
     MaxRetryError,
     NameResolutionError,
+    NewConnectionError,
     ReadTimeoutError,
     ResponseError,
     SSLError,
@@ -104,7 +105,8 @@ class Downloader:
             self._count_unreached()
             if isinstance(reason, NameResolutionError):
                 raise BadSample("unknown host", url) from None
-            if isinstance(reason, ConnectTimeoutError | ReadTimeoutError):
+            refused = isinstance(reason, NewConnectionError)  # which urllib3 has as a kind of ConnectTimeoutError
+            if isinstance(reason, ConnectTimeoutError | ReadTimeoutError) and not refused:
                 raise _Passing("timed out", url) from None
             raise _Passing("connection failed", f"{url}: {reason}") from None
         with self._lock:

@@ -1,3 +1,4 @@
+import socket
 import threading
 import time
 
@@ -54,6 +55,15 @@ def test_a_host_that_does_not_exist_is_not_asked_again():
         downloader(retries=5).fetch("http://no-such-host.invalid/a.jpg")
     assert failure.value.reason == "unknown host"
     assert time.monotonic() - begin < 1 + 2 + 4 + 8 + 16
+
+
+def test_a_server_that_refuses_connections_has_not_timed_out():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(BadSample) as failure:
+        downloader().fetch(f"http://127.0.0.1:{port}/a.jpg")
+    assert failure.value.reason == "connection failed"
+    assert "refused" in failure.value.detail
 
 
 def test_a_trickle_ends_at_the_deadline(site):
