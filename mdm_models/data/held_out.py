@@ -70,6 +70,11 @@ class HeldOut(Dataset):
             yield batch
         self._kept = read
 
+    def a_skip(self) -> Skip | None:
+        """The first sample that cannot be used, read again for that, and why; None if all can."""
+        found = (self.reader.try_show(int(index)) for index in self.indices)
+        return next((skip for skip in found if isinstance(skip, Skip)), None)
+
     @property
     def _shape(self) -> Sequence[int]:
         channels, frames, *size = self.reader.config.shape

@@ -30,6 +30,9 @@ class Skip:
     reason: str
     detail: str
 
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.key} in {self.shard}: {self.detail})"
+
 
 def caption_of(sample: dict) -> str:
     """The caption of a sample: KEY.txt, "caption" or "text" in KEY.json, or the number of its class in KEY.cls; the

@@ -225,8 +225,7 @@ class Tally:
 
     def _why(self) -> str:
         """The most frequent reasons, each with an example."""
-        skips = [self.examples[reason] for reason, _ in self.reasons.most_common(3)]
-        return "; ".join(f"{skip.reason} ({skip.key} in {skip.shard}: {skip.detail})" for skip in skips)
+        return "; ".join(str(self.examples[reason]) for reason, _ in self.reasons.most_common(3))
 
 
 def _collate(items: list[Item]) -> tuple[list[Tensor], Callable[[Tensor], Batch]]:

@@ -68,7 +68,11 @@ def measure(
                 comparison.add(pixels[rows], _as_pixels(sampled.to(processes.device)), captions)
             bar.update(len(batch.numbers) * processes.world_size)
     shares = processes.mean(torch.cat([total.new_tensor([count]), total]))
-    return _agreed(shares, processes.world_size, comparison)
+    count = round(shares[0].item() * processes.world_size)
+    _check_enough(count, 2 if comparison.frechet is not None else 1, held_out)
+    losses = (shares[1:] / shares[0]).tolist()
+    by_level = {f"validation_loss_{level}": loss for level, loss in enumerate(losses)}
+    return {"evaluated_samples": count, "validation_loss": sum(losses), **by_level, **comparison.results()}
 
 
 def _together(batches: Iterator[HeldOutBatch], processes: Processes) -> Iterator[HeldOutBatch]:
@@ -95,15 +99,12 @@ def _sampled(pipeline: Pipeline, prompts: list[str], numbers: Sequence[int], sam
     return cast(Tensor, samples)
 
 
-def _agreed(shares: Tensor, world_size: int, comparison: Comparison) -> dict[str, float]:
-    """shares (1 + levels,): the mean over ranks of the samples they counted, and of the sums of their losses."""
-    count = round(shares[0].item() * world_size)
-    least = 2 if comparison.frechet is not None else 1
+def _check_enough(count: int, least: int, held_out: HeldOut) -> None:
+    """Raises DataError, with the reason of one sample that cannot be used, if too few can."""
     if count < least:
-        raise DataError(f"evaluation: {count} of the held-out samples can be used; at least {least} are needed")
-    losses = (shares[1:] / shares[0]).tolist()
-    by_level = {f"validation_loss_{level}": loss for level, loss in enumerate(losses)}
-    return {"evaluated_samples": count, "validation_loss": sum(losses), **by_level, **comparison.results()}
+        skip = held_out.a_skip()
+        why = f": {skip}" if skip else ""
+        raise DataError(f"evaluation: {count} of the held-out samples can be used; at least {least} are needed{why}")
 
 
 def _as_pixels(images: Tensor) -> Tensor:

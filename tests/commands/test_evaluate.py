@@ -215,6 +215,14 @@ def test_what_the_user_can_mend_is_one_line(folder, capsys, change, message):
     assert message in error
 
 
+def test_why_no_sample_can_be_used_is_told_of_one(folder, tmp_path, capsys):
+    write_shard(tmp_path / "data.tar", {"p0": {"png": b"no picture", "txt": b"a penguin"}})
+    given = [f"{folder}/model", "--data", f"{tmp_path}/data.tar", "--all", "--workers", "0", "--device", "cpu"]
+    assert main(given) == 2
+    *_, error = capsys.readouterr().err.strip().splitlines()
+    assert f"at least 1 are needed: undecodable (p0 in {tmp_path}/data.tar: " in error
+
+
 @pytest.mark.parametrize("option", ["--json", "--reference"])
 def test_a_file_that_cannot_be_written_is_named_before_anything_is_measured(folder, tmp_path, capsys, option):
     assert main(arguments(folder, option, str(tmp_path))) == 2
