@@ -37,6 +37,11 @@ DTYPES = {
     "fp16": torch.float16,
 }
 DONE, REFUSED, STOPPED = 0, 2, 130
+MISTAKEN = {
+    FileExistsError: "there is a file where a folder is needed; give the path of a folder",
+    NotADirectoryError: "a file stands where one of its folders should be; give another path",
+    IsADirectoryError: "there is a folder where a file is needed; give the path of a file",
+}
 MARKERS = (OmitArgPrefixes, OmitSubcommandPrefixes, FlagCreatePairsOff)
 
 Options = TypeVar("Options")
@@ -125,11 +130,18 @@ def exit_code(program: str, act: Callable[[], int | None]) -> int:
         print(f"{program}: error: {package} is not installed: pip install 'mdm-kernels[{extra}]'", file=sys.stderr)
         return REFUSED
     except (TrainingError, OSError, ValueError, TypeError) as error:
-        print(f"{program}: error: {one_line(error)}", file=sys.stderr)
+        print(f"{program}: error: {_said(error)}", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
         print(f"{program}: stopped; the same command goes on", file=sys.stderr)
         return STOPPED
+
+
+def _said(error: Exception) -> str:
+    """An error in one line; where a file is in the place of a folder, or the reverse, with what to do about it."""
+    if isinstance(error, OSError) and error.filename is not None and type(error) in MISTAKEN:
+        return f"{error.filename}: {MISTAKEN[type(error)]}"
+    return one_line(error)
 
 
 def check_steps(steps: int | None) -> None:

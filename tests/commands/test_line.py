@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mdm_models import cli
-from mdm_models.commands.line import device_of, dtype_of, paragraphs, parse
+from mdm_models.commands.line import device_of, dtype_of, exit_code, paragraphs, parse
 from mdm_models.commands.sample import Options
 
 
@@ -52,3 +52,19 @@ def test_a_home_that_the_shell_left_is_the_users(given, monkeypatch):
     assert parse("mdm sample", None, Options, ["~/model", "a ~/ cat", *given]) == Options(
         model=Path("/home/ada/model"), prompts=("a ~/ cat",), out=Path("/home/ada/a cat")
     )
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda folder: (folder / "file").mkdir(exist_ok=True), "file: there is a file where a folder is needed; give"),
+        (lambda folder: (folder / "file/in").write_text(""), "file/in: a file stands where one of its folders should"),
+        (lambda folder: folder.read_bytes(), ": there is a folder where a file is needed; give the path of a file"),
+    ],
+)
+def test_a_file_in_a_folders_place_is_told_with_the_remedy(act, message, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert exit_code("mdm", lambda: act(tmp_path)) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"mdm: error: {tmp_path}")
+    assert message in line
