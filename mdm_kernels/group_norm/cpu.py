@@ -123,7 +123,8 @@ def _reference_gradients(dy: Tensor, x: Tensor, num_groups: int, gain: Tensor, o
     with torch.enable_grad():
         # Views: where gain or offset was computed from x, the way from it back to x is not this function's.
         x, gain, offset = inputs = [tensor.view_as(tensor) for tensor in (x, gain, offset)]
-        y = reference.normalised(x, num_groups, gain, offset, eps, activation)
+        known = x.contiguous() if is_batched(dy) else x  # torch 2.11 takes several dy in no other format
+        y = reference.normalised(known, num_groups, gain, offset, eps, activation)
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
     found = iter(torch.autograd.grad(y, wanted, dy, create_graph=differentiated))
     return [next(found) if tensor.requires_grad else None for tensor in inputs]
