@@ -179,7 +179,7 @@ def write_model(
     config_path, weights_path = directory / CONFIG_FILE, directory / WEIGHTS_FILE
     is_same = _has_config(config_path, config)
     if not (is_same or overwrite) and (config_path.exists() or weights_path.exists()):
-        raise ValueError(f"{directory} holds another model; choose another directory, or allow to overwrite it")
+        raise ValueError(f"{directory} holds another model; choose another directory, or delete that one")
     row_major = {key: tensor.detach().contiguous() for key, tensor in tensors.items()}  # what safetensors can store
     text = json.dumps({"format_version": FORMAT_VERSION, "unet": config.to_dict()}, indent=1) + "\n"
     try:

@@ -95,8 +95,8 @@ def poisoned_memory(monkeypatch):
             tensor = allocate(*args, **kwargs)
             without_data = tensor.device.type == "meta" or isinstance(tensor, FakeTensor)
             if tensor.is_floating_point() and not without_data:
-                with torch.no_grad():  # the tensor may be asked for as a leaf that requires a gradient
-                    tensor.fill_(float("nan"))
+                # The tensor may be asked for as a leaf that requires a gradient.
+                (tensor.detach() if tensor.requires_grad else tensor).fill_(float("nan"))
             return tensor
 
         return allocate_poisoned

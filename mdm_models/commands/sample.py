@@ -92,7 +92,7 @@ class Options:
     def __post_init__(self):
         if bool(self.prompts) == bool(self.file):
             raise ValueError("give prompts, one or several, or a file of them by --prompts")
-        check_above_0(self, "batch_size")
+        check_above_0(self, "batch_size", "count")
 
 
 def sample(options: Options) -> None:
@@ -100,7 +100,6 @@ def sample(options: Options) -> None:
     check_steps(options.steps)
     options = dataclasses.replace(options, model=on_this_machine(options.model))
     if options.file:
-        check_above_0(options, "count")
         sample_file(options, options.file)
         return
     device = device_of(options.device)

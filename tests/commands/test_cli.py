@@ -83,7 +83,7 @@ def test_clips_are_written_as_mp4_or_as_asked(clip_model, tmp_path):
         (["a", "--image", "README.md"], "README.md is no picture"),
         (["a", "--sampler", "hein"], "did you mean 'heun'"),
         (["a", "--guidance-interval", "9", "3"], "guidance_interval"),
-        (["a", "--count", "0"], "num_images_per_prompt is 0"),
+        (["a", "--count", "0"], "error: count is 0"),
         (["a", "--seed", "-1"], "seed is -1"),
         (["a", "--text-encoder", "/nowhere"], "/nowhere"),
     ],

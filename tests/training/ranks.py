@@ -11,7 +11,7 @@ from mdm_models.processes import Processes, init_process_group
 from mdm_models.training.config import changed
 from mdm_models.training.denoiser import open_encoder
 from mdm_models.training.learner import Learner
-from tests.training.models import NESTED_MODEL, clips, settings
+from tests.training.models import LEAST_NESTED_MODEL, clips, settings
 
 STEPS, CHUNKS = 3, 4  # a step has four chunks of two samples
 
@@ -29,7 +29,7 @@ def learn(processes: Processes, folder: Path, parallel: str, precision: str = "f
         settings(folder / "none.tar", folder / "run"), parallel=parallel, frames=1, lr=1e-3, batch_size=2 * CHUNKS
     )
     config = changed(config, precision=precision, checkpoint_activations=parallel == "fsdp", level_shares=(0.5, 1.0))
-    learner = Learner(config, NESTED_MODEL, open_encoder(config.model, 0, processes.device), processes)
+    learner = Learner(config, LEAST_NESTED_MODEL, open_encoder(config.model, 0, processes.device), processes)
     dtypes = set()
     learner.model.unet.conv_out.register_forward_hook(lambda module, *_: dtypes.add(module.weight.dtype))
     mine = [chunk(number) for number in range(processes.rank, CHUNKS, processes.world_size)]
